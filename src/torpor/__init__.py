@@ -1,0 +1,88 @@
+"""torpor: save a running computation and start it again later, without a change to the program.
+
+    job = torpor.run(["python3", "train.py"], name="train")
+    saved = job.checkpoint()                # the job goes on
+    job.stop()
+    job = torpor.restart("train")           # where it was at the checkpoint
+    job.wait()
+
+The commands of `torpor` are thin over what stands here. Nothing is imported until it is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torpor.launch.api import (
+        attach,
+        check,
+        checkpoint,
+        jobs,
+        list_checkpoints,
+        open_checkpoint,
+        restart,
+        run,
+    )
+    from torpor.model.errors import (
+        CheckpointFailed,
+        Damaged,
+        NotFound,
+        Refusal,
+        Refused,
+        RestartFailed,
+        TorporError,
+        UsageError,
+    )
+    from torpor.supervise.job import Checked, Job, Saved
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Checked",
+    "CheckpointFailed",
+    "Damaged",
+    "Job",
+    "NotFound",
+    "Refusal",
+    "Refused",
+    "RestartFailed",
+    "Saved",
+    "TorporError",
+    "UsageError",
+    "__version__",
+    "attach",
+    "check",
+    "checkpoint",
+    "jobs",
+    "list_checkpoints",
+    "open_checkpoint",
+    "restart",
+    "run",
+]
+
+_WHERE = {
+    "torpor.launch.api": (
+        "attach", "check", "checkpoint", "jobs", "list_checkpoints", "open_checkpoint", "restart", "run",
+    ),
+    "torpor.supervise.job": ("Checked", "Job", "Saved"),
+    "torpor.model.errors": (
+        "CheckpointFailed", "Damaged", "NotFound", "Refusal", "Refused", "RestartFailed", "TorporError",
+        "UsageError",
+    ),
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    for module, names in _WHERE.items():
+        if name in names:
+            value: object = getattr(import_module(module), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module 'torpor' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,61 @@
+"""Descriptors of all processes of a job, and the job-wide table of open file descriptions behind them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from functools import cmp_to_key
+
+from torpor.linux import kcmp, proc
+from torpor.posix.service import Descriptor
+
+O_CLOEXEC = 0o2000000
+
+
+def look(pid: int) -> list[Descriptor]:
+    """The descriptors of one process, as /proc shows them. One that is closed meanwhile is left out."""
+    found = []
+    comm = proc.comm(pid)
+    for number in proc.descriptors(pid):
+        link = f"/proc/{pid}/fd/{number}"
+        try:
+            target = os.readlink(link)
+            info = proc.text(f"/proc/{pid}/fdinfo/{number}").splitlines()
+            st = os.stat(link)
+        except OSError:
+            continue
+        fields = dict(line.split(":", 1) for line in info[:4] if ":" in line)
+        found.append(
+            Descriptor(
+                pid, comm, number, target, st.st_mode, st.st_dev, st.st_ino, st.st_rdev,
+                int(fields.get("flags", "0"), 8), int(fields.get("pos", "0")), int(fields.get("mnt_id", "0")), tuple(info),
+            )
+        )  # fmt: skip
+    return found
+
+
+def group(descriptors: Iterable[Descriptor]) -> list[list[Descriptor]]:
+    """Descriptors by open file description, in order of first appearance. What looks alike is told apart by kcmp(2)."""
+    alike: dict[tuple[object, ...], list[Descriptor]] = {}
+    for seen in descriptors:
+        key = (seen.dev, seen.ino, seen.target, seen.flags & ~O_CLOEXEC, seen.pos)
+        alike.setdefault(key, []).append(seen)
+
+    def order(a: Descriptor, b: Descriptor) -> int:
+        return (0, -1, 1)[kcmp.file_order(a.pid, a.number, b.pid, b.number)]
+
+    groups = []
+    for some in alike.values():
+        if len(some) == 1:
+            groups.append(some)
+            continue
+        some.sort(key=cmp_to_key(order))
+        run = [some[0]]
+        for seen in some[1:]:
+            if order(run[-1], seen) == 0:
+                run.append(seen)
+            else:
+                groups.append(run)
+                run = [seen]
+        groups.append(run)
+    return groups

@@ -1,0 +1,199 @@
+"""Open file descriptions, memory objects and mapped files, made again once each in the restarting process.
+
+Every stub inherits all of them, under the same high numbers, and takes what is its own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import resource
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from torpor.checkpoint.plan import creation_order
+from torpor.image.manifest import Manifest
+from torpor.model.data import Source
+from torpor.model.errors import RestartFailed
+from torpor.posix import descriptor_services
+from torpor.posix.memory import objects as memory_objects
+from torpor.posix.memory.area import FILE, PROT_WRITE
+from torpor.posix.memory.objects import MemoryObjectRecord
+from torpor.posix.service import DescriptorService
+
+
+class Inventory:
+    """What was made: the `Restart` that descriptor services are shown.
+
+    base: no descriptor of the job has a number as high, so what is held there is in nobody's way.
+    """
+
+    def __init__(
+        self, manifest: Manifest, source: Source, checkpoint: str, standard: Sequence[int], files: str, changed_files: str,
+        say: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self.manifest, self.source, self.checkpoint = manifest, source, checkpoint
+        self.standard, self.files, self.changed_files = standard, files, changed_files
+        self.say = say
+        self.hosts: dict[int, int] = {}
+        self.base = _base(manifest)
+        self._undo: list[Callable[[], None]] = []
+        self._shared: dict[tuple[str, int], tuple[Any, Callable[[Any], None]]] = {}
+        self._made: dict[int, tuple[DescriptorService, Any, int]] = {}
+        self._files: dict[int, int] = {}
+        self._memory: dict[int, tuple[int, mmap.mmap | None]] = {}
+
+    # What services see.
+
+    def shared(self, key: tuple[str, int], make: Callable[[], Any], close: Callable[[Any], None]) -> Any:
+        if key not in self._shared:
+            self._shared[key] = make(), close
+        return self._shared[key][0]
+
+    def object(self, number: int) -> int:
+        return self._made[number][2]
+
+    def host_pid(self, vpid: int) -> int:
+        return self.hosts[vpid]
+
+    def on_failure(self, undo: Callable[[], None]) -> None:
+        self._undo.append(undo)
+
+    # What the pipeline does.
+
+    def make(self) -> None:
+        """Make everything. Raises RestartFailed or Refused; `undo` must then be called."""
+        records = []
+        for record in self.manifest.objects:
+            service = descriptor_services.service_named(record.service)
+            if service is None:
+                raise RestartFailed(f"this checkpoint needs the service '{record.service}', which is not installed here")
+            records.append((service, msgspec.msgpack.decode(record.state, type=service.record)))
+        needs = [list(service.needs(state)) for service, state in records]
+        for number in creation_order(needs):
+            service, state = records[number]
+            try:
+                fd = service.create(state, self)
+            except OSError as error:
+                raise RestartFailed(f"{service.name}: {error.strerror}: {error.filename or state}") from error
+            self._made[number] = service, state, self._lift(fd)
+        for number, file in enumerate(self.manifest.files):
+            mapped = [
+                area
+                for process in self.manifest.processes
+                for area in process.areas
+                if area.kind == FILE and area.what == number
+            ]
+            if not mapped and not any(process.exe == number for process in self.manifest.processes):
+                continue
+            writing = any(area.shared and area.prot & PROT_WRITE for area in mapped)
+            try:
+                fd = os.open(file.identity.path, (os.O_RDWR if writing else os.O_RDONLY) | os.O_CLOEXEC | os.O_NOCTTY)
+            except OSError as error:
+                raise RestartFailed(f"{file.identity.path}: {error.strerror}") from error
+            self._files[number] = self._lift(fd)
+        for number, memory in enumerate(self.manifest.memory):
+            self._memory[number] = self._make_memory(memory)
+        for thing, close in self._shared.values():
+            close(thing)
+        self._shared.clear()
+
+    def _lift(self, fd: int) -> int:
+        """Move a descriptor to a high number, inheritable."""
+        try:
+            high = fcntl.fcntl(fd, fcntl.F_DUPFD, self.base)
+        except OSError as error:
+            raise RestartFailed(f"too many open files for this user's limit (ulimit -n): {error.strerror}") from error
+        os.close(fd)
+        return high
+
+    def _make_memory(self, record: MemoryObjectRecord) -> tuple[int, mmap.mmap | None]:
+        """A memory object with its contents: (descriptor or -1, our own mapping of it or None)."""
+        if record.kind == memory_objects.ANONYMOUS:
+            area = mmap.mmap(-1, record.size)
+            for offset, length, ref in record.chunks:
+                area[offset : offset + length] = self.source.get(ref)  # type: ignore[assignment]
+            return -1, area
+        if record.kind == memory_objects.MEMFD:
+            fd = os.memfd_create(record.name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        elif record.kind == memory_objects.HUGE:
+            fd = os.memfd_create("anon_hugepage", os.MFD_CLOEXEC | os.MFD_HUGETLB)
+        else:
+            fd = _nameless(record.name)
+        os.ftruncate(fd, record.size)
+        for offset, length, ref in record.chunks:
+            data = memoryview(self.source.get(ref))
+            while data:
+                done = os.pwrite(fd, data, offset)
+                data, offset = data[done:], offset + done
+        return self._lift(fd), None
+
+    def file(self, number: int) -> int:
+        """Our descriptor of a mapped file."""
+        return self._files[number]
+
+    def memory(self, number: int) -> int:
+        """Our descriptor of a memory object, -1 if it has none."""
+        return self._memory[number][0]
+
+    def parked(self) -> list[tuple[int, mmap.mmap]]:
+        """Memory objects without a descriptor: (number, our mapping, at the same address in every stub)."""
+        return [(number, area) for number, (_, area) in self._memory.items() if area is not None]
+
+    def places(self, having: Sequence[int]) -> list[tuple[DescriptorService, Any, int]]:
+        """The objects among `having` (numbers) with their service, state and number."""
+        return [(*self._made[number][:2], number) for number in having]
+
+    def finish(self) -> None:
+        """The last step of every object: clocks start."""
+        for service, state, fd in self._made.values():
+            service.finish(state, fd, self)
+
+    def close(self) -> None:
+        """Our own descriptors are not needed any more."""
+        for fd in (*(fd for _, _, fd in self._made.values()), *self._files.values()):
+            os.close(fd)
+        for fd, area in self._memory.values():
+            if fd >= 0:
+                os.close(fd)
+            if area is not None:
+                area.close()
+        self._made.clear()
+        self._files.clear()
+        self._memory.clear()
+
+    def undo(self) -> None:
+        """The restart failed: put back what was changed in the world."""
+        for step in reversed(self._undo):
+            try:
+                step()
+            except OSError:
+                continue
+        self.close()
+
+
+def _base(manifest: Manifest) -> int:
+    """The lowest number at which nothing of the job is, with room above it."""
+    highest = max((d.number for process in manifest.processes for d in process.descriptors), default=2)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = len(manifest.objects) + len(manifest.files) + len(manifest.memory) + 64
+    base = max(highest + 1, 512 if hard == resource.RLIM_INFINITY or hard > 4096 else 64)
+    if hard != resource.RLIM_INFINITY and base + needed > hard:
+        raise RestartFailed(f"the limit of open files ({hard}, ulimit -Hn) is too low for this job: {base + needed} are needed")
+    if soft != resource.RLIM_INFINITY and soft < base + needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard != resource.RLIM_INFINITY else base + needed, hard))
+    return base
+
+
+def _nameless(path: str) -> int:
+    """A new file that had `path` as its name for a moment, so that it shows as deleted under that name."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        os.unlink(path)
+    except OSError:
+        # The name is in use again, or its folder is gone or closed to us: any file will do.
+        fd = os.memfd_create(os.path.basename(path)[:200], os.MFD_CLOEXEC)
+    return fd

@@ -1,0 +1,232 @@
+"""The pipeline that starts a saved job again: check, plan, recreate, plant, take over, fill, release."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from torpor.checkpoint import machine, plant
+from torpor.checkpoint.fill import fill
+from torpor.checkpoint.plan import plan
+from torpor.checkpoint.plant import Ground, Planted
+from torpor.checkpoint.recreate import Inventory
+from torpor.checkpoint.takeover import Takeover
+from torpor.checkpoint.tree import Tree
+from torpor.image import codec
+from torpor.image.manifest import Manifest
+from torpor.linux import proc, ptrace
+from torpor.model.errors import Refusal, Refused, RestartFailed
+from torpor.posix import paths, terminal
+from torpor.tracee.call import CallFailed
+from torpor.tracee.task import Gone
+
+if TYPE_CHECKING:
+    from torpor.store.load import Load
+
+Progress = Callable[[str, int, int], None]
+
+
+class RestartRequest(msgspec.Struct, kw_only=True):
+    """What to start, and how.
+
+    standard: descriptors for the job's standard streams. files: 'auto' (cut back what was written since) or 'keep'.
+    changed_files: 'refuse' or 'accept' files that were only read and differ now. terminal: a descriptor of our controlling
+    terminal, -1 if there is none or the job shall not have it.
+    """
+
+    load: Load
+    standard: tuple[int, int, int] = (0, 1, 2)
+    clone: bool = False
+    files: str = "auto"
+    changed_files: str = "refuse"
+    pid_budget: float = 5.0
+    terminal: int = -1
+    in_place: bool | None = None
+    progress: Progress | None = None
+
+
+class Restarted(msgspec.Struct, kw_only=True):
+    """A job that runs again. root: host pid of its first process. reaper: PID 1 of its namespace. helpers: torpor's own
+    processes in the tree. events: see checkpoint/plant.py."""
+
+    root: int
+    root_vpid: int
+    reaper: int
+    helpers: tuple[int, ...]
+    tree: Tree
+    events: int
+    notes: tuple[str, ...]
+    seconds: float
+    foreground: int = 0
+    """Host number of the process group that was put in front of the terminal, 0 for none."""
+
+
+def read(load: Load) -> Manifest:
+    """The manifest of an opened checkpoint. Raises Damaged."""
+    return codec.decode(load.body, Manifest, f"checkpoint {load.info.job}@{load.info.number}")
+
+
+def restart(request: RestartRequest) -> Restarted:
+    """Start a saved job. Raises Refused (before anything was done), RestartFailed or Damaged (nothing is left behind).
+
+    To be called in one thread, while this process has no other threads. The caller becomes the parent of the job's PID 1.
+    """
+    began = time.perf_counter()
+    manifest = read(request.load)
+    refusals = check(manifest, request.changed_files)
+    if refusals:
+        raise Refused(refusals, "cannot restart")
+    keep_session = request.terminal >= 0 and manifest.terminal is not None
+    births = plan(manifest, keep_session)
+    notes: list[str] = []
+    name = f"{request.load.info.job}@{request.load.info.number}"
+    inventory = Inventory(
+        manifest, request.load, name, request.standard, request.files, request.changed_files, notes.append
+    )
+    planted: Planted | None = None
+    try:
+        inventory.make()
+        planted = plant.plant(births, manifest, _ground(manifest))
+        notes += planted.notes
+        inventory.hosts = planted.hosts
+        _take_over(manifest, inventory, planted, request)
+        foreground = _to_the_front(request.terminal, manifest, planted) if keep_session else 0
+    except BaseException as error:
+        if planted is not None:
+            _uproot(planted)
+        inventory.undo()
+        if isinstance(error, (CallFailed, Gone, ProcessLookupError, FileNotFoundError)):
+            raise RestartFailed(f"{name} could not be recreated: {error}") from error
+        raise
+    os.write(planted.release, bytes(len(planted.helpers) + 1))
+    os.close(planted.release)
+    inventory.close()
+    root = planted.hosts[manifest.root]
+    return Restarted(
+        root=root,
+        root_vpid=manifest.root,
+        reaper=planted.init,
+        helpers=planted.helpers,
+        tree=Tree(anchor=planted.init, include_anchor=False, root=root, skip=planted.helpers),
+        events=planted.events,
+        notes=tuple(notes),
+        seconds=time.perf_counter() - began,
+        foreground=foreground,
+    )
+
+
+def check(manifest: Manifest, changed_files: str) -> list[Refusal]:
+    """What keeps this machine from restarting a job; nothing is touched."""
+    here = machine.look(len(ptrace_xstate_size()))
+    found = [
+        Refusal(0, "", f"this machine lacks {what}", "restart it on a machine like the one it ran on")
+        for what in machine.missing(manifest.machine, here)
+    ]
+    for file in manifest.files:
+        reason = None
+        if file.written:
+            reason = paths.replaced(file.identity)
+        elif changed_files != "accept":
+            reason = paths.changed(file.identity)
+        if reason:
+            found.append(
+                Refusal(
+                    0, "", f"{file.identity.path} {reason}",
+                    "put it back" + ("" if file.written else ", or say --changed-files=accept if you know better"),
+                )
+            )  # fmt: skip
+    return found
+
+
+def ptrace_xstate_size() -> bytes:
+    """Room of the size of this CPU's extended state. Told by CPUID, which /proc does not show: left open here."""
+    return b""
+
+
+def _ground(manifest: Manifest) -> Ground:
+    now = machine.clocks()
+    saved = manifest.clocks
+    return Ground(os.geteuid() != 0, (saved.monotonic - now.monotonic, saved.boottime - now.boottime))
+
+
+def _take_over(manifest: Manifest, inventory: Inventory, planted: Planted, request: RestartRequest) -> None:
+    """Every step for all processes, then the next."""
+    living = [record for record in manifest.processes if record.state != "zombie"]
+    takeovers = [Takeover(record, planted.hosts[record.pid], inventory) for record in living]
+    for each in takeovers:
+        each.seize()
+    for each in takeovers:
+        each.join()
+    os.close(planted.gate)
+    placed: set[int] = set()
+    for each in takeovers:
+        each.place(placed)
+    for each in takeovers:
+        each.map()
+    progress = request.progress
+    fill(
+        [(each.record, each.process.pid) for each in takeovers], request.load,
+        (lambda done, total: progress("memory", done, total)) if progress else None,
+    )  # fmt: skip
+    for each in takeovers:
+        each.protect()
+        each.descriptors()
+        each.restore()
+    for each in takeovers:
+        each.threads()
+    inventory.finish()
+    for each in takeovers:
+        each.clocks()
+    for each in takeovers:
+        each.last()
+    for each in takeovers:
+        each.dress()
+    for each in takeovers:
+        each.release()
+
+
+def _to_the_front(tty: int, manifest: Manifest, planted: Planted) -> int:
+    """Put the job's foreground group in front of our terminal, with the job's settings, if we are in front ourselves."""
+    saved = manifest.terminal
+    if saved is None:
+        return 0
+    try:
+        if os.tcgetpgrp(tty) != os.getpgrp():
+            return 0
+        group = planted.hosts.get(saved.foreground, 0)
+        terminal.apply(tty, saved.termios)
+        if group:
+            os.tcsetpgrp(tty, group)
+            os.killpg(group, signal.SIGWINCH)
+        return group
+    except OSError:
+        return 0
+
+
+def _uproot(planted: Planted) -> None:
+    """Nothing of a failed restart may remain: the end of PID 1 ends its whole namespace."""
+    for fd in (planted.release, planted.gate, planted.events):
+        try:
+            os.close(fd)
+        except OSError:
+            pass
+    try:
+        os.kill(planted.init, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    while True:
+        try:
+            # Tracees of ours are to be waited for as well before PID 1 can go (pid_namespaces(7)).
+            pid, _ = os.waitpid(-1, ptrace.WALL)
+        except ChildProcessError:
+            return
+        if pid == planted.init:
+            return
+
+
+__all__ = ["RestartRequest", "Restarted", "check", "proc", "read", "restart"]

@@ -1,0 +1,123 @@
+"""Could a job be saved? Every service looks for what it cannot save; only /proc is read, nothing is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from torpor.checkpoint import descriptors
+from torpor.checkpoint.tree import Tree
+from torpor.linux import proc
+from torpor.model.data import Buffer, Ref
+from torpor.model.errors import Refusal
+from torpor.posix import descriptor_services
+from torpor.posix.memory import obstacles
+from torpor.posix.process_services import PROCESS_SERVICES, THREAD_SERVICES
+from torpor.posix.service import Descriptor, Stream
+
+
+class NoSink:
+    """A survey saves nothing."""
+
+    def put(self, data: Buffer) -> Ref:
+        raise AssertionError("a survey must not save anything")
+
+
+class Survey:
+    """What was seen of a job; the `Job` that descriptor services are shown while nothing is saved yet."""
+
+    def __init__(self, pids: Sequence[int], streams: Sequence[Stream], files: str = "auto") -> None:
+        self.pids = pids
+        self.streams = streams
+        self.files, _, rest = files.partition(":")
+        self._save_paths = frozenset(path for path in rest.split(",") if path)
+        self.sink = NoSink()
+        self.descriptors: list[Descriptor] = []
+        for pid in pids:
+            try:
+                self.descriptors += descriptors.look(pid)
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue
+
+    def save_contents(self, path: str) -> bool:
+        return self.files == "save" and (not self._save_paths or path in self._save_paths)
+
+    def vpid(self, pid: int) -> int:
+        return proc.inner_pid(proc.status(pid)) if pid in self.pids else 0
+
+    def object_of(self, pid: int, number: int) -> int | None:
+        raise AssertionError("a survey has no table of objects")
+
+    def processes(self) -> Iterable[int]:
+        return self.pids
+
+    def hold(self, pid: int, number: int) -> int:
+        raise AssertionError("a survey must not touch descriptors")
+
+    def refusals(self) -> list[Refusal]:
+        """Everything that stands in the way."""
+        found: list[Refusal] = []
+        for pid in self.pids:
+            try:
+                if proc.stat(pid).state in "ZX" and len(proc.threads(pid)) <= 1:
+                    continue
+                for process_service in PROCESS_SERVICES:
+                    found += process_service.survey(pid)
+                found += obstacles.survey(pid)
+                for tid in proc.threads(pid):
+                    for thread_service in THREAD_SERVICES:
+                        found += thread_service.survey(pid, tid)
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            except PermissionError:
+                from torpor.tracee.freeze import why_not_traced
+
+                fields = proc.status(pid)
+                found.append(Refusal(pid, fields["Name"], "may not be traced by this user", why_not_traced(fields)))
+        for seen in self.descriptors:
+            refusal = descriptor_services.service_for(seen, self).survey(seen, self)
+            if refusal is not None:
+                found.append(refusal)
+        return found
+
+
+class ProcessSeen(msgspec.Struct, frozen=True):
+    """A process in a CheckReport. bytes: memory of its own (Private and swap)."""
+
+    pid: int
+    vpid: int
+    comm: str
+    threads: int
+    bytes: int
+
+
+class CheckReport(msgspec.Struct, frozen=True):
+    """What `torpor check` found. bytes: how large a checkpoint would be at most, before compression."""
+
+    refusals: tuple[str, ...]
+    processes: tuple[ProcessSeen, ...]
+    bytes: int
+
+
+def check(tree: Tree, streams: Sequence[Stream] = ()) -> CheckReport:
+    """Survey a running job. Raises OSError only where the tree itself cannot be read."""
+    pids = tree.find()
+    survey = Survey(pids, streams)
+    processes = []
+    for pid in pids:
+        try:
+            fields = proc.status(pid)
+            own = sum(
+                int(words["Anonymous"].split()[0]) + int(words["Swap"].split()[0])
+                for _, words in proc.smaps(pid)
+                if "Anonymous" in words
+            )
+            processes.append(
+                ProcessSeen(pid, proc.inner_pid(fields), fields["Name"], int(fields["Threads"]), own * 1024)
+            )
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+    return CheckReport(
+        tuple(str(refusal) for refusal in survey.refusals()), tuple(processes), sum(seen.bytes for seen in processes)
+    )

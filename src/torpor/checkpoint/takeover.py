@@ -1,0 +1,266 @@
+"""Turn a stub into the process it stands for, from outside.
+
+`Takeover` is one process' part of a restart. Its methods are the steps; `checkpoint/restart.py` runs each step for all
+processes before the next, so that whatever one process needs of another is there.
+"""
+
+from __future__ import annotations
+
+import bisect
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from torpor.checkpoint.recreate import Inventory
+from torpor.image.manifest import ProcessRecord, Services
+from torpor.linux import proc, ptrace
+from torpor.linux.arch.x86_64 import NR
+from torpor.linux.proc import Area
+from torpor.linux.ptrace import NT_X86_XSTATE, Regs
+from torpor.model.errors import RestartFailed
+from torpor.posix import cpu
+from torpor.posix.memory import area as areas
+from torpor.posix.memory import layout, vdso
+from torpor.posix.memory.area import KERNEL, OBJECT, AreaRecord
+from torpor.posix.process_services import PROCESS_SERVICES, THREAD_SERVICES
+from torpor.posix.service import Stage
+from torpor.tracee.call import ANY, Call, call
+from torpor.tracee.stub import LOWEST, USER_END, StubProcess, find_hole, find_syscall
+from torpor.tracee.task import Task
+
+PAGE = 4096
+_SIG_IGN_ACTION = (1).to_bytes(8, "little") + bytes(24)
+
+
+class Takeover:
+    """One process of the job, from stub to release."""
+
+    def __init__(self, record: ProcessRecord, host: int, inventory: Inventory) -> None:
+        self.record, self.inventory = record, inventory
+        self._mine = proc.maps(host)
+        parked = inventory.parked()
+        size = (1 << 20) + sum(len(area) + PAGE for _, area in parked)
+        used = [(a.start, a.end) for a in self._mine] + [(a.start, a.end) for a in record.areas]
+        self._hole = find_hole(size, used)
+        self.process = StubProcess(host, record.pid, self._hole, size)
+        self._parked: dict[int, int] = {}
+        self._kernel_at: dict[str, int] = {}
+
+    # Steps, in order.
+
+    def seize(self) -> None:
+        """Attach, stop, and move into the hole."""
+        self.process.seize()
+        self.process.settle(self._mine, self._pending())
+
+    def lead(self) -> None:
+        """Be the leader of a group (where the plan has not made it so already)."""
+
+    def join(self) -> None:
+        """Join the process group. A group of the outside world whose number is not here is left alone."""
+        outer = (1, 3) if self.record.pgid > 1 else ANY
+        self.process.run([call(NR.setpgid, 0, self.record.pgid, accept=outer)])
+
+    def place(self, first: set[int]) -> None:
+        """Stage PLACE for those of our objects that no other process has done already (`first` collects them)."""
+        having = sorted({d.object for d in self.record.descriptors} - first)
+        first.update(having)
+        calls: list[Call] = []
+        for service, state, number in self.inventory.places(having):
+            calls += service.place(state, number)
+        self.process.run(calls, objects=self.inventory.object)
+
+    def map(self) -> None:
+        """Replace the stub's memory by the areas of the record, still without contents."""
+        process, record = self.process, self.record
+        calls: list[Call] = []
+        for task in process.tasks:
+            # The kernel writes to these behind the program's back; their memory is about to go.
+            address, size, signature = ptrace.rseq_configuration(task.tid)
+            if address:
+                calls.append(call(NR.rseq, address, size, 1, signature))
+        calls += [call(NR.set_robust_list, 0, 24), call(NR.set_tid_address, 0)]
+        room = process.room
+        for name, mine in self._kernel_areas().items():
+            calls.append(call(NR.mremap, mine.start, mine.size, mine.size, 3, room))
+            self._kernel_at[name] = room
+            room += mine.size
+        for number, shared in self.inventory.parked():
+            size = (len(shared) + PAGE - 1) & ~(PAGE - 1)
+            calls.append(call(NR.mremap, _address(shared), 0, size, 3, room))
+            self._parked[number] = room
+            room += size
+        end = self._hole + process.hole_size
+        calls.append(call(NR.munmap, LOWEST, self._hole - LOWEST))
+        calls.append(call(NR.munmap, end, USER_END - end))
+        process.run(calls)
+        calls = []
+        saved = {a.name: a for a in record.areas if a.kind == KERNEL}
+        for name, at in self._kernel_at.items():
+            target = saved.get(name)
+            if target is not None:
+                size = self._kernel_areas()[name].size
+                if size != target.size:
+                    raise RestartFailed("this kernel's vDSO differs from the saved one's")
+                calls.append(call(NR.mremap, at, size, size, 3, target.start))
+        calls += [areas.make(a, self._fd_of, self._parked_at) for a in record.areas if a.kind != KERNEL]
+        answers = process.run(calls)
+        for what, answer in zip(calls, answers):
+            wanted = what.args[0] if what.nr == NR.mmap else what.args[4]
+            if answer.value != wanted:
+                raise RestartFailed(f"process {record.pid}: no room at {wanted:#x}")
+        if record.layout is not None:
+            fd = self.inventory.file(record.exe)
+            answer = process.run([layout.restore(record.layout, fd)], check=False)[0]
+            if answer.error:
+                answer = process.run([layout.restore(record.layout, -1)], check=False)[0]
+                if answer.error:
+                    raise RestartFailed(f"process {record.pid}: its memory layout is refused (errno {answer.error})")
+
+    def protect(self) -> None:
+        """The contents are in: protection, advice, locks."""
+        calls: list[Call] = []
+        for record in self.record.areas:
+            calls += areas.finish(record)
+        self.process.run(calls)
+
+    def descriptors(self) -> None:
+        """Every descriptor to its number; all others are closed."""
+        calls = []
+        numbers = [d.number for d in self.record.descriptors]
+        for d in self.record.descriptors:
+            calls.append(call(NR.dup3, self.inventory.object(d.object), d.number, 0o2000000 if d.cloexec else 0))
+        start = 0
+        for number in sorted(numbers):
+            if number > start:
+                calls.append(call(NR.close_range, start, number - 1, 0))
+            start = number + 1
+        calls.append(call(NR.close_range, start, 0xFFFFFFFF, 0))
+        self.process.run(calls)
+
+    def restore(self) -> None:
+        """Everything the kernel keeps for the process beside memory and descriptors."""
+        process = self.process
+        # What ended while the tree was made has left SIGCHLD behind; ignoring a signal discards it (signal(7)).
+        ignore = call(NR.rt_sigaction, signal.SIGCHLD, areas_in(_SIG_IGN_ACTION), 0, 8)
+        process.run([ignore, *self._process_calls(Stage.PROCESS)])
+        for service, state in self._states(PROCESS_SERVICES, self.record.services):
+            service.outside(state, process)
+
+    def threads(self) -> None:
+        """All other threads, and what the kernel keeps for each."""
+        process = self.process
+        process.make_threads([thread.tid for thread in self.record.threads[1:]])
+        process.run(self._process_calls(Stage.THREAD))
+        for task, thread in zip(process.tasks, self.record.threads):
+            own: list[Call] = self._thread_calls(task, thread.services, Stage.PROCESS)
+            own += self._thread_calls(task, thread.services, Stage.THREAD)
+            # rseq checks that the area belongs to the address space; the kernel writes to it at the next return.
+            task.run(own + cpu.registration(thread.cpu))
+            for service, state in self._states(THREAD_SERVICES, thread.services):
+                service.outside(state, task)
+
+    def clocks(self) -> None:
+        """Whatever starts to run."""
+        self.process.run(self._process_calls(Stage.CLOCKS))
+        for task, thread in zip(self.process.tasks, self.record.threads):
+            task.run(self._thread_calls(task, thread.services, Stage.CLOCKS))
+
+    def last(self) -> None:
+        """Identity; afterwards the task can do no more than it could when it was saved."""
+        seals: list[Call] = []
+        for record in self.record.areas:
+            seals += areas.seal(record)
+        # Threads first: what the first thread drops for the whole process may be needed by them.
+        pairs = list(zip(self.process.tasks, self.record.threads))
+        for task, thread in pairs[1:]:
+            task.run(self._thread_calls(task, thread.services, Stage.LAST))
+        leader, first = pairs[0]
+        leader.run([*seals, *self._thread_calls(leader, first.services, Stage.LAST), *self._process_calls(Stage.LAST)])
+
+    def dress(self) -> None:
+        """Take the scaffold down and set the registers of all threads."""
+        process, record = self.process, self.record
+        executable = [(a.start, a.end) for a in record.areas if a.prot & 4 and a.prot & 1]
+        vdso_first = sorted(executable, key=lambda r: r[0] != self._vdso_start())
+        process.vacate(find_syscall(process.pid, vdso_first), [(self._hole, process.hole_size)])
+        for task, thread in zip(process.tasks, record.threads):
+            regs = Regs.from_buffer_copy(thread.cpu.regs)
+            ptrace.set_regset(task.tid, NT_X86_XSTATE, thread.cpu.xstate)
+            task.mask = thread.cpu.mask
+            task.regs = cpu.going_on(regs, self._handler_due(task, thread.cpu.mask), thread.cpu.restarting)
+            task.put_back()
+            task.held.clear()
+
+    def release(self) -> None:
+        """Let all threads go."""
+        import os
+
+        if self.record.stop_signal:
+            os.kill(self.process.pid, signal.SIGSTOP)
+        for task in self.process.tasks[::-1]:
+            ptrace.request(ptrace.DETACH, task.tid)
+        self.process.close()
+
+    # Helpers.
+
+    def _vdso_start(self) -> int:
+        return next((a.start for a in self.record.areas if a.name == "[vdso]"), 0)
+
+    def _kernel_areas(self) -> dict[str, Area]:
+        return {a.path: a for a in self._mine if a.path in vdso.NAMES}
+
+    def _fd_of(self, record: AreaRecord) -> int:
+        if record.kind == OBJECT:
+            return self.inventory.object(record.descriptor) if record.descriptor >= 0 else self.inventory.memory(record.what)
+        return self.inventory.file(record.what)
+
+    def _parked_at(self, record: AreaRecord) -> int:
+        return self._parked.get(record.what, 0) if record.descriptor < 0 else 0
+
+    def _states(self, services: Sequence[Any], saved: Services) -> list[tuple[Any, Any]]:
+        return [
+            (service, msgspec.msgpack.decode(saved[service.name], type=service.record))
+            for service in services
+            if service.name in saved
+        ]
+
+    def _process_calls(self, stage: Stage) -> list[Call]:
+        calls: list[Call] = []
+        for service, state in self._states(PROCESS_SERVICES, self.record.services):
+            calls += service.restore(state, self.process).get(stage, ())
+        return calls
+
+    def _thread_calls(self, task: Task, saved: Services, stage: Stage) -> list[Call]:
+        calls: list[Call] = []
+        for service, state in self._states(THREAD_SERVICES, saved):
+            calls += service.restore(state, task).get(stage, ())
+        return calls
+
+    def _pending(self) -> int:
+        """Signals (bits) that will be queued for this process or a thread of it."""
+        return 0
+
+    def _handler_due(self, task: Task, mask: int) -> bool:
+        """Is a signal waiting that the thread does not block, and for which it has a handler?"""
+        fields = proc.status(self.process.pid, task.tid)
+        waiting = int(fields["SigPnd"], 16) | int(fields["ShdPnd"], 16)
+        return bool(waiting & ~mask & int(fields["SigCgt"], 16))
+
+
+def areas_in(data: bytes) -> Any:
+    """A pointer to bytes."""
+    from torpor.tracee.call import In
+
+    return In(data)
+
+
+def _address(area: Any) -> int:
+    from torpor.linux import uio
+
+    return uio.address_of(area)
+
+
+__all__ = ["Takeover", "bisect"]

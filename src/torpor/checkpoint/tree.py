@@ -1,0 +1,44 @@
+"""Which processes a job is: everything below its anchor."""
+
+from __future__ import annotations
+
+import msgspec
+
+from torpor.linux import proc
+
+
+class Tree(msgspec.Struct, frozen=True):
+    """Where a job hangs. All pids are the host's.
+
+    anchor: the process below which the job's processes are. include_anchor: it belongs to the job itself. skip: torpor's
+    own processes below the anchor (the stand-ins of a restarted job): not saved, but what is below them is. root: the job's
+    first process.
+    """
+
+    anchor: int
+    include_anchor: bool
+    root: int
+    skip: tuple[int, ...] = ()
+
+    def find(self) -> list[int]:
+        """Host pids of the job's processes now, parents before their children."""
+        found = [self.anchor] if self.include_anchor else []
+        queue = [self.anchor]
+        seen = {self.anchor}
+        for parent in queue:
+            try:
+                below = proc.children(parent)
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            for pid in below:
+                if pid not in seen:
+                    seen.add(pid)
+                    queue.append(pid)
+                    if pid not in self.skip:
+                        found.append(pid)
+        return found
+
+
+def of_pid(pid: int) -> Tree:
+    """The tree of a process that was never started under torpor."""
+    return Tree(anchor=pid, include_anchor=True, root=pid)

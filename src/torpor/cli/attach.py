@@ -1,0 +1,39 @@
+"""torpor attach"""
+
+from __future__ import annotations
+
+import argparse
+
+from torpor.model.errors import UsageError
+
+HELP = """Follow the output of a detached job until it ends, and end as it did. Ctrl-C ends only the
+following; the job goes on."""
+EXAMPLE = """  torpor attach train"""
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", nargs="?", metavar="JOB")
+    parser.add_argument("--all", action="store_true", help="from the beginning of the log")
+
+
+def command(options: argparse.Namespace) -> int:
+    import torpor
+    from torpor.cli.follow import Follower
+    from torpor.cli.text import complain
+    from torpor.cli.wait import in_background
+    from torpor.supervise.signals import exit_with
+
+    job = torpor.attach(options.job)
+    if not job.log:
+        raise UsageError(f"{job.name} runs in the foreground of a terminal: there is nothing to attach to")
+    try:
+        with Follower(job.log, at_end=not options.all) as follower:
+            end = in_background(job)
+            while not end.done:
+                follower.copy()
+                follower.pause()
+            follower.copy()
+            return exit_with(end.status())
+    except KeyboardInterrupt:
+        complain(f"detached from {job.name}, which goes on (torpor attach {job.name})")
+        return 0

@@ -1,0 +1,60 @@
+"""torpor jobs"""
+
+from __future__ import annotations
+
+import argparse
+
+from torpor.cli.options import add_json
+
+HELP = """List the running jobs: name, state, pid of the first process as the job sees it and on the host,
+processes, start, newest checkpoint of this run. What dead supervisors left behind is cleaned up."""
+EXAMPLE = """  torpor jobs
+  torpor jobs --json"""
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    add_json(parser)
+
+
+def command(options: argparse.Namespace) -> int:
+    import torpor
+    from torpor.cli.text import moment, say, say_json, table
+
+    running = [(job, job.processes()) for job in torpor.jobs()]
+    if options.json:
+        say_json([
+            {
+                "name": job.name,
+                "state": job.state,
+                "pid": job.pid,
+                "pid_inside": job.pid_inside,
+                "processes": [member._asdict() for member in processes],
+                "supervisor": job.entry.supervisor.pid,
+                "started": job.entry.started,
+                "command": list(job.entry.argv),
+                "restarted_from": job.entry.origin,
+                "saved": job.entry.saved,
+                "saved_at": job.entry.saved_at,
+                "store": job.entry.store,
+                "log": job.log,
+            }
+            for job, processes in running
+        ])  # fmt: skip
+        return 0
+    if not running:
+        say("no job is running")
+        return 0
+    rows = [
+        [
+            job.name,
+            job.state,
+            str(job.pid_inside or "-"),
+            str(job.pid or "-"),
+            str(len(processes)),
+            moment(job.entry.started),
+            f"{job.entry.saved} {moment(job.entry.saved_at)}" if job.entry.saved else "-",
+        ]
+        for job, processes in running
+    ]
+    say(table(("NAME", "STATE", "PID", "HOST PID", "PROCESSES", "STARTED", "SAVED"), rows, right=(2, 3, 4)))
+    return 0

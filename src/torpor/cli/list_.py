@@ -1,0 +1,47 @@
+"""torpor list"""
+
+from __future__ import annotations
+
+import argparse
+
+from torpor.cli.options import add_json, add_store, store
+
+HELP = """List the checkpoints, of one job or of all. NEW is what a checkpoint added to the store; SIZE is
+what it would take alone."""
+EXAMPLE = """  torpor list
+  torpor list train --json"""
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", nargs="?", metavar="JOB")
+    add_store(parser)
+    add_json(parser)
+
+
+def command(options: argparse.Namespace) -> int:
+    import torpor
+    from torpor.cli.text import moment, say, say_json, size, table
+    from torpor.model.errors import NotFound
+
+    found = torpor.list_checkpoints(options.job, store=store(options) or None)
+    if options.json:
+        say_json([info._asdict() for info in found])
+        return 0
+    if not found:
+        if options.job:
+            raise NotFound(f"no checkpoint of {options.job}")
+        say("no checkpoints")
+        return 0
+    rows = [
+        [
+            f"{info.job}@{info.number}",
+            moment(info.time),
+            size(info.bytes_total) if not info.damaged else "-",
+            size(info.bytes_new) if not info.damaged else "-",
+            str(info.label.get("processes", "-")),
+            info.damaged and f"damaged: {info.damaged}",
+        ]
+        for info in found
+    ]
+    say(table(("CHECKPOINT", "TIME", "SIZE", "NEW", "PROCESSES", ""), rows, right=(2, 3, 4)))
+    return 0

@@ -1,0 +1,83 @@
+"""Parsing: one parser for the command that is asked for, and the options that several commands share.
+
+The module of a command has HELP (a sentence or more), EXAMPLE, `options(parser)` and `command(options) ->
+exit status`; one that takes a program's words after `--` has PROGRAM = True and finds them in
+`options.program`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from types import ModuleType
+from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """As argparse, with our way of saying errors: one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"torpor: {message} ({self.prog} --help)\n")
+
+
+def describe(parser: argparse.ArgumentParser, module: ModuleType) -> None:
+    """Give a parser the command's text and options."""
+    parser.description = module.HELP
+    parser.epilog = f"example:\n{module.EXAMPLE}"
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    module.options(parser)
+
+
+def parse(name: str, module: ModuleType, words: list[str]) -> argparse.Namespace:
+    """The options of a command line. Ends the process (status 2) for one that makes no sense."""
+    parser = Parser(prog=f"torpor {name}", allow_abbrev=False)
+    describe(parser, module)
+    if not getattr(module, "PROGRAM", False):
+        return parser.parse_intermixed_args(words)
+    # Split here and not by argparse, whose treatment of `--` differs between versions.
+    at = _program_at(parser, words)
+    options = parser.parse_args(words[:at])
+    options.program = words[at + 1 :] if words[at : at + 1] == ["--"] else words[at:]
+    return options
+
+
+def _program_at(parser: argparse.ArgumentParser, words: list[str]) -> int:
+    """Where our own options end: at `--`, or at the first word that is neither an option nor an option's
+    value."""
+    takes_value = {
+        flag for action in parser._actions if action.nargs != 0 and action.option_strings
+        for flag in action.option_strings
+    }  # fmt: skip
+    at = 0
+    while at < len(words):
+        word = words[at]
+        if word == "--" or not word.startswith("-"):
+            return at
+        at += 2 if word in takes_value else 1
+    return len(words)
+
+
+def add_store(parser: argparse.ArgumentParser) -> None:
+    """--store"""
+    parser.add_argument(
+        "--store",
+        metavar="FOLDER",
+        help="where checkpoints are kept (default: $TORPOR_STORE, or torpor/store in your state folder)",
+    )
+
+
+def store(options: argparse.Namespace) -> str:
+    """The store that was asked for, by --store or TORPOR_STORE, as an absolute path; '' for the default
+    one."""
+    given: str = options.store or os.environ.get("TORPOR_STORE", "")
+    return given if not given or "://" in given else os.path.abspath(given)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """--json"""
+    parser.add_argument("--json", action="store_true", help="say it as JSON")
+
+
+def add_files(parser: argparse.ArgumentParser, values: str) -> None:
+    """--files"""
+    parser.add_argument("--files", metavar="HOW", default="auto", help=values)

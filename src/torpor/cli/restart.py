@@ -1,0 +1,91 @@
+"""torpor restart"""
+
+from __future__ import annotations
+
+import argparse
+
+from torpor.cli.options import add_files, add_json, add_store, store
+from torpor.model.errors import UsageError
+
+HELP = """Start a saved job again where it was when it was saved.
+
+CHECKPOINT is NAME (its newest), NAME@3 (number 3) or NAME@-1 (the newest but one); it may be left out where
+only one job has been saved. The job's standard streams become the command's own, or the files that are
+given."""
+EXAMPLE = """  torpor restart train
+  torpor restart train@3 --clone --name what-if --detach
+  torpor restart --stdout out.txt"""
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="NAME, NAME@3, NAME@-1")
+    parser.add_argument(
+        "--detach", action="store_true", help="without a terminal; output goes to the job's log"
+    )
+    parser.add_argument("--clone", action="store_true", help="also if the job is still running: a second one")
+    parser.add_argument("--name", help="name of the restarted job (default: the saved one)")
+    for stream in ("stdin", "stdout", "stderr"):
+        parser.add_argument(f"--{stream}", metavar="FILE", help=f"the job's {stream} (output is appended)")
+    add_files(
+        parser,
+        "auto: files that the job was writing are cut back to their saved length, what was beyond is kept "
+        "beside them; keep: files are left as they are",
+    )
+    parser.add_argument(
+        "--changed-files",
+        choices=("refuse", "accept"),
+        default="refuse",
+        help="what to do if a file that was only read (program, library, data) has changed",
+    )
+    parser.add_argument("--in-place", action="store_true", help="without a PID namespace")
+    parser.add_argument(
+        "--pid-budget",
+        type=float,
+        default=10.0,
+        metavar="SECONDS",
+        help="how long finding the old pids may take in place (default: 10)",
+    )
+    add_store(parser)
+    add_json(parser)
+
+
+def command(options: argparse.Namespace) -> int:
+    if options.files not in ("auto", "keep"):
+        raise UsageError("restart: --files is auto or keep")
+    from torpor.cli.progress import Progress
+    from torpor.launch import restart
+
+    progress = Progress()
+    wishes = restart.Wishes(
+        name=options.name,
+        clone=options.clone,
+        stdin=options.stdin,
+        stdout=options.stdout,
+        stderr=options.stderr,
+        files=options.files,
+        changed_files=options.changed_files,
+        pid_budget=options.pid_budget,
+        in_place=True if options.in_place else None,
+        progress=progress,
+    )
+    if not options.detach:
+        try:
+            status = restart.restart(options.checkpoint, store(options), wishes, progress.clear)
+        finally:
+            progress.clear()
+        from torpor.supervise.signals import exit_with
+
+        return exit_with(status)
+    try:
+        started = restart.restart_detached(options.checkpoint, store(options), wishes)
+    finally:
+        progress.clear()
+    from torpor.cli.text import complain, duration, say, say_json
+
+    if options.json:
+        say_json(started._asdict())
+        return 0
+    for note in started.notes:
+        complain(note)
+    say(f"restarted {started.name} in {duration(started.seconds)}, pid {started.pid}, log {started.log}")
+    return 0

@@ -1,0 +1,1 @@
+"""What a checkpoint is: the manifest and its versions."""

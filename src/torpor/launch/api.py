@@ -1,0 +1,155 @@
+"""The public Python API, as `import torpor` offers it.
+
+`run` and `restart` start a job that is detached from the calling program, with a supervisor of its own: an
+embedding program may have threads, so it is not forked; a fresh `torpor` is started instead.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from torpor.model.errors import TorporError, UsageError
+from torpor.supervise import registry
+from torpor.supervise.job import Checked, Job, Saved, check_pid, checkpoint_pid
+from torpor.supervise.saving import Progress
+
+if TYPE_CHECKING:
+    from torpor.launch.checkpoint import Checkpoint
+    from torpor.store import RootInfo
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    name: str | None = None,
+    store: str | None = None,
+    cwd: str | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Job:
+    """Start a program as a job without a terminal; its output goes to `job.log`.
+
+    name: by default made of the program's name.  store: folder for its checkpoints.  cwd, env: as for
+    subprocess. Returns once the program has really been started. Raises UsageError (a job of that name runs),
+    TorporError.
+    """
+    if not argv or isinstance(argv, str):
+        raise UsageError("argv: a sequence of at least one string, the program")
+    words = ["run", "--detach", *_options(name=name, store=store), "--", *argv]
+    return _started(words, cwd, env)
+
+
+def restart(
+    checkpoint: str | None = None,
+    *,
+    store: str | None = None,
+    name: str | None = None,
+    clone: bool = False,
+    stdin: str | None = None,
+    stdout: str | None = None,
+    stderr: str | None = None,
+    files: str = "auto",
+    changed_files: str = "refuse",
+    pid_budget: float | None = None,
+    in_place: bool | None = None,
+) -> Job:
+    """Start a saved job again, without a terminal; what it says goes to `job.log`.
+
+    checkpoint: 'NAME' (the newest), 'NAME@3', 'NAME@-1'; None where there is only one job.  clone: also if
+    the job is still running.  stdin, stdout, stderr: files in place of /dev/null and the log.  files: 'auto'
+    or 'keep'. changed_files='accept': go on although a file that the job had open for reading has changed.
+    pid_budget: seconds that finding the old pids may take in place.  in_place: without a namespace. Raises
+    NotFound, Damaged, Refused, RestartFailed.
+    """
+    words = [
+        "restart",
+        "--detach",
+        *_options(store=store, name=name, stdin=stdin, stdout=stdout, stderr=stderr),
+    ]
+    words += [f"--files={files}", f"--changed-files={changed_files}"]
+    words += ["--clone"] if clone else []
+    words += ["--in-place"] if in_place else []
+    words += [f"--pid-budget={pid_budget}"] if pid_budget is not None else []
+    return _started([*words, *([checkpoint] if checkpoint else [])], None, None)
+
+
+def attach(name: str | None = None) -> Job:
+    """The running job of that name, or the only one. Raises NotFound, UsageError."""
+    return Job(registry.find(name))
+
+
+def jobs() -> list[Job]:
+    """All running jobs."""
+    return [Job(entry) for entry in registry.jobs()]
+
+
+def checkpoint(
+    job: str | int | None = None,
+    *,
+    stop: bool = False,
+    files: str = "auto",
+    store: str | None = None,
+    name: str | None = None,
+    progress: Progress | None = None,
+) -> Saved:
+    """Save a job by its name (None: the only one), or the tree of a process by its pid. See
+    `Job.checkpoint`."""
+    if isinstance(job, int):
+        return checkpoint_pid(job, stop=stop, files=files, store=store, name=name, progress=progress)
+    return attach(job).checkpoint(stop=stop, files=files, store=store, name=name, progress=progress)
+
+
+def check(job: str | int | None = None) -> Checked:
+    """Could a job (by name), or a tree (by pid), be saved, how large would it be, what stands in the way?"""
+    return check_pid(job) if isinstance(job, int) else attach(job).check()
+
+
+def list_checkpoints(job: str | None = None, *, store: str | None = None) -> list[RootInfo]:
+    """The checkpoints in a store, of one job or of all."""
+    from torpor.store import open_store
+
+    return open_store(store).list(job)
+
+
+def open_checkpoint(name: str | None = None, *, store: str | None = None) -> Checkpoint:
+    """A saved checkpoint, to be looked at. Raises NotFound, Damaged."""
+    from torpor.launch.checkpoint import open_checkpoint as opened
+
+    return opened(name, store)
+
+
+def _options(**given: str | None) -> list[str]:
+    return [f"--{key}={value}" for key, value in given.items() if value is not None]
+
+
+def _started(words: list[str], cwd: str | None, env: Mapping[str, str] | None) -> Job:
+    """Run a `torpor` command that starts a job and tells about it as JSON; the job."""
+    import json
+    import subprocess
+
+    # Found by the same path as we were, without touching the environment: the job inherits it.
+    home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    code = f"import sys; sys.path.insert(0, {home!r}); from torpor.cli.main import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, words[0], "--json", *words[1:]],
+        cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    try:
+        plain = json.loads(done.stdout)
+    except ValueError:
+        raise TorporError(done.stderr.strip().rpartition("\n")[2] or "torpor did not start") from None
+    if "error" in plain:
+        from torpor.supervise.protocol import raised
+
+        raise raised(plain["error"])
+    entry = registry.running(plain["name"])
+    if entry is None:
+        # Over already: its entry is gone, what is known of it is not.
+        from torpor.supervise.registry import Entry, Pid
+
+        entry = Entry(
+            plain["name"], root=Pid(plain["pid"], 0), root_vpid=plain["pid_inside"], log=plain["log"]
+        )
+    return Job(entry)

@@ -1,0 +1,118 @@
+"""Leave the terminal: carry on in a process of its own session, and tell the one that stays behind how it
+went."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn
+
+from torpor.model.errors import TorporError
+from torpor.supervise import protocol
+
+
+class Started(NamedTuple):
+    """A job that runs detached now. pid on the host, pid_inside as it sees itself; log: where its output
+    goes."""
+
+    name: str
+    pid: int
+    pid_inside: int
+    log: str
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+class Report:
+    """The line from the detached process to the command that waits for it."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def event(self, message: protocol.Message) -> None:
+        """Say how far it is."""
+        if self._fd >= 0:
+            try:
+                os.write(self._fd, protocol.encode(message))
+            except OSError:
+                pass
+
+    def started(self, job: Started) -> None:
+        """It runs: the command may return."""
+        self.event({"result": {**job._asdict()}})
+        self._close()
+
+    def failed(self, error: BaseException) -> None:
+        """It does not: the command raises this."""
+        self.event(protocol.error_message(error))
+        self._close()
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def detach(
+    body: Callable[[Report], object], output: int, on_event: Callable[[protocol.Message], None] | None = None
+) -> Started:
+    """Run `body(report)` in a new process without terminal, and return once it has reported that the job
+    runs.
+
+    The process is in a session of its own; its standard input is /dev/null, output and error go to the
+    descriptor `output`. Raises what `body` reported or raised.
+    """
+    reading, writing = os.pipe()
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        _detached(body, Report(writing), output)
+    os.close(writing)
+    os.close(output)
+    os.waitpid(child, 0)
+    try:
+        return _await(reading, on_event)
+    finally:
+        os.close(reading)
+
+
+def _detached(body: Callable[[Report], object], report: Report, output: int) -> NoReturn:
+    status = 1
+    try:
+        os.setsid()
+        if os.fork():  # so that no terminal can ever become ours again
+            os._exit(0)
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        for number, source in ((0, null), (1, output), (2, output)):
+            if source == number:
+                os.set_inheritable(number, True)
+            else:
+                os.dup2(source, number)
+        for spare in {null, output} - {0, 1, 2}:
+            os.close(spare)
+        body(report)
+        status = 0
+    except BaseException as error:
+        report.failed(error)
+        if not isinstance(error, TorporError):
+            import traceback
+
+            traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def _await(reading: int, on_event: Callable[[protocol.Message], None] | None) -> Started:
+    decoder = protocol.Decoder()
+    while data := os.read(reading, 1 << 16):
+        for message in decoder.feed(data):
+            if "result" in message:
+                plain: dict[str, Any] = message["result"]
+                return Started(**{**plain, "notes": tuple(plain["notes"])})
+            if "error" in message:
+                raise protocol.raised(message["error"])
+            if on_event is not None:
+                on_event(message)
+    raise TorporError("the detached process died before the job had started")

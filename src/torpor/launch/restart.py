@@ -1,0 +1,228 @@
+"""`torpor restart`: start a saved job again on this host, in the foreground or detached."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from torpor.launch import program
+from torpor.launch.detach import Report, Started, detach
+from torpor.launch.run import say
+from torpor.model.errors import Damaged, Refusal, Refused, TorporError, UsageError
+from torpor.supervise import registry
+from torpor.supervise.registry import Entry, Pid
+
+if TYPE_CHECKING:
+    from torpor.checkpoint.restart import Restarted
+    from torpor.store import RootInfo, Store
+    from torpor.supervise.terminal import Terminal
+
+Progress = Callable[[str, int, int], None]
+
+
+class Wishes(NamedTuple):
+    """How a checkpoint is to be restarted.
+
+    name: other than the saved one.  clone: also if the job still runs.  stdin, stdout, stderr: files to take
+    in place of our own.  files: 'auto' or 'keep'.  changed_files: 'refuse' or 'accept'.  pid_budget: seconds
+    that finding the old pids in place may take.  in_place: without a namespace (None: where there is none to
+    be had).
+    """
+
+    name: str | None = None
+    clone: bool = False
+    stdin: str | None = None
+    stdout: str | None = None
+    stderr: str | None = None
+    files: str = "auto"
+    changed_files: str = "refuse"
+    pid_budget: float = 10.0
+    in_place: bool | None = None
+    progress: Progress | None = None
+
+
+def restart(
+    checkpoint: str | None, store: str, wishes: Wishes, on_running: Callable[[], None] = lambda: None
+) -> int:
+    """Restart a checkpoint in the foreground, in our place. Returns the wait status of its root.
+
+    on_running: called once the job runs, before anything is said. Raises NotFound, Damaged, Refused,
+    RestartFailed, UsageError.
+    """
+    from torpor.supervise.terminal import Terminal, open_terminal
+
+    program.hold_standard()
+    opened, info = _resolve(checkpoint, store)
+    entry = _claim(info, opened, wishes)
+    try:
+        standard = _standard(wishes, (0, 1, 2))
+        terminal = Terminal(open_terminal(), relay=True)
+        try:
+            job = _restart(opened, info, wishes, standard, terminal.fd)
+        except BaseException:
+            terminal.close(lambda: ())
+            raise
+    except BaseException:
+        registry.release(entry)
+        raise
+    on_running()
+    for note in job.notes:
+        say(f"torpor: {note}")
+    return _supervise(entry, job, terminal, standard, None)
+
+
+def restart_detached(checkpoint: str | None, store: str, wishes: Wishes) -> Started:
+    """Restart a checkpoint without a terminal, its output going to the job's log; returns once it runs."""
+    from torpor.supervise import state
+
+    opened, info = _resolve(checkpoint, store)
+    entry = _claim(info, opened, wishes)
+    try:
+        log, path = state.open_log(entry.name, fresh=False)
+    except OSError as error:
+        registry.release(entry)
+        raise TorporError(f"no log for {entry.name}: {error.strerror}: {error.filename}") from None
+    entry = entry._replace(log=path)
+
+    reporting = Report(-1)
+
+    def progress(phase: str, done: int, total: int) -> None:
+        reporting.event({"event": "progress", "phase": phase, "done": done, "total": total})
+
+    def body(report: Report) -> None:
+        nonlocal entry, reporting
+        from torpor.supervise.terminal import Terminal
+
+        reporting = report
+        entry = registry.update(entry._replace(supervisor=Pid.of(os.getpid())))
+        standard = _standard(wishes, (0, 1, 2))
+        job = _restart(opened, info, wishes._replace(progress=progress), standard, -1)
+        os.chdir("/")
+        state.record_end(path, _supervise(entry, job, Terminal(-1, relay=False), standard, report))
+
+    def on_event(event: dict[str, object]) -> None:
+        if wishes.progress is not None and event.get("event") == "progress":
+            wishes.progress(str(event["phase"]), int(str(event["done"])), int(str(event["total"])))
+
+    try:
+        return detach(body, log, on_event)
+    except BaseException:
+        left = registry.read(entry.folder)
+        if left is not None and not left.root.alive:
+            registry.release(left)
+        raise
+
+
+def _resolve(checkpoint: str | None, store: str) -> tuple[Store, RootInfo]:
+    from torpor.store import open_store
+
+    opened = open_store(store or None)
+    info = opened.resolve(checkpoint)
+    if info.damaged:
+        raise Damaged(info.damaged)
+    return opened, info
+
+
+def _claim(info: RootInfo, store: Store, wishes: Wishes) -> Entry:
+    """Put the job in under the name it will have. Raises Refused if it is still running."""
+    origin = f"{info.job}@{info.number}"
+    entry = Entry(name="", store=store.location, origin=origin)
+    wanted = registry.check_name(wishes.name) if wishes.name else info.job
+    live = registry.running(info.job)
+    if live is not None and not wishes.clone:
+        raise Refused(
+            [
+                Refusal(
+                    live.root.pid,
+                    info.job,
+                    "the job is still running",
+                    "stop it, or restart a copy with --clone",
+                )
+            ],
+            f"cannot restart {origin}",
+        )
+    names: Iterator[str] = iter((wanted,))
+    taken: Callable[[str], bool] = lambda _: False  # noqa: E731
+    if wishes.clone and not wishes.name:
+        names = registry.series(wanted)
+        taken = (lambda name: name != wanted and bool(store.list(name))) if live is None else (
+            lambda name: bool(store.list(name)))  # fmt: skip
+    claimed = registry.claim(entry, names, taken)
+    if claimed is None:
+        raise UsageError(f"a job named {wanted} is running already; use --name")
+    return claimed
+
+
+def _standard(wishes: Wishes, own: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The descriptors that the job gets as its standard ones. Raises UsageError for a file that cannot be
+    opened."""
+    read = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY
+    write = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY
+    out = list(own)
+    wanted = ((wishes.stdin, read), (wishes.stdout, write), (wishes.stderr, write))
+    for number, (path, flags) in enumerate(wanted):
+        if path is None:
+            continue
+        if number == 2 and path == wishes.stdout:
+            out[2] = out[1]
+            continue
+        try:
+            out[number] = os.open(path, flags, 0o666)
+        except OSError as error:
+            raise UsageError(f"{path}: {error.strerror}") from None
+    return out[0], out[1], out[2]
+
+
+def _restart(
+    store: Store, info: RootInfo, wishes: Wishes, standard: tuple[int, int, int], terminal: int
+) -> Restarted:
+    from torpor.checkpoint.restart import RestartRequest
+    from torpor.checkpoint.restart import restart as run
+    from torpor.supervise.supervisor import become_subreaper
+
+    become_subreaper()
+    load = store.load(info.job, info.number)
+    try:
+        return run(
+            RestartRequest(
+                load=load,
+                standard=standard,
+                clone=wishes.clone,
+                files=wishes.files,
+                changed_files=wishes.changed_files,
+                pid_budget=wishes.pid_budget,
+                terminal=terminal,
+                in_place=wishes.in_place,
+                progress=wishes.progress,
+            )
+        )
+    finally:
+        load.close()
+
+
+def _supervise(
+    entry: Entry, job: Restarted, terminal: Terminal, standard: tuple[int, int, int], report: Report | None
+) -> int:
+    """The job runs: everything from here on may take its time."""
+    from torpor.supervise.signals import Signals
+    from torpor.supervise.supervisor import Supervisor
+
+    signals = Signals()
+    entry = entry._replace(
+        root=Pid.of(job.root),
+        root_vpid=job.root_vpid,
+        reaper=Pid.of(job.reaper) if job.reaper else registry.NOBODY,
+        helpers=tuple(job.helpers),
+        anchor=job.tree.anchor,
+        include_anchor=job.tree.include_anchor,
+        skip=tuple(job.tree.skip),
+    )
+    try:
+        entry = registry.update(entry)
+    except (OSError, TorporError):
+        pass
+    supervisor = Supervisor(entry, signals, terminal, dict(enumerate(standard)), job.events)
+    if report is not None:
+        report.started(Started(entry.name, job.root, job.root_vpid, entry.log, tuple(job.notes), job.seconds))
+    return supervisor.run()

@@ -1,0 +1,151 @@
+"""`torpor run`: start a program as a job on this host, in the foreground or detached."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from torpor.launch import program
+from torpor.launch.detach import Report, Started, detach
+from torpor.model.errors import TorporError, UsageError
+from torpor.supervise import registry, state
+from torpor.supervise.registry import Entry, Pid
+from torpor.supervise.signals import Signals
+from torpor.supervise.supervisor import Supervisor, become_subreaper, inherited
+from torpor.supervise.terminal import Terminal, open_terminal
+
+if TYPE_CHECKING:
+    from torpor.store import Store
+
+
+def run(argv: Sequence[str], name: str | None = None, store: str = "") -> int:
+    """Run a program in the foreground under supervision, as if it had been started in our place.
+
+    Returns its wait status. Raises CannotStart, UsageError, TorporError.
+    """
+    program.hold_standard()
+    entry = Entry(name="", store=store, argv=tuple(argv))
+    if name:
+        entry = claim(entry, name)
+    else:
+        registry.runtime()  # what stands in the way is said before the program runs
+    become_subreaper()
+    streams = inherited()
+    signals = Signals()
+    try:
+        pid = program.start(argv, signals.before)
+    except BaseException:
+        signals.close()
+        registry.release(entry)
+        raise
+    entry = entry._replace(root=Pid.of(pid), root_vpid=pid)
+    # Only now, because it takes time: which names are in use is known to the store, too.
+    entry = _register(entry)
+    terminal = Terminal(open_terminal(), relay=False)
+    return Supervisor(entry, signals, terminal, streams).run()
+
+
+def run_detached(
+    argv: Sequence[str], name: str | None = None, store: str = "", cwd: str | None = None,
+    env: Mapping[bytes, bytes] | None = None,
+) -> Started:  # fmt: skip
+    """Run a program without a terminal, its output going to a log, and return as soon as it has been started.
+
+    It leads a session of its own. Raises as `run`.
+    """
+    entry = Entry(name="", store=store, argv=tuple(argv))
+    names: Iterator[str] = (
+        iter((registry.check_name(name),)) if name else registry.series(registry.fit_name(argv[0]))
+    )
+    claimed = registry.claim(entry, names, (lambda _: False) if name else taken(store))
+    if claimed is None:
+        raise UsageError(f"a job named {name} is running already")
+    entry = claimed
+    try:
+        log, path = state.open_log(entry.name, fresh=True)
+    except OSError as error:
+        registry.release(entry)
+        raise TorporError(f"no log for {entry.name}: {error.strerror}: {error.filename}") from None
+    entry = entry._replace(log=path)
+
+    def body(report: Report) -> None:
+        nonlocal entry
+        entry = entry._replace(supervisor=Pid.of(os.getpid()))
+        if cwd is not None:
+            os.chdir(cwd)
+        become_subreaper()
+        streams = inherited()
+        signals = Signals()
+        try:
+            pid = program.start(argv, signals.before, new_session=True, env=env)
+        except BaseException:
+            registry.release(entry)
+            raise
+        entry = registry.update(entry._replace(root=Pid.of(pid), root_vpid=pid))
+        os.chdir("/")
+        supervisor = Supervisor(entry, signals, Terminal(-1, relay=False), streams)
+        report.started(Started(entry.name, pid, pid, path))
+        state.record_end(path, supervisor.run())
+
+    try:
+        return detach(body, log)
+    except BaseException:
+        left = registry.read(entry.folder)
+        if left is not None and not left.root.alive:
+            registry.release(left)
+        raise
+
+
+def claim(entry: Entry, name: str) -> Entry:
+    """Put the job in under exactly that name. Raises UsageError if a running job has it."""
+    claimed = registry.claim(entry, iter((registry.check_name(name),)), lambda _: False)
+    if claimed is None:
+        raise UsageError(f"a job named {name} is running already")
+    return claimed
+
+
+def _register(entry: Entry) -> Entry:
+    """The job is running: put it in, or write down what is new of it. Never raises; a job that could not be
+    put in goes on running and says so."""
+    try:
+        if entry.folder:
+            return registry.update(entry)
+        claimed = registry.claim(entry, registry.series(registry.fit_name(entry.argv[0])), taken(entry.store))
+        if claimed is not None:
+            return claimed
+        reason = "no name is free"
+    except (OSError, TorporError) as error:
+        reason = str(error)
+    say(
+        f"torpor: the job is not registered ({reason}); save it with torpor checkpoint --pid {entry.root.pid}"
+    )
+    return entry
+
+
+def taken(location: str) -> Callable[[str], bool]:
+    """Has a job of that name been saved? Then a new job is not to continue its series by accident.
+
+    The store is opened at the first question only: importing it takes longer than starting a program.
+    """
+    opened: list[Store] = []
+
+    def ask(name: str) -> bool:
+        try:
+            if not opened:
+                from torpor.store import open_store
+
+                opened.append(open_store(location or None))
+            return bool(opened[0].list(name))
+        except (OSError, TorporError):
+            return False  # no store yet, or none that can be read: that is for the first checkpoint to say
+
+    return ask
+
+
+def say(line: str) -> None:
+    """One line on standard error, if there is one."""
+    try:
+        os.write(2, line.encode("utf-8", "surrogateescape") + b"\n")
+    except OSError:
+        pass

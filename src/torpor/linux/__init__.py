@@ -1,0 +1,1 @@
+"""Typed bindings to the kernel, one module per facility; no policy, no knowledge of torpor."""

@@ -1,0 +1,1 @@
+"""What differs between processor architectures: register layout, system call numbers, injected code."""

@@ -1,0 +1,137 @@
+"""x86-64: the machine code that runs a batch of system calls in a stopped task, and heals it.
+
+The code is assembled for one task at one moment, since the way home is part of it: every register of the program as
+it was found. Its parts (see `assemble`):
+
+    loop   while count (r13): load a table row (r12), make the call, store the result, next row
+    one    make a single call whose registers are already set, keep the result in rbx
+    tail   take our hand off the scratch memory, then send a signal to this very thread: a traced task stops here,
+           and the tracer sees rip == `stop`
+    heal   reached only if nobody traces this task any more: unmap the scratch memory, restore the signal mask, the
+           flags and every register, and jump to where the program was
+
+What binds it: no `rt_sigreturn` (it resets the restart block and the alternate stack), no use of the FPU, no write to
+the stack (rsp is never touched, so that a signal handler that runs in between finds a stack).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from torpor.linux.arch.x86_64 import NR
+from torpor.linux.ptrace import Regs
+
+MAGIC = b"\xebtorpor\x01"
+"""In front of our code in the padding it lives in, so that left-overs of a killed tracer are recognised."""
+
+ROW = 64
+"""Bytes of a table row: number, six arguments, result; eight bytes each."""
+
+SYSCALL = b"\x0f\x05"
+
+ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK = 512, 513, 514, 516
+"""include/linux/errno.h; only ever seen by a tracer."""
+
+_MOV = {
+    "rax": b"\x48\xb8", "rcx": b"\x48\xb9", "rdx": b"\x48\xba", "rbx": b"\x48\xbb", "rbp": b"\x48\xbd",
+    "rsi": b"\x48\xbe", "rdi": b"\x48\xbf", "r8": b"\x49\xb8", "r9": b"\x49\xb9", "r10": b"\x49\xba",
+    "r11": b"\x49\xbb", "r12": b"\x49\xbc", "r13": b"\x49\xbd", "r14": b"\x49\xbe", "r15": b"\x49\xbf",
+}  # fmt: skip
+
+_LOOP = (
+    b"\x4d\x85\xed"  # test r13, r13
+    b"\x74\x39"  # jz tail
+    b"\x49\x8b\x04\x24"  # mov rax, [r12]
+    b"\x49\x8b\x7c\x24\x08"  # mov rdi, [r12+8]
+    b"\x49\x8b\x74\x24\x10"  # mov rsi, [r12+16]
+    b"\x49\x8b\x54\x24\x18"  # mov rdx, [r12+24]
+    b"\x4d\x8b\x54\x24\x20"  # mov r10, [r12+32]
+    b"\x4d\x8b\x44\x24\x28"  # mov r8, [r12+40]
+    b"\x4d\x8b\x4c\x24\x30"  # mov r9, [r12+48]
+    b"\x0f\x05"  # syscall
+    b"\x49\x89\x44\x24\x38"  # mov [r12+56], rax
+    b"\x49\x83\xc4\x40"  # add r12, 64
+    b"\x49\xff\xcd"  # dec r13
+    b"\xeb\xc9"  # jmp loop
+)
+_ONE = (
+    b"\x0f\x05"  # syscall
+    b"\x48\x89\xc3"  # mov rbx, rax
+    b"\xeb\x00"  # jmp tail (next)
+)
+
+
+class Code(NamedTuple):
+    """Assembled code and the addresses inside it that matter."""
+
+    blob: bytes
+    loop: int
+    one: int
+    stop: int
+
+
+def _imm32(op: bytes, value: int) -> bytes:
+    return op + struct.pack("<I", value & 0xFFFFFFFF)
+
+
+def assemble(
+    base: int, tgid: int, tid: int, signal: int, home: Regs, mask: int, scratch_size: int, guest: bool
+) -> Code:
+    """The code for one task, to be put at address `base`.
+
+    tgid, tid: as the task itself sees them.  signal: what it sends itself.  home, mask: the way home.
+    scratch_size: what heal unmaps at the address in rbx (unless rbx is 0 or negative).  guest: the scratch memory belongs
+    to another thread of the process; instead of unmapping it, count down the word at r14 once it is no longer needed.
+    """
+    regs, rip = {name: getattr(home, name) for name in _MOV}, home.rip
+    if home.orig_rax < 1 << 63:
+        # Interrupted in a system call: nobody will restart it for us once we have run code of our own.
+        result = home.rax - (1 << 64) if home.rax >> 63 else home.rax
+        if result in (-ERESTARTSYS, -ERESTARTNOINTR, -ERESTARTNOHAND):
+            regs["rax"], rip = home.orig_rax, rip - 2
+        elif result == -ERESTART_RESTARTBLOCK:
+            regs["rax"], rip = NR.restart_syscall, rip - 2
+
+    head = MAGIC
+    loop = base + len(head)
+    code = head + _LOOP
+    one = base + len(code)
+    code += _ONE
+    assert _LOOP[4] == len(_LOOP) - 5 + len(_ONE), "the jump to the tail"
+    if guest:
+        code += b"\xf0\x41\xff\x0e"  # lock dec dword [r14]
+    code += _imm32(b"\xb8", NR.tgkill) + _imm32(b"\xbf", tgid) + _imm32(b"\xbe", tid) + _imm32(b"\xba", signal)
+    code += SYSCALL
+    stop = base + len(code)
+    if not guest:
+        # Wait for a guest that is still using the scratch memory, then unmap it; after a million yields leave it.
+        unmap = _imm32(b"\xb8", NR.munmap) + b"\x48\x89\xdf" + _imm32(b"\xbe", scratch_size) + SYSCALL
+        wait = (
+            b"\x41\xbc\x40\x42\x0f\x00"  # mov r12d, 1000000
+            b"\x83\x3b\x00"  # again: cmp dword [rbx], 0
+            b"\x7e\x0e"  # jle unmap
+            b"\xb8\x18\x00\x00\x00"  # mov eax, 24 (sched_yield)
+            b"\x0f\x05"  # syscall
+            b"\x41\xff\xcc"  # dec r12d
+            b"\x75\xef"  # jnz again
+            b"\xeb" + bytes([len(unmap)])  # jmp past
+        )
+        code += b"\x48\x85\xdb\x7e" + bytes([len(wait) + len(unmap)]) + wait + unmap  # test rbx, rbx; jle past
+    tail = b""
+    flags = home.eflags
+    # sahf sets SF ZF AF PF CF from ah; adding 0x7f to al sets OF if al is 1. No stack needed, unlike popfq.
+    tail += _imm32(b"\xb8", ((flags & 0xD5 | 2) << 8) | (1 if flags & 0x800 else 0)) + b"\x04\x7f\x9e"
+    tail += b"\xfd" if flags & 0x400 else b"\xfc"
+    for name, op in _MOV.items():
+        tail += op + struct.pack("<Q", regs[name])
+    tail += b"\xff\x25\x00\x00\x00\x00" + struct.pack("<Q", rip & (1 << 64) - 1)
+    sigmask = _imm32(b"\xb8", NR.rt_sigprocmask) + _imm32(b"\xbf", 2)
+    after = b"\x31\xd2" + _imm32(b"\x41\xba", 8) + SYSCALL
+    # lea rsi, [rip + distance to the mask, which ends the blob]
+    code += sigmask + _imm32(b"\x48\x8d\x35", len(after) + len(tail)) + after + tail + struct.pack("<Q", mask)
+    return Code(code, loop, one, stop)
+
+
+SIZE = 512
+"""Room that `assemble` may need, rounded up."""

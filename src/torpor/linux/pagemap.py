@@ -1,0 +1,108 @@
+"""Which pages of a process hold data of its own: the PAGEMAP_SCAN ioctl (Linux 6.7), or /proc/PID/pagemap.
+
+Source: Documentation/admin-guide/mm/pagemap.rst.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import struct
+from array import array
+
+from torpor.linux.masks import masked
+
+PAGE = 4096
+
+_PAGEMAP_SCAN = 0xC0606610
+_IS_FILE, _IS_PRESENT, _IS_SWAPPED, _IS_PFNZERO = 1 << 2, 1 << 3, 1 << 4, 1 << 5
+_REGIONS = 4096
+
+# Bits of a pagemap entry.
+_PRESENT, _SWAPPED, _FILE = 1 << 63, 1 << 62, 1 << 61
+
+
+class Pagemap:
+    """/proc/PID/pagemap of one process, opened once."""
+
+    def __init__(self, pid: int) -> None:
+        self._fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        self._scan = not masked("pagemap_scan")
+        self._room = (ctypes.c_uint64 * (3 * _REGIONS))()
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def private(self, start: int, end: int) -> list[tuple[int, int]]:
+        """Runs (start, end) of pages that are neither absent, nor the zero page, nor a page of the mapped file."""
+        if self._scan:
+            try:
+                return self._by_scan(start, end)
+            except OSError as error:
+                if error.errno not in (22, 25):  # EINVAL, ENOTTY: an older kernel
+                    raise
+                self._scan = False
+        return self._by_entries(start, end, _FILE)
+
+    def present(self, start: int, end: int) -> list[tuple[int, int]]:
+        """Runs of pages that this process has mapped or swapped, of whatever kind."""
+        return self._by_entries(start, end, 0)
+
+    def _by_scan(self, start: int, end: int) -> list[tuple[int, int]]:
+        runs: list[tuple[int, int]] = []
+        room = self._room
+        unwanted = _IS_FILE | _IS_PFNZERO
+        while start < end:
+            arg = bytearray(
+                struct.pack(
+                    "<12Q", 96, 0, start, end, 0, ctypes.addressof(room), _REGIONS, 0,
+                    unwanted, unwanted, _IS_PRESENT | _IS_SWAPPED, _IS_PRESENT | _IS_SWAPPED,
+                )
+            )  # fmt: skip
+            count = fcntl.ioctl(self._fd, _PAGEMAP_SCAN, arg)
+            (walked,) = struct.unpack_from("<Q", arg, 32)
+            for i in range(0, 3 * count, 3):
+                if runs and runs[-1][1] == room[i]:
+                    runs[-1] = (runs[-1][0], room[i + 1])
+                else:
+                    runs.append((room[i], room[i + 1]))
+            if walked <= start:
+                break
+            start = walked
+        return runs
+
+    def _by_entries(self, start: int, end: int, unwanted: int) -> list[tuple[int, int]]:
+        runs: list[tuple[int, int]] = []
+        at = start
+        while at < end:
+            raw = os.pread(self._fd, min((end - at) // PAGE, 1 << 17) * 8, at // PAGE * 8)
+            if not raw:
+                break
+            entries = array("Q", raw)
+            if any(entries):
+                for i, entry in enumerate(entries):
+                    if entry & (_PRESENT | _SWAPPED) and not entry & unwanted:
+                        page = at + i * PAGE
+                        if runs and runs[-1][1] == page:
+                            runs[-1] = (runs[-1][0], page + PAGE)
+                        else:
+                            runs.append((page, page + PAGE))
+            at += len(entries) * PAGE
+        return runs
+
+
+def probe() -> tuple[bool, str]:
+    """Does the kernel have PAGEMAP_SCAN?"""
+    if masked("pagemap_scan"):
+        return False, "masked by TORPOR_WITHOUT"
+    arg = bytearray(struct.pack("<12Q", 96, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0))
+    fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, _PAGEMAP_SCAN, arg)
+    except OSError as error:
+        if error.errno == 25:
+            return False, "needs Linux 6.7"
+    finally:
+        os.close(fd)
+    return True, ""

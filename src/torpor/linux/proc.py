@@ -1,0 +1,180 @@
+"""What /proc says of a process, as values.
+
+Everything here is read-only and may find that the process is gone: then ProcessLookupError or FileNotFoundError is
+raised, as the kernel raised it. Source of every field: proc(5), Documentation/filesystems/proc.rst.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+def read(path: str) -> bytes:
+    """The whole of a /proc file, in as few reads as possible."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        parts = []
+        while part := os.read(fd, 1 << 18):
+            parts.append(part)
+        return b"".join(parts)
+    finally:
+        os.close(fd)
+
+
+def text(path: str) -> str:
+    """The same as text; names that are not UTF-8 survive as surrogates."""
+    return os.fsdecode(read(path))
+
+
+class Stat(NamedTuple):
+    """Fields of /proc/PID/stat that torpor uses; pids as the reader's namespace sees them."""
+
+    pid: int
+    comm: str
+    state: str
+    ppid: int
+    pgrp: int
+    session: int
+    tty_nr: int
+    tpgid: int
+    starttime: int
+    start_code: int
+    end_code: int
+    start_stack: int
+    exit_signal: int
+    start_data: int
+    end_data: int
+    start_brk: int
+    arg_start: int
+    arg_end: int
+    env_start: int
+    env_end: int
+    exit_code: int
+
+
+def stat(pid: int, tid: int | None = None) -> Stat:
+    """/proc/PID/stat, or the one of a thread. Addresses read 0 without the right to trace the process."""
+    where = f"/proc/{pid}/stat" if tid is None else f"/proc/{pid}/task/{tid}/stat"
+    line = text(where)
+    head, _, tail = line.rpartition(")")
+    number, _, comm = head.partition(" (")
+    f = tail.split()
+
+    def at(n: int) -> int:
+        return int(f[n - 3])
+
+    return Stat(
+        int(number), comm, f[0], at(4), at(5), at(6), at(7), at(8), at(22), at(26), at(27), at(28), at(38),
+        at(45), at(46), at(47), at(48), at(49), at(50), at(51), at(52),
+    )  # fmt: skip
+
+
+def status(pid: int, tid: int | None = None) -> dict[str, str]:
+    """/proc/PID/status (or a thread's): name of the field to its text."""
+    where = f"/proc/{pid}/status" if tid is None else f"/proc/{pid}/task/{tid}/status"
+    out = {}
+    for line in text(where).splitlines():
+        key, _, value = line.partition(":")
+        out[key] = value.strip()
+    return out
+
+
+def inner_pid(fields: dict[str, str], key: str = "NSpid") -> int:
+    """The pid (NSpid), group (NSpgid) or session (NSsid) as the process itself sees it: in its innermost namespace."""
+    return int(fields[key].split()[-1])
+
+
+def threads(pid: int) -> list[int]:
+    """Thread ids, the leader first."""
+    tids = sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))
+    if pid in tids:
+        tids.remove(pid)
+        tids.insert(0, pid)
+    return tids
+
+
+def children(pid: int) -> list[int]:
+    """Direct children of any of its threads (needs CONFIG_PROC_CHILDREN)."""
+    out: list[int] = []
+    for tid in threads(pid):
+        try:
+            out += [int(word) for word in read(f"/proc/{pid}/task/{tid}/children").split()]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return out
+
+
+def comm(pid: int) -> str:
+    """The name of a process; '?' once it is gone."""
+    try:
+        return text(f"/proc/{pid}/comm").rstrip("\n")
+    except OSError:
+        return "?"
+
+
+class Area(NamedTuple):
+    """One line of /proc/PID/maps: a virtual memory area."""
+
+    start: int
+    end: int
+    perms: str
+    """'rwxp' or 'rw-s' and so on."""
+    offset: int
+    dev: int
+    """As st_dev."""
+    ino: int
+    path: str
+    """Path, with ' (deleted)' where it is gone, '[heap]', '[stack]', '[vdso]' or ''."""
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
+
+
+def parse_area(line: str) -> Area:
+    """One line of maps (or the first line of an smaps entry)."""
+    f = line.split(None, 5)
+    start, _, end = f[0].partition("-")
+    major, _, minor = f[3].partition(":")
+    path = f[5].rstrip("\n") if len(f) > 5 else ""
+    if "\\" in path:
+        path = path.replace("\\012", "\n")
+    return Area(
+        int(start, 16), int(end, 16), f[1], int(f[2], 16),
+        os.makedev(int(major, 16), int(minor, 16)), int(f[4]), path,
+    )  # fmt: skip
+
+
+def maps(pid: int, tid: int | None = None) -> list[Area]:
+    """The memory areas of a process."""
+    where = f"/proc/{pid}/maps" if tid is None else f"/proc/{pid}/task/{tid}/maps"
+    return [parse_area(line) for line in text(where).splitlines()]
+
+
+def smaps(pid: int, tid: int | None = None) -> Iterator[tuple[Area, dict[str, str]]]:
+    """Areas with the fields of smaps ('VmFlags', 'KernelPageSize', ...). Walks page tables: dearer than `maps`."""
+    where = f"/proc/{pid}/smaps" if tid is None else f"/proc/{pid}/task/{tid}/smaps"
+    area: Area | None = None
+    fields: dict[str, str] = {}
+    for line in text(where).splitlines():
+        head = line.split(None, 1)[0]
+        if head.endswith(":"):
+            fields[head[:-1]] = line[len(head) :].strip()
+        else:
+            if area is not None:
+                yield area, fields
+            area, fields = parse_area(line), {}
+    if area is not None:
+        yield area, fields
+
+
+def descriptors(pid: int) -> list[int]:
+    """Numbers of the open descriptors of a process, ascending."""
+    return sorted(int(name) for name in os.listdir(f"/proc/{pid}/fd"))
+
+
+def boot_id() -> str:
+    """The identity of this boot of the machine."""
+    return text("/proc/sys/kernel/random/boot_id").strip()

@@ -1,0 +1,210 @@
+"""ptrace(2): requests, registers and stops.
+
+All requests for a tracee must come from the OS thread that attached to it. Only PTRACE_SEIZE is used: a seized task
+is not sent a SIGSTOP, and stops can be told from signals.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+
+from torpor.linux.libc import libc
+
+CONT = 7
+DETACH = 17
+SYSCALL = 24
+GETREGSET = 0x4204
+SETREGSET = 0x4205
+SETOPTIONS = 0x4200
+GETEVENTMSG = 0x4201
+GETSIGINFO = 0x4202
+SETSIGINFO = 0x4203
+SEIZE = 0x4206
+INTERRUPT = 0x4207
+LISTEN = 0x4208
+PEEKSIGINFO = 0x4209
+GETSIGMASK = 0x420A
+SETSIGMASK = 0x420B
+GETREGS = 12
+SETREGS = 13
+GET_RSEQ_CONFIGURATION = 0x420F
+
+O_TRACESYSGOOD = 1
+O_TRACECLONE = 8
+O_TRACEEXEC = 16
+O_EXITKILL = 1 << 20
+O_SUSPEND_SECCOMP = 1 << 21
+
+EVENT_CLONE = 3
+EVENT_EXEC = 4
+EVENT_STOP = 128
+
+NT_X86_XSTATE = 0x202
+
+WALL = 0x40000000
+
+_ptrace = libc.ptrace
+_ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+_ptrace.restype = ctypes.c_long
+
+
+def request(req: int, tid: int, addr: int = 0, data: int = 0) -> int:
+    """One ptrace request. Raises OSError (ESRCH: gone, or not stopped, or traced by another thread)."""
+    result: int = _ptrace(req, tid, addr, data)
+    if result == -1:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error), f"ptrace {req:#x} of {tid}")
+    return result
+
+
+REGISTERS = (
+    "r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss fs_base gs_base ds es fs gs"
+).split()
+
+
+class Regs(ctypes.Structure):
+    """struct user_regs_struct (arch/x86/include/asm/user_64.h)."""
+
+    _fields_ = [(name, ctypes.c_uint64) for name in REGISTERS]
+
+    r15: int
+    r14: int
+    r13: int
+    r12: int
+    rbp: int
+    rbx: int
+    r11: int
+    r10: int
+    r9: int
+    r8: int
+    rax: int
+    rcx: int
+    rdx: int
+    rsi: int
+    rdi: int
+    orig_rax: int
+    rip: int
+    cs: int
+    eflags: int
+    rsp: int
+    ss: int
+    fs_base: int
+    gs_base: int
+    ds: int
+    es: int
+    fs: int
+    gs: int
+
+    def copy(self) -> Regs:
+        return Regs.from_buffer_copy(self)
+
+
+class _IoVec(ctypes.Structure):
+    _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
+
+
+def get_regs(tid: int) -> Regs:
+    regs = Regs()
+    request(GETREGS, tid, 0, ctypes.addressof(regs))
+    return regs
+
+
+def set_regs(tid: int, regs: Regs) -> None:
+    request(SETREGS, tid, 0, ctypes.addressof(regs))
+
+
+def get_regset(tid: int, kind: int, size: int = 16384) -> bytes:
+    """A register set (NT_*) as the kernel lays it out."""
+    room = ctypes.create_string_buffer(size)
+    vector = _IoVec(ctypes.addressof(room), size)
+    request(GETREGSET, tid, kind, ctypes.addressof(vector))
+    return room.raw[: vector.length]
+
+
+def set_regset(tid: int, kind: int, data: bytes) -> None:
+    room = ctypes.create_string_buffer(data, len(data))
+    vector = _IoVec(ctypes.addressof(room), len(data))
+    request(SETREGSET, tid, kind, ctypes.addressof(vector))
+
+
+def get_mask(tid: int) -> int:
+    """The blocked signals of a stopped task: bit N-1 for signal N."""
+    mask = ctypes.c_uint64()
+    request(GETSIGMASK, tid, 8, ctypes.addressof(mask))
+    return mask.value
+
+
+def set_mask(tid: int, mask: int) -> None:
+    value = ctypes.c_uint64(mask)
+    request(SETSIGMASK, tid, 8, ctypes.addressof(value))
+
+
+def get_siginfo(tid: int) -> bytes:
+    """The siginfo of the signal-delivery-stop the task is in."""
+    info = ctypes.create_string_buffer(128)
+    request(GETSIGINFO, tid, 0, ctypes.addressof(info))
+    return info.raw
+
+
+def set_siginfo(tid: int, info: bytes) -> None:
+    room = ctypes.create_string_buffer(info, 128)
+    request(SETSIGINFO, tid, 0, ctypes.addressof(room))
+
+
+def event_message(tid: int) -> int:
+    """PTRACE_GETEVENTMSG: for EVENT_CLONE the new tid as the tracer sees it."""
+    message = ctypes.c_ulong()
+    request(GETEVENTMSG, tid, 0, ctypes.addressof(message))
+    return message.value
+
+
+class Rseq(ctypes.Structure):
+    """struct ptrace_rseq_configuration."""
+
+    _fields_ = [
+        ("pointer", ctypes.c_uint64),
+        ("size", ctypes.c_uint32),
+        ("signature", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+    ]
+
+
+def rseq_configuration(tid: int) -> tuple[int, int, int]:
+    """(address, size, signature) of the registered restartable-sequence area; address 0 if there is none.
+
+    Since Linux 5.13.
+    """
+    conf = Rseq()
+    request(GET_RSEQ_CONFIGURATION, tid, ctypes.sizeof(conf), ctypes.addressof(conf))
+    return conf.pointer, conf.size, conf.signature
+
+
+def pending(tid: int, shared: bool) -> list[bytes]:
+    """Pending signals as siginfo (128 bytes each), in queue order: of the process (`shared`) or of this thread.
+
+    Nothing is consumed (PTRACE_PEEKSIGINFO).
+    """
+    out: list[bytes] = []
+    room = ctypes.create_string_buffer(128 * 32)
+    while True:
+        args = ctypes.create_string_buffer(struct.pack("QIi", len(out), 1 if shared else 0, 32), 16)
+        count = request(PEEKSIGINFO, tid, ctypes.addressof(args), ctypes.addressof(room))
+        raw = room.raw
+        out += [raw[128 * i : 128 * (i + 1)] for i in range(count)]
+        if count < 32:
+            return out
+
+
+def wait(tid: int) -> int:
+    """Wait for the next stop, or the end, of one tracee; its wait status."""
+    _, status = os.waitpid(tid, WALL)
+    return status
+
+
+def poll(tid: int) -> int | None:
+    """The wait status of a tracee that has stopped or ended, None if it runs."""
+    found, status = os.waitpid(tid, WALL | os.WNOHANG)
+    return status if found else None

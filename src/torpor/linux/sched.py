@@ -1,0 +1,69 @@
+"""Scheduling attributes of one thread, read and set from outside by its tid.
+
+sched_getattr(2), sched_setattr(2), ioprio_set(2). (Affinity and nice: os.sched_getaffinity, os.getpriority.)
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from typing import NamedTuple
+
+from torpor.linux.arch.x86_64 import NR
+from torpor.linux.libc import syscall
+
+OTHER, FIFO, RR, BATCH, IDLE, DEADLINE = 0, 1, 2, 3, 5, 6
+
+FLAG_RESET_ON_FORK = 0x01
+FLAG_RECLAIM = 0x02
+FLAG_DL_OVERRUN = 0x04
+FLAG_UTIL_CLAMP = 0x20 | 0x40
+
+_ATTR = "=IIQiIQQQII"  # struct sched_attr (include/uapi/linux/sched/types.h), 56 bytes; 48 without the clamps
+_SIZE = struct.calcsize(_ATTR)
+_IOPRIO_GET = 252
+_WHO_PROCESS = 1
+
+
+class Attr(NamedTuple):
+    """struct sched_attr; times in nanoseconds."""
+
+    policy: int
+    flags: int
+    nice: int
+    priority: int
+    runtime: int
+    deadline: int
+    period: int
+    util_min: int
+    util_max: int
+
+
+def getattr_of(tid: int) -> Attr:
+    """The attributes of thread `tid` (0: of the calling one). Raises OSError."""
+    room = ctypes.create_string_buffer(_SIZE)
+    syscall(NR.sched_getattr, tid, ctypes.addressof(room), _SIZE, 0)
+    return Attr(*struct.unpack(_ATTR, room.raw)[1:])
+
+
+def setattr_of(tid: int, attr: Attr) -> None:
+    """Set them. Raises OSError (EPERM: more urgent than the caller may make it; EBUSY: no room for the
+    deadline)."""
+    room = ctypes.create_string_buffer(struct.pack(_ATTR, _SIZE, *attr), _SIZE)
+    syscall(NR.sched_setattr, tid, ctypes.addressof(room), 0)
+
+
+def get_ioprio(tid: int) -> int:
+    """I/O class (bits 13 and up) and priority of a thread; class 0: never set."""
+    return syscall(_IOPRIO_GET, _WHO_PROCESS, tid)
+
+
+def set_ioprio(tid: int, value: int) -> None:
+    """Set them. Raises OSError (EPERM: the real-time class without CAP_SYS_ADMIN)."""
+    syscall(NR.ioprio_set, _WHO_PROCESS, tid, value)
+
+
+def online() -> int:
+    """How many processors this machine has online."""
+    return os.sysconf("SC_NPROCESSORS_ONLN")

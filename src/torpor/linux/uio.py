@@ -1,0 +1,121 @@
+"""Memory of another process: process_vm_readv(2), process_vm_writev(2) and /proc/PID/mem."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import Any
+
+from torpor.linux.libc import libc
+
+
+class IoVec(ctypes.Structure):
+    """struct iovec."""
+
+    _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
+
+
+_arguments = [ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong]
+_readv = libc.process_vm_readv
+_readv.argtypes, _readv.restype = _arguments, ctypes.c_ssize_t
+_writev = libc.process_vm_writev
+_writev.argtypes, _writev.restype = _arguments, ctypes.c_ssize_t
+
+
+def _vectors(ranges: list[tuple[int, int]]) -> Any:
+    """An iovec array from (address, size) pairs."""
+    vectors = (IoVec * len(ranges))()
+    for vector, (address, size) in zip(vectors, ranges):
+        vector.base, vector.length = address, size
+    return vectors
+
+
+def _move(function: Any, what: str, pid: int, local: int, size: int, ranges: list[tuple[int, int]]) -> None:
+    near = IoVec(local, size)
+    far = _vectors(ranges)
+    done = function(pid, ctypes.addressof(near), 1, ctypes.addressof(far), len(ranges), 0)
+    if done != size:
+        error = ctypes.get_errno() if done < 0 else 14  # a partial transfer ends at a bad page: EFAULT
+        raise OSError(error, f"{os.strerror(error)}: {what} {size} bytes at {ranges[0][0]:#x} of process {pid}")
+
+
+def read(pid: int, address: int, size: int) -> bytes:
+    """`size` bytes at `address`. Raises OSError (EFAULT where any of it cannot be read)."""
+    room = ctypes.create_string_buffer(size)
+    _move(_readv, "reading", pid, ctypes.addressof(room), size, [(address, size)])
+    return room.raw
+
+
+def read_into(pid: int, ranges: list[tuple[int, int]], local: int, size: int) -> None:
+    """Gather at most 1024 (address, size) ranges into `size` bytes of our memory at address `local`."""
+    _move(_readv, "reading", pid, local, size, ranges)
+
+
+def write(pid: int, address: int, data: bytes) -> None:
+    """Write to memory that the process itself could write. Raises OSError (EFAULT)."""
+    if data:
+        room = ctypes.create_string_buffer(data, len(data))
+        _move(_writev, "writing", pid, ctypes.addressof(room), len(data), [(address, len(data))])
+
+
+def write_from(pid: int, ranges: list[tuple[int, int]], local: int, size: int) -> None:
+    """Scatter `size` bytes of our memory at `local` to at most 1024 (address, size) ranges."""
+    _move(_writev, "writing", pid, local, size, ranges)
+
+
+def force_write(pid: int, address: int, data: bytes | memoryview) -> None:
+    """Write through /proc/PID/mem, which passes over page protection of private mappings (FOLL_FORCE)."""
+    fd = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        done = 0
+        view = memoryview(data)
+        while done < len(view):
+            done += os.pwrite(fd, view[done:], address + done)
+    finally:
+        os.close(fd)
+
+
+def force_read(pid: int, address: int, size: int) -> bytes:
+    """Read through /proc/PID/mem: also what the process itself may not read (PROT_NONE)."""
+    fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.pread(fd, size, address)
+    finally:
+        os.close(fd)
+
+
+def address_of(buffer: Any) -> int:
+    """The address of a writable buffer (bytearray, mmap); it must be kept alive by the caller."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+
+
+def address_of_readonly(view: memoryview) -> int:
+    """The address of a contiguous buffer that may be read-only, for as long as its owner lives."""
+    return _address_of_object(view)
+
+
+class _PyBuffer(ctypes.Structure):
+    """Py_buffer (Include/cpython/object.h)."""
+
+    _fields_ = [
+        ("buf", ctypes.c_void_p),
+        ("obj", ctypes.py_object),
+        ("len", ctypes.c_ssize_t),
+        ("itemsize", ctypes.c_ssize_t),
+        ("readonly", ctypes.c_int),
+        ("ndim", ctypes.c_int),
+        ("format", ctypes.c_char_p),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("suboffsets", ctypes.c_void_p),
+        ("internal", ctypes.c_void_p),
+    ]
+
+
+def _address_of_object(thing: object) -> int:
+    view = _PyBuffer()
+    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(thing), ctypes.byref(view), 0)
+    try:
+        return int(view.buf or 0)
+    finally:
+        ctypes.pythonapi.PyBuffer_Release(ctypes.byref(view))

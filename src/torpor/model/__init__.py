@@ -1,0 +1,1 @@
+"""What several floors speak of: refusals and errors, references to saved bytes, sinks and sources."""

@@ -1,0 +1,68 @@
+"""What can go wrong, said so that a user can act on it.
+
+Every error that torpor raises on purpose is a `TorporError`; a command prints its text as one line and exits with
+`status`. Anything else that escapes is a defect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class TorporError(Exception):
+    """Something was attempted and failed, or was refused.
+
+    `status` is the exit status of the command: 1 if something was attempted and failed or was refused, 2 if nothing
+    was attempted because the request itself could not be understood (no such job, no such checkpoint, bad option).
+    """
+
+    status = 1
+
+
+class UsageError(TorporError):
+    """The request does not make sense: nothing of that name, a contradiction, an option with a bad value."""
+
+    status = 2
+
+
+class Refusal(NamedTuple):
+    """One thing that stands in the way of a checkpoint or a restart.
+
+    pid: the process as the job's user sees it on the host, or 0 where the reason is not in one process.
+    process: its name.  thing: what it is, in a few words.  way_out: what the user can do about it.
+    """
+
+    pid: int
+    process: str
+    thing: str
+    way_out: str
+
+    def __str__(self) -> str:
+        who = f"process {self.pid} ({self.process}): " if self.pid else ""
+        return f"{who}{self.thing}; {self.way_out}" if self.way_out else f"{who}{self.thing}"
+
+
+class Refused(TorporError):
+    """The checkpoint or restart was refused before anything was changed."""
+
+    def __init__(self, refusals: Iterable[Refusal], what: str = "cannot save") -> None:
+        self.refusals = tuple(refusals)
+        more = f" (and {len(self.refusals) - 1} more: torpor check)" if len(self.refusals) > 1 else ""
+        super().__init__(f"{what}: {self.refusals[0]}{more}")
+
+
+class CheckpointFailed(TorporError):
+    """A checkpoint did not come about; the job goes on and earlier checkpoints are whole."""
+
+
+class RestartFailed(TorporError):
+    """A restart did not come about; nothing of it is left."""
+
+
+class Damaged(TorporError):
+    """Something in the store is missing, truncated, altered or not ours."""
+
+
+class NotFound(UsageError):
+    """There is no job or checkpoint of that name."""

@@ -1,0 +1,49 @@
+"""eventfd: a counter.
+
+fdinfo shows the count (hexadecimal) and, from Linux 6.5, whether it is a semaphore. Older kernels show
+that nowhere, and asking by a read would be seen by the job: there it is taken for a plain counter.
+"""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+
+from torpor.linux import eventfd
+from torpor.posix.descriptors import fresh_info, info_value, set_status, status_flags
+from torpor.posix.service import Descriptor, DescriptorBase, Job, Restart
+
+
+class EventCounter(msgspec.Struct, frozen=True):
+    """An eventfd: its count and kind."""
+
+    flags: int
+    count: int
+    semaphore: bool = False
+
+
+class EventService(DescriptorBase):
+    name = "eventfd"
+    record = EventCounter
+
+    def claims(self, seen: Descriptor) -> bool:
+        return seen.target == "anon_inode:[eventfd]"
+
+    def capture(self, fd: int, seen: Descriptor, job: Job) -> EventCounter:
+        return parse(fresh_info(fd), status_flags(fd))
+
+    def create(self, record: EventCounter, restart: Restart) -> int:
+        semaphore = os.EFD_SEMAPHORE if record.semaphore else 0
+        fd = eventfd.create(record.count, os.EFD_CLOEXEC | os.EFD_NONBLOCK | semaphore)
+        set_status(fd, record.flags)
+        return fd
+
+
+def parse(info: list[str], flags: int) -> EventCounter:
+    """The record, from the lines of fdinfo."""
+    count = int(info_value(info, "eventfd-count") or "0", 16)
+    return EventCounter(flags, count, info_value(info, "eventfd-semaphore") == "1")
+
+
+SERVICE = EventService()

@@ -1,0 +1,1 @@
+"""Memory: the areas of a process, what is in them, and the layout the kernel keeps beside them."""

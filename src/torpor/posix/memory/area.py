@@ -1,0 +1,142 @@
+"""One memory area: what it is, told from /proc/PID/smaps, and the calls that make it again.
+
+What the kernel keeps for an area is its range, protection, what it maps, and flags: accounting, locking, advice. All of
+it shows in smaps ("VmFlags", Documentation/filesystems/proc.rst). An area comes back as what it was: anonymous memory
+as anonymous memory, a file mapping as a mapping of that file at that offset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from torpor.linux.arch.x86_64 import NR
+from torpor.linux.proc import Area
+from torpor.tracee.call import ANY, Call, call
+
+PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
+MAP_SHARED, MAP_PRIVATE, MAP_DROPPABLE, MAP_FIXED, MAP_ANONYMOUS = 1, 2, 8, 0x10, 0x20
+MAP_GROWSDOWN, MAP_NORESERVE, MAP_HUGETLB, MAP_FIXED_NOREPLACE = 0x100, 0x4000, 0x40000, 0x100000
+MAP_HUGE_SHIFT = 26
+MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
+
+ANONYMOUS = "anonymous"
+FILE = "file"
+OBJECT = "object"
+"""Memory that exists only while it is mapped or open: shared anonymous memory, memfd, deleted files."""
+KERNEL = "kernel"
+"""[vdso] and its data pages."""
+DROPPABLE = "droppable"
+
+ADVICE = {"sr": 2, "rr": 1, "dc": 10, "mg": 12, "hg": 14, "nh": 15, "dd": 16, "wf": 18}
+"""VmFlags that are set by madvise(2), and the advice."""
+
+KEPT = frozenset(("gd", "nr", "ac", "lo", "lf", "ht", "sl", *ADVICE))
+"""VmFlags that are recorded."""
+
+
+class AreaRecord(msgspec.Struct, frozen=True):
+    """A memory area.
+
+    kind: one of the constants above. prot: PROT_* bits. flags: those VmFlags that are kept. offset: into the mapped
+    file or object, bytes. what: the path of a mapped file (an index into Manifest.files), the number of a memory object,
+    or -1. descriptor: the open file description (Manifest.objects) an object is reached by, or -1. name: what maps shows ('[heap]', '[vdso]', ...). page: page size in bytes.
+    """
+
+    start: int
+    end: int
+    kind: str
+    prot: int
+    shared: bool
+    flags: tuple[str, ...]
+    offset: int = 0
+    what: int = -1
+    descriptor: int = -1
+    name: str = ""
+    page: int = 4096
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
+
+
+def prot_of(perms: str) -> int:
+    """'r-xp' to PROT_* bits."""
+    return (perms[0] == "r") * PROT_READ | (perms[1] == "w") * PROT_WRITE | (perms[2] == "x") * PROT_EXEC
+
+
+def kind_of(area: Area, flags: frozenset[str]) -> str:
+    """Which kind of memory an area is."""
+    path = area.path
+    if path in ("[vdso]", "[vvar]", "[vvar_vclock]"):
+        return KERNEL
+    if "dp" in flags:
+        return DROPPABLE
+    if area.ino == 0 or path == "/anon_hugepage (deleted)" and area.perms[3] == "p":
+        return ANONYMOUS
+    if path.endswith(" (deleted)"):
+        return OBJECT
+    return FILE
+
+
+def make(
+    record: AreaRecord, fd_of: Callable[[AreaRecord], int], parked_at: Callable[[AreaRecord], int] | None = None
+) -> Call:
+    """The call that makes the area, writable as far as its contents have to be put in.
+
+    fd_of: the descriptor (in the task) of the file or object. parked_at: where in the task's address space a shared
+    anonymous object has been mapped whole, for objects that have no descriptor.
+    """
+    prot = record.prot
+    if writable_first(record):
+        prot |= PROT_WRITE
+    if parked_at is not None and record.kind == OBJECT:
+        source = parked_at(record)
+        if source:
+            # mremap with old_size 0 makes a second mapping of a shared object (mremap(2)).
+            return call(
+                NR.mremap, source + record.offset, 0, record.size, MREMAP_MAYMOVE | MREMAP_FIXED, record.start
+            )
+    flags = MAP_FIXED | (MAP_SHARED if record.shared else MAP_PRIVATE)
+    fd = -1
+    if record.kind == DROPPABLE:
+        flags = MAP_FIXED | MAP_DROPPABLE | MAP_ANONYMOUS
+    elif record.kind == ANONYMOUS:
+        flags |= MAP_ANONYMOUS
+        if "gd" in record.flags:
+            flags |= MAP_GROWSDOWN
+    else:
+        fd = fd_of(record)
+    if "nr" in record.flags:
+        flags |= MAP_NORESERVE
+    if "ht" in record.flags and record.kind == ANONYMOUS:
+        flags |= MAP_HUGETLB | (record.page.bit_length() - 1) << MAP_HUGE_SHIFT
+    return call(NR.mmap, record.start, record.size, prot, flags, fd, 0 if fd < 0 else record.offset)
+
+
+def writable_first(record: AreaRecord) -> bool:
+    """Was the area writable once (it is accounted for) although it is not now? Then it is made so, filled and
+    protected, which also gives it the same accounting."""
+    return not record.shared and "ac" in record.flags and not record.prot & PROT_WRITE
+
+
+def finish(record: AreaRecord) -> list[Call]:
+    """The calls that follow once the contents are in: protection, advice, locking."""
+    calls = []
+    if parked := record.kind == OBJECT and record.shared:
+        calls.append(call(NR.mprotect, record.start, record.size, record.prot))
+    if not parked and writable_first(record):
+        calls.append(call(NR.mprotect, record.start, record.size, record.prot))
+    for flag in record.flags:
+        if flag in ADVICE:
+            # Advice the kernel of this host was built without is no loss of state.
+            calls.append(call(NR.madvise, record.start, record.size, ADVICE[flag], accept=(22,)))
+    if "lo" in record.flags:
+        calls.append(call(NR.mlock2, record.start, record.size, 1 if "lf" in record.flags else 0))
+    return calls
+
+
+def seal(record: AreaRecord) -> list[Call]:
+    """mseal(2), after everything else."""
+    return [call(462, record.start, record.size, 0, accept=ANY)] if "sl" in record.flags else []

@@ -1,0 +1,196 @@
+"""Memory of a stopped process becomes records and chunks."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from torpor.linux import proc, uio
+from torpor.linux.arch.x86_64 import NR
+from torpor.linux.pagemap import PAGE, Pagemap
+from torpor.model.data import CHUNK_SIZE, Sink
+from torpor.model.errors import Refusal, Refused
+from torpor.posix.memory import obstacles
+from torpor.posix.memory.area import (
+    ANONYMOUS,
+    DROPPABLE,
+    FILE,
+    KEPT,
+    KERNEL,
+    OBJECT,
+    PROT_READ,
+    AreaRecord,
+    kind_of,
+    prot_of,
+)
+from torpor.posix.memory.pages import Window, windows
+from torpor.tracee.call import ANY, Out, call
+from torpor.tracee.process import Process
+
+
+class Seen(NamedTuple):
+    """An area of a stopped process, before it is known what its file or object is called in the manifest."""
+
+    area: proc.Area
+    record: AreaRecord
+    resident: bool
+    """May it hold pages of its own (private memory present or swapped)?"""
+
+
+def look(process: Process) -> list[Seen]:
+    """The areas of a stopped process. Raises Refused for what cannot be saved."""
+    found = []
+    for area, fields in proc.smaps(process.pid, process.leader.tid):
+        if area.path == "[vsyscall]":
+            continue
+        flags = frozenset(fields["VmFlags"].split())
+        refusal = obstacles.refuse_flags(process.pid, process.comm, area, fields, flags)
+        if refusal is not None:
+            raise Refused([refusal])
+        record = AreaRecord(
+            area.start, area.end, kind_of(area, flags), prot_of(area.perms), area.perms[3] == "s",
+            tuple(sorted(flags & KEPT)), area.offset, -1, -1, area.path if area.path.startswith("[") else "",
+            int(fields["KernelPageSize"].split()[0]) * 1024,
+        )  # fmt: skip
+        # smaps counts huge TLB pages apart from the others.
+        counted = sum(int(fields.get(key, "0").split()[0]) for key in ("Rss", "Swap", "Private_Hugetlb", "Shared_Hugetlb"))
+        found.append(Seen(area, record, counted > 0))
+    return found
+
+
+def own_windows(pid: int, seen: Iterable[Seen]) -> Iterable[tuple[Window, bool]]:
+    """Windows of the private memory of a process that must be saved; with each, whether it can be read plainly."""
+    pagemap = Pagemap(pid)
+    try:
+        for area, record, resident in seen:
+            if not resident or record.shared or record.kind in (KERNEL, DROPPABLE):
+                continue
+            readable = bool(record.prot & PROT_READ)
+            if record.kind in (ANONYMOUS, FILE):
+                runs = pagemap.private(area.start, area.end)
+            else:
+                # A private mapping of an object that has no path: what was not copied is read through it as well.
+                runs = pagemap.present(area.start, area.end)
+            for window in windows(runs):
+                yield window, readable
+    finally:
+        pagemap.close()
+
+
+class Reader:
+    """Reads windows of one process into a buffer of its own; one per thread."""
+
+    def __init__(self) -> None:
+        self._room = mmap.mmap(-1, CHUNK_SIZE)
+        self._view = memoryview(self._room)
+        self._address = uio.address_of(self._room)
+
+    def read(self, pid: int, window: Window, plainly: bool) -> memoryview:
+        """The pages of a window, one after the other. The view is valid until the next call."""
+        size = window.size
+        if plainly:
+            try:
+                uio.read_into(pid, window.ranges(), self._address, size)
+                return self._view[:size]
+            except OSError:
+                pass  # protection may differ inside; /proc/PID/mem passes over it
+        at = 0
+        fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            for address, length in window.ranges():
+                done = 0
+                while done < length:
+                    part = os.pread(fd, length - done, address + done)
+                    if not part:
+                        raise OSError(14, f"reading {length} bytes at {address:#x} of process {pid}")
+                    self._view[at + done : at + done + len(part)] = part
+                    done += len(part)
+                at += length
+        finally:
+            os.close(fd)
+        return self._view[:size]
+
+
+def object_chunks(
+    sources: Iterable[tuple[Process, AreaRecord]], sink: Sink, resident: Callable[[Process, AreaRecord], bytes]
+) -> tuple[int, list[tuple[int, int, int]]]:
+    """The contents of a memory object, read through the mappings `sources` of it: (size, chunks).
+
+    Chunks are (offset, bytes, chunk); what is zero or was never touched is left out.
+    """
+    size = 0
+    have: set[int] = set()
+    chunks: list[tuple[int, int, int]] = []
+    zero = bytes(CHUNK_SIZE)
+    for process, record in sources:
+        size = max(size, record.offset + record.size)
+        present = resident(process, record)
+        for at in range(0, record.size, CHUNK_SIZE):
+            offset = record.offset + at
+            length = min(CHUNK_SIZE, record.size - at)
+            # Different mappings may be shifted against each other; pages are read once each.
+            pages = [
+                page
+                for page in range(offset // PAGE, (offset + length) // PAGE)
+                if page not in have and present[(page * PAGE - record.offset) // PAGE]
+            ]
+            have.update(pages)
+            for start, count in _runs(pages):
+                address = record.start + start * PAGE - record.offset
+                try:
+                    data = uio.force_read(process.pid, address, count * PAGE)
+                except OSError:
+                    continue  # beyond the end of the object
+                if data and not zero.startswith(data):
+                    chunks.append((start * PAGE, len(data), sink.put(data)))
+    return size, sorted(chunks)
+
+
+def _runs(pages: list[int]) -> list[tuple[int, int]]:
+    """(first, count) of runs of consecutive numbers."""
+    runs: list[tuple[int, int]] = []
+    for page in pages:
+        if runs and sum(runs[-1]) == page:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((page, 1))
+    return runs
+
+
+def touched_pages(process: Process, record: AreaRecord) -> bytes:
+    """One byte for each page of a shared mapping, not 0 where the object has a page there.
+
+    mincore(2) tells what is in memory; where the machine swaps, a page may also be there, and all are taken.
+    """
+    count = record.size // PAGE
+    if _swaps():
+        return b"\x01" * count
+    step = 32 * 1024
+    calls = [
+        call(NR.mincore, record.start + at * PAGE, min(step, count - at) * PAGE, Out(min(step, count - at)), accept=ANY)
+        for at in range(0, count, step)
+    ]
+    parts = []
+    for answer, asked in zip(process.run(calls), calls):
+        room = asked.args[2]
+        assert isinstance(room, Out)
+        parts.append(b"\x01" * room.size if answer.error else answer.outs[0])
+    return b"".join(parts)
+
+
+def _swaps() -> bool:
+    """Is any swap space in use?"""
+    for line in proc.text("/proc/swaps").splitlines()[1:]:
+        if int(line.split()[3]):
+            return True
+    return False
+
+
+def refuse_unreadable(process: Process, error: OSError) -> Refused:
+    """Memory that could not be read although it is there."""
+    return Refused([Refusal(process.pid, process.comm, f"memory could not be read: {error}", "try again")])
+
+
+__all__ = ["OBJECT", "Reader", "Seen", "look", "object_chunks", "own_windows", "touched_pages"]

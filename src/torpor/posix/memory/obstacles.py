@@ -1,0 +1,44 @@
+"""Memory that cannot be saved, named before anything is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torpor.linux import proc
+from torpor.model.errors import Refusal
+
+HARMLESS_DEVICES = ("/dev/zero", "/dev/zero (deleted)")
+
+
+def survey(pid: int) -> Iterable[Refusal]:
+    """Look at the maps of a process (host pid); it may be running."""
+    comm = proc.comm(pid)
+    for area in proc.maps(pid):
+        path = area.path
+        where = f"at {area.start:#x}"
+        if path.startswith("/dev/") and path not in HARMLESS_DEVICES and not path.startswith(("/dev/shm/", "/dev/hugepages/")):
+            yield Refusal(
+                pid, comm, f"maps the device {path} {where}", "a device's memory cannot be saved; run without that device"
+            )
+        elif path.startswith("/SYSV"):
+            yield Refusal(
+                pid, comm, f"has System V shared memory attached {where}", "not supported yet; use POSIX or mmap shared memory"
+            )
+        elif path.startswith("anon_inode:"):
+            yield Refusal(pid, comm, f"maps {path} {where}", "not supported; run without it")
+        elif path in ("[uprobes]", "[shstk]") or path.startswith("/[aio]"):
+            yield Refusal(pid, comm, f"has {path} memory {where}", "not supported yet; run without it")
+
+
+def refuse_flags(pid: int, comm: str, area: proc.Area, fields: dict[str, str], flags: frozenset[str]) -> Refusal | None:
+    """What only smaps shows of an area of a stopped process."""
+    where = f"memory at {area.start:#x} ({area.path or 'anonymous'})"
+    if flags & {"io", "pf", "mm"} and not area.path.startswith("[") and area.path not in HARMLESS_DEVICES:
+        return Refusal(pid, comm, f"{where} belongs to a device", "a device's memory cannot be saved; run without it")
+    if flags & {"um", "ui"}:
+        return Refusal(pid, comm, f"{where} is handled by a userfaultfd of the program", "not supported")
+    if "ss" in flags:
+        return Refusal(pid, comm, f"{where} is a shadow stack", "run it with GLIBC_TUNABLES=glibc.cpu.hwcaps=-SHSTK")
+    if fields.get("ProtectionKey", "0").strip() not in ("", "0"):
+        return Refusal(pid, comm, f"{where} has a protection key", "not supported yet")
+    return None

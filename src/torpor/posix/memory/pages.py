@@ -1,0 +1,94 @@
+"""The contents of memory, as chunks: which pages, in windows of 64, and how they are named in the manifest.
+
+A window is 64 pages on a fixed grid of addresses (256 KiB), so that pages never shift between checkpoints. A window's
+chunk is the concatenation of those of its pages that hold data; a 64-bit bitmap says which. All is kept in columns, since a process
+may have a hundred thousand windows.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import msgspec
+
+PAGE = 4096
+WINDOW_PAGES = 64
+WINDOW = PAGE * WINDOW_PAGES
+
+
+class Window(NamedTuple):
+    """Pages of one window: its address, and the bitmap of the pages that are meant (bit 0: the first)."""
+
+    address: int
+    bitmap: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of the pages."""
+        return self.bitmap.bit_count() * PAGE
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """(address, size) runs, ascending."""
+        return [(self.address + start * PAGE, count * PAGE) for start, count in runs_of(self.bitmap)]
+
+
+def runs_of(bitmap: int) -> list[tuple[int, int]]:
+    """(first bit, number of bits) of each run of ones."""
+    runs = []
+    at = 0
+    while bitmap:
+        zeros = (bitmap & -bitmap).bit_length() - 1
+        bitmap >>= zeros
+        at += zeros
+        ones = (~bitmap & (bitmap + 1)).bit_length() - 1
+        runs.append((at, ones))
+        bitmap >>= ones
+        at += ones
+    return runs
+
+
+def windows(runs: Iterable[tuple[int, int]]) -> Iterator[Window]:
+    """Cut ascending runs (start, end) of pages into windows."""
+    address, bitmap = -1, 0
+    for start, end in runs:
+        while start < end:
+            base = start - start % WINDOW
+            stop = min(end, base + WINDOW)
+            if base != address:
+                if bitmap:
+                    yield Window(address, bitmap)
+                address, bitmap = base, 0
+            count = (stop - start) // PAGE
+            bitmap |= ((1 << count) - 1) << ((start - base) // PAGE)
+            start = stop
+    if bitmap:
+        yield Window(address, bitmap)
+
+
+class PagesRecord(msgspec.Struct, frozen=True):
+    """Contents: column by column, little-endian. windows: u32, address / 256 KiB. bitmaps: u64. refs: u32."""
+
+    windows: bytes = b""
+    bitmaps: bytes = b""
+    refs: bytes = b""
+
+
+def pack(found: Iterable[tuple[Window, int]]) -> PagesRecord:
+    """Windows with the chunk that holds each, as a record."""
+    numbers, bitmaps, refs = array("I"), array("Q"), array("I")
+    for window, ref in found:
+        numbers.append(window.address // WINDOW)
+        bitmaps.append(window.bitmap)
+        refs.append(ref)
+    return PagesRecord(numbers.tobytes(), bitmaps.tobytes(), refs.tobytes())
+
+
+def unpack(record: PagesRecord) -> list[tuple[Window, int]]:
+    """The inverse of `pack`."""
+    numbers, bitmaps, refs = array("I"), array("Q"), array("I")
+    numbers.frombytes(record.windows)
+    bitmaps.frombytes(record.bitmaps)
+    refs.frombytes(record.refs)
+    return [(Window(n * WINDOW, b), r) for n, b, r in zip(numbers, bitmaps, refs)]

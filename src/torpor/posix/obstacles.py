@@ -1,0 +1,208 @@
+"""What stands in the way of saving a process or a thread as a whole: nothing that could be recorded, only
+refused.
+
+One function per obstacle; each looks at /proc and yields a refusal, or nothing. (Obstacles in one service's
+field are in its `survey`, those in memory in `memory/obstacles`.) A process that may not be looked at raises
+PermissionError, which the survey turns into its own line.
+
+Not looked at, since the kernel does not show them: Landlock rules, keyrings, the cookie of core scheduling.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+import threading
+from collections.abc import Callable, Iterable, Iterator
+
+import msgspec
+
+from torpor.linux import proc, ptrace
+from torpor.linux.arch.x86_64 import NR
+from torpor.linux.libc import syscall
+from torpor.model.errors import Refusal
+from torpor.posix.service import ProcessBase, ThreadBase
+from torpor.tracee.process import Process
+from torpor.tracee.task import Task
+
+_PF_KTHREAD = 0x00200000
+_KCMP_FILES, _KCMP_FS = 2, 3
+_GET_SYSCALL_USER_DISPATCH = 0x4210
+_SECCOMP = {1: "strict mode", 2: "filters"}
+
+
+class Seen:
+    """A process, or one of its threads, as the functions below look at it."""
+
+    def __init__(self, pid: int, tid: int) -> None:
+        self.pid, self.tid = pid, tid
+        self.status = proc.status(pid, tid)
+        self.name = self.status["Name"]
+
+    def refuse(self, thing: str, way_out: str) -> Refusal:
+        if self.tid != self.pid:
+            thing = f"thread {self.tid} {thing}"
+        return Refusal(self.pid, self.name, thing, way_out)
+
+
+def kernel_thread(seen: Seen) -> Iterator[Refusal]:
+    """Field 9 of stat: flags (include/linux/sched.h)."""
+    flags = int(proc.text(f"/proc/{seen.pid}/stat").rpartition(")")[2].split()[6])
+    if flags & _PF_KTHREAD:
+        yield seen.refuse("is a thread of the kernel", "choose a process of your own")
+
+
+def word_size(seen: Seen) -> Iterator[Refusal]:
+    """The class of its program's ELF header: 1 for 32 bits (i386 and x32), 2 for 64."""
+    try:
+        fd = os.open(f"/proc/{seen.pid}/exe", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        if os.read(fd, 5) == b"\x7fELF\x01":
+            yield seen.refuse(
+                "is a 32-bit program", "only 64-bit programs are supported; use its 64-bit build"
+            )
+    finally:
+        os.close(fd)
+
+
+def traced(seen: Seen) -> Iterator[Refusal]:
+    """TracerPid names the thread that traces it; ourselves we do not count."""
+    tracer = int(seen.status.get("TracerPid", "0"))
+    if tracer and not os.path.exists(f"/proc/self/task/{tracer}"):
+        yield seen.refuse(
+            f"is being traced by process {tracer} ({proc.comm(tracer)})", "end that tracer first"
+        )
+
+
+def seccomp(seen: Seen) -> Iterator[Refusal]:
+    """A filter would kill a task that makes our calls. Filters that bind torpor as well (a container's) do
+    not count: they were inherited, and are there again after the restart."""
+    mode = int(seen.status.get("Seccomp", "0"))
+    if not mode:
+        return
+    own = proc.status(os.getpid())
+    if (mode, seen.status.get("Seccomp_filters")) == (int(own["Seccomp"]), own.get("Seccomp_filters")):
+        return
+    yield seen.refuse(
+        f"uses seccomp ({_SECCOMP.get(mode, mode)})", "not supported yet; run the program without its sandbox"
+    )
+
+
+def tagged_addresses(seen: Seen) -> Iterator[Refusal]:
+    """Linear address masking: pointers with tags in them."""
+    if int(seen.status.get("untag_mask", "0xffffffffffffffff"), 16) != (1 << 64) - 1:
+        yield seen.refuse("uses tagged addresses (LAM)", "not supported yet; run it without")
+
+
+def shadow_stack(seen: Seen) -> Iterator[Refusal]:
+    """arch/x86/kernel/cpu/proc.c prints the thread's features."""
+    if "shstk" in seen.status.get("x86_Thread_features", "").split():
+        yield seen.refuse("has a shadow stack", "run it with GLIBC_TUNABLES=glibc.cpu.hwcaps=-SHSTK")
+
+
+def namespaces(seen: Seen) -> Iterator[Refusal]:
+    """Namespaces that the job made for itself: other ones than its parent's (or, where we may not look at
+    that, ours)."""
+    parent = int(seen.status["PPid"])
+    for kind in ("user", "pid", "mnt", "net", "ipc", "uts", "time", "cgroup"):
+        own = _namespace(seen.pid, kind)
+        others = _namespace(parent, kind), _namespace(parent, f"{kind}_for_children")
+        if not others[0]:
+            others = _namespace(os.getpid(), kind), ""
+        # A process with a new namespace for its children only has to be its own parent to show it.
+        split = kind in ("pid", "time") and _namespace(seen.pid, f"{kind}_for_children") not in ("", own)
+        if own and (own not in others or split):
+            yield seen.refuse(
+                f"is in a {kind} namespace of its own"
+                if not split
+                else f"has made a {kind} namespace for its children",
+                "not supported yet; run torpor inside the container, or the program without one",
+            )
+            return
+
+
+def _namespace(pid: int, kind: str) -> str:
+    """What a namespace link says; '' where it cannot be read or does not exist."""
+    if not pid:
+        return ""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/{kind}")
+    except OSError:
+        return ""
+
+
+def unshared(seen: Seen) -> Iterator[Refusal]:
+    """A thread that has made a descriptor table or a working directory of its own (unshare(2), clone(2))."""
+    if seen.tid == seen.pid:
+        return
+    for kind, what in ((_KCMP_FILES, "table of descriptors"), (_KCMP_FS, "working directory")):
+        try:
+            differs = syscall(NR.kcmp, seen.pid, seen.tid, kind, 0, 0) != 0
+        except OSError:
+            continue
+        if differs:
+            yield seen.refuse(f"has a {what} of its own", "not supported yet")
+
+
+def dispatch(seen: Seen) -> Iterator[Refusal]:
+    """System calls handed to a signal handler (PR_SET_SYSCALL_USER_DISPATCH): only its tracer sees it (Linux
+    6.4)."""
+    if int(seen.status.get("TracerPid", "0")) != threading.get_native_id():
+        return
+    room = ctypes.create_string_buffer(32)
+    try:
+        ptrace.request(_GET_SYSCALL_USER_DISPATCH, seen.tid, 32, ctypes.addressof(room))
+    except OSError:
+        return
+    if struct.unpack_from("<Q", room.raw)[0]:
+        yield seen.refuse(
+            "handles its own system calls (syscall user dispatch)", "not supported yet; run it without"
+        )
+
+
+PROCESS: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
+    kernel_thread,
+    word_size,
+    namespaces,
+    tagged_addresses,
+)
+THREAD: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (traced, seccomp, shadow_stack, unshared, dispatch)
+
+
+class Nothing(msgspec.Struct, frozen=True):
+    """Obstacles leave no record."""
+
+
+class ProcessObstacles(ProcessBase):
+    name = "process_obstacles"
+    record: type[msgspec.Struct] = Nothing
+
+    def survey(self, pid: int) -> Iterable[Refusal]:
+        seen = Seen(pid, pid)
+        for look in PROCESS:
+            found = list(look(seen))
+            if found:
+                return found
+        return ()
+
+    def capture(self, process: Process, answers: object) -> None:
+        return None
+
+
+class ThreadObstacles(ThreadBase):
+    name = "thread_obstacles"
+    record: type[msgspec.Struct] = Nothing
+
+    def survey(self, pid: int, tid: int) -> Iterable[Refusal]:
+        seen = Seen(pid, tid)
+        for look in THREAD:
+            found = list(look(seen))
+            if found:
+                return found
+        return ()
+
+    def capture(self, task: Task, answers: object) -> None:
+        return None

@@ -1,0 +1,40 @@
+"""The parent-death signal (PR_SET_PDEATHSIG): sent to a thread when the thread that created its process ends.
+
+Asked for and set with prctl(2), per thread. Set after everything else, since changing credentials clears it
+(commit_creds in kernel/cred.c), and always: the stub may have one of its own.
+
+The kernel does not tell which thread of the parent is waited for; afterwards it is the parent's first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from torpor.linux import prctl
+from torpor.linux.arch.x86_64 import NR
+from torpor.posix.service import Stage, Steps, ThreadBase
+from torpor.tracee.call import Answer, Call, Out, call
+from torpor.tracee.task import Task
+
+
+class ParentDeath(msgspec.Struct, frozen=True):
+    """signal: 0 for none."""
+
+    signal: int
+
+
+class ParentDeathService(ThreadBase):
+    name = "pdeath"
+    record: type[msgspec.Struct] = ParentDeath
+
+    def ask(self, task: Task) -> Sequence[Call]:
+        return [call(NR.prctl, prctl.GET_PDEATHSIG, Out(4), 0, 0, 0)]
+
+    def capture(self, task: Task, answers: Sequence[Answer]) -> ParentDeath:
+        return ParentDeath(int.from_bytes(answers[0].outs[0], "little"))
+
+    def restore(self, record: Any, task: Task) -> Steps:
+        return {Stage.LAST: [call(NR.prctl, prctl.SET_PDEATHSIG, record.signal, 0, 0, 0)]}

@@ -1,0 +1,276 @@
+"""Open regular files.
+
+The kernel keeps for one: the inode, the offset, the open flags, the locks. The file itself stays where it
+is; how much of it belongs to the checkpoint is a matter of policy (`files`):
+
+    auto   a file that the job had open for writing is cut back, at the restart, to the length it had,
+           and what was beyond is kept beside it; every other file has to be unchanged
+    save   the contents of what it had open for writing are in the checkpoint too and are put back
+    keep   nothing is touched
+
+A file without a name (deleted, or never named: O_TMPFILE) is always saved with its contents: nobody else
+keeps them.
+
+Nothing is changed in `create`, which only looks and opens; files are brought back in `finish`, when a
+restart can hardly fail any more. O_CREAT, O_EXCL and O_TRUNC are never replayed: the kernel does not even
+remember them.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+import msgspec
+
+from torpor.linux import mounts
+from torpor.model.errors import Refusal, Refused, RestartFailed
+from torpor.posix import inherited, locks, paths
+from torpor.posix.contents import Contents, load_file, store_file, writer
+from torpor.posix.descriptors import (
+    AT_OPEN,
+    O_ACCMODE,
+    O_PATH,
+    O_TMPFILE,
+    first_object,
+    is_type,
+    reopen,
+    set_status,
+    siblings,
+    status_flags,
+)
+from torpor.posix.directory import missing, open_again, unreachable
+from torpor.posix.paths import FileIdentity
+from torpor.posix.rewind import create_beside, cut_back, put_back
+from torpor.posix.service import Descriptor, DescriptorBase, Job, Restart
+
+MADE_UP = frozenset(
+    ("proc", "sysfs", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs", "configfs", "bpf", "efivarfs")
+)  # fmt: skip
+"""Filesystems whose files the kernel makes up when they are read: they have no length and no past."""
+
+
+class OpenFile(msgspec.Struct, frozen=True):
+    """An open regular file."""
+
+    file: FileIdentity
+    """Its path without ' (deleted)', size and so on at the checkpoint."""
+    flags: int
+    offset: int
+    written: bool = False
+    """Somebody in the job had it open for writing."""
+    keep: bool = False
+    """The policy at the checkpoint was to touch nothing."""
+    made_up: bool = False
+    deleted: bool = False
+    holder: int = -1
+    """The object whose record has the contents; -1 if they are not saved."""
+    contents: Contents | None = None
+    """Here only in the record of the holder."""
+    locks: tuple[locks.Lock, ...] = ()
+
+
+class RegularService(DescriptorBase):
+    name = "file"
+    record = OpenFile
+
+    def claims(self, seen: Descriptor) -> bool:
+        return (
+            is_type(seen, stat.S_IFREG)
+            and seen.target.startswith("/")
+            and not seen.target.startswith("/memfd:")
+        )
+
+    def survey(self, seen: Descriptor, job: Job) -> Refusal | None:
+        refusal = locks.refusal(seen)
+        if refusal:
+            return refusal
+        if not paths.is_deleted(seen.target, seen.dev, seen.ino):
+            return _no_mount(seen) or unreachable(seen, "a file")
+        link = f"/proc/{seen.pid}/fd/{seen.number}"
+        try:
+            if os.stat(link).st_nlink > 0:
+                return seen.refuse(
+                    f"{seen.target}, which has another name that cannot be found",
+                    "close it before the checkpoint",
+                )
+            if not os.access(link, os.R_OK):
+                return seen.refuse(
+                    f"{seen.target}, whose contents we have no right to read",
+                    "run torpor as its owner or as root",
+                )
+        except FileNotFoundError:
+            pass  # closed meanwhile; it will not be there in the second survey
+        return None
+
+    def capture(self, fd: int, seen: Descriptor, job: Job) -> OpenFile:
+        offset = os.lseek(fd, 0, os.SEEK_CUR)
+        flags = status_flags(fd)
+        deleted = paths.is_deleted(seen.target, seen.dev, seen.ino)
+        path = seen.target.removesuffix(paths.DELETED) if deleted else seen.target
+        file = paths.identity(fd, path)
+        held = locks.of_description(seen.info)
+        made_up = is_made_up(seen)
+        if made_up:
+            return OpenFile(file, flags, offset, made_up=True, locks=held)
+        same = [one for one in siblings(seen, job) if not one.flags & O_PATH]
+        written = any(one.access != os.O_RDONLY for one in same)
+        holder, contents = -1, None
+        # The bare policy `save` means what the job writes, not the data it reads; files named one by one are
+        # meant. No list names the empty path.
+        explicit = not job.save_contents("")
+        if deleted or ((written or explicit) and job.save_contents(path)):
+            mine = job.object_of(seen.pid, seen.number)
+            holder = first_object([one for one in same if inherited.role(one, job) < 0], job)
+            if mine is None or holder in (mine, -1):
+                try:
+                    contents = store_file(fd, job.sink)
+                except OSError as error:
+                    thing = f"{path}, whose contents cannot be read ({error.strerror})"
+                    raise Refused([seen.refuse(thing, "run torpor as its owner or as root")]) from None
+        return OpenFile(
+            file, flags, offset, written, job.files == "keep", False, deleted, holder, contents, held
+        )
+
+    def needs(self, record: OpenFile) -> tuple[int, ...]:
+        return (record.holder,) if record.contents is None and record.holder >= 0 else ()
+
+    def create(self, record: OpenFile, restart: Restart) -> int:
+        fd = self._nameless(record, restart) if record.deleted else self._named(record, restart)
+        set_status(fd, record.flags)
+        if record.offset:
+            os.lseek(fd, record.offset, os.SEEK_SET)
+        locks.set_again(fd, record.locks, record.file.path)
+        return fd
+
+    def finish(self, record: OpenFile, fd: int, restart: Restart) -> None:
+        if record.deleted or record.made_up or _kept(record, restart):
+            return
+        if record.contents is not None:
+            put_back(fd, record.file, record.contents, restart)
+        elif record.written and record.holder < 0 and record.flags & O_ACCMODE != os.O_RDONLY:
+            cut_back(fd, record.file, restart)
+
+    def _named(self, record: OpenFile, restart: Restart) -> int:
+        path = record.file.path
+        if record.contents is not None and not _kept(record, restart) and not os.path.lexists(path):
+            self._make(record.file, restart)
+        if not record.made_up and (record.holder < 0 or _kept(record, restart)):
+            verify(record, restart)
+        return open_again(path, record.flags, stat.S_IFREG)
+
+    def _make(self, file: FileIdentity, restart: Restart) -> None:
+        """Create a file that is gone; its contents come in `finish`."""
+        path = file.path
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            raise missing(path, "is gone, and so is its folder") from None
+        except OSError as error:
+            raise RestartFailed(f"cannot create {path} again: {error.strerror}") from None
+        restart.on_failure(lambda: os.unlink(path))
+        os.fchmod(fd, stat.S_IMODE(file.mode))
+        os.close(fd)
+
+    def _nameless(self, record: OpenFile, restart: Restart) -> int:
+        """A file without a name: made again, or another description of the one that was made."""
+        path = record.file.path
+        try:
+            if record.contents is None:
+                return self._reopen(restart.object(record.holder), record)
+            fd = self._made_again(record, restart)
+            own = writer(fd)
+            try:
+                load_file(record.contents, restart.source, own)
+                os.utime(own, ns=(record.file.mtime_ns, record.file.mtime_ns))
+                os.fchmod(own, stat.S_IMODE(record.file.mode))
+            finally:
+                os.close(own)
+            return fd
+        except OSError as error:
+            raise RestartFailed(f"cannot make {path} (deleted) again: {error.strerror}") from None
+
+    def _made_again(self, record: OpenFile, restart: Restart) -> int:
+        """A new empty file where the old one was, without a name already, open as the old one was."""
+        path = record.file.path
+        folder, base = os.path.split(path)
+        try:
+            if record.flags & O_TMPFILE:
+                # Not to be had by opening it once more: the flag is one of this one description.
+                return os.open(folder, os.O_TMPFILE | (record.flags & AT_OPEN) | os.O_CLOEXEC, 0o600)
+            maker, name = create_beside(path, 0o600)
+        except OSError as error:
+            instead = os.environ.get("TMPDIR", "/tmp")
+            restart.say(f"{path} (deleted) is made again in {instead}: {error.strerror}")
+            maker, name = create_beside(f"{instead}/{base}", 0o600)
+        try:
+            os.unlink(name)
+            return reopen(maker, record.flags)
+        finally:
+            os.close(maker)
+
+    def _reopen(self, fd: int, record: OpenFile) -> int:
+        try:
+            return reopen(fd, record.flags)
+        except PermissionError:
+            # Opened while its mode allowed it, or created without: ours, so the mode can be lent.
+            mode = stat.S_IMODE(os.fstat(fd).st_mode)
+            os.chmod(f"/proc/self/fd/{fd}", 0o600)
+            try:
+                return reopen(fd, record.flags)
+            finally:
+                os.chmod(f"/proc/self/fd/{fd}", mode)
+
+
+def verify(record: OpenFile, restart: Restart) -> None:
+    """Is the file still what the job may go on with? Raises Refused. Pure looking."""
+    file = record.file
+    if record.written:
+        if _kept(record, restart):
+            return
+        reason = paths.replaced(file)
+        if reason:
+            raise missing(
+                file.path, reason, "bring it back, or restart with --files=keep to go on with what is there"
+            )
+    else:
+        check_unchanged(file, restart)
+
+
+def check_unchanged(file: FileIdentity, restart: Restart) -> None:
+    """For a file that was only read or mapped: raises Refused if it changed, unless that was accepted."""
+    reason = paths.changed(file)
+    if reason and (reason == "is gone" or getattr(restart, "changed_files", "refuse") != "accept"):
+        way_out = (
+            "put it back" if reason == "is gone" else "bring it back, or restart with --changed-files=accept"
+        )
+        raise missing(file.path, reason, way_out)
+
+
+def is_made_up(seen: Descriptor) -> bool:
+    """Is the file on a filesystem whose files have no contents of their own?"""
+    if os.major(seen.dev):
+        return False
+    mount = mounts.of(seen.pid, seen.mnt_id)
+    return mount is not None and mount.kind in MADE_UP
+
+
+def _no_mount(seen: Descriptor) -> Refusal | None:
+    """Files of kernel facilities look like regular ones, but are on no mount."""
+    if os.major(seen.dev) or paths.is_at(seen.target, seen.dev, seen.ino):
+        return None
+    try:
+        mount = mounts.of(seen.pid, seen.mnt_id)
+    except OSError:
+        return None
+    if mount is None or mount.kind == "mqueue":
+        thing = f"{seen.target} on no mounted filesystem (a POSIX message queue or another kernel object)"
+        return seen.refuse(thing, "close it before the checkpoint")
+    return None
+
+
+def _kept(record: OpenFile, restart: Restart) -> bool:
+    return record.keep or restart.files == "keep"
+
+
+SERVICE = RegularService()

@@ -1,0 +1,115 @@
+"""A stored checkpoint, opened: its body and its chunks."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from typing import TYPE_CHECKING
+
+from blake3 import blake3
+
+from torpor.model.data import Buffer, Ref
+from torpor.model.errors import Damaged
+from torpor.store import chunk, pack, root
+from torpor.store.chunk import NAME
+from torpor.store.table import NOWHERE, Table
+
+if TYPE_CHECKING:
+    from torpor.store.backend import Backend
+
+MAPPED = 4
+"""Packs kept mapped: what is read of them counts as this process' resident memory until they are let go."""
+
+
+class Load:
+    """See model.data.Source. Made by Store.load."""
+
+    __slots__ = ("_backend", "_key", "_mapped", "_recent", "_table", "body", "info")
+
+    def __init__(
+        self, backend: Backend, key: bytes, info: root.RootInfo, table: Table, body: memoryview
+    ) -> None:
+        self.info = info
+        self.body = body
+        self._backend = backend
+        self._key = key
+        self._table = table
+        self._mapped: dict[int, memoryview] = {}
+        self._recent: list[int] = []
+
+    def get(self, ref: Ref) -> Buffer:
+        """The bytes of one chunk, read-only, verified by their name; safe from several threads.
+
+        A chunk that is stored raw is not copied: the buffer is a view of the pack's pages. Raises Damaged,
+        naming the checkpoint and the pack.
+        """
+        table = self._table
+        if not 0 <= ref < table.count:
+            raise Damaged(f"{self._where()}: it has no chunk {ref}")
+        number = table.pack[ref]
+        encoding, length = table.encoding[ref], table.length[ref]
+        if number == NOWHERE:
+            data = chunk.decode(encoding, b"", length)
+            if data is None or encoding != chunk.ZERO:
+                raise Damaged(f"{self._where()}: chunk {ref} is nowhere")
+            return data
+        view = self._mapped.get(number)
+        if view is None:
+            view = self._map(number)
+        start = table.offset[ref]
+        stored = view[start : start + table.stored[ref]]
+        if len(stored) != table.stored[ref]:
+            raise self._damaged(number, "is truncated")
+        data = stored if encoding == chunk.RAW else chunk.decode(encoding, stored, length)
+        name = table.names[ref * NAME : ref * NAME + NAME]
+        if data is None or len(data) != length or blake3(data, key=self._key).digest() != name:
+            raise self._damaged(number, f"is damaged (chunk {ref}, at {start})")
+        return data
+
+    @property
+    def refs(self) -> range:
+        """All references there are."""
+        return range(self._table.count)
+
+    def size(self, ref: Ref) -> int:
+        """How many bytes `get` will return."""
+        return self._table.length[ref]
+
+    def close(self) -> None:
+        """Let go of the packs. Buffers that were handed out stay good."""
+        self._mapped.clear()
+        self._recent.clear()
+
+    def _where(self) -> str:
+        return f"checkpoint {self.info.job}@{self.info.number}"
+
+    def _damaged(self, number: int, how: str) -> Damaged:
+        name = pack.path(self._table.packs[number])
+        return Damaged(f"{self._where()}: pack {self._backend.place}/{name} {how}")
+
+    def _map(self, number: int) -> memoryview:
+        """The bytes of a pack. A map goes when nothing refers to it any more, which is what makes forgetting
+        one safe while others still use it."""
+        if number >= len(self._table.packs):
+            raise Damaged(f"{self._where()}: its root is damaged")
+        name = pack.path(self._table.packs[number])
+        try:
+            path = self._backend.path(name)
+            if path is None:
+                view = memoryview(self._backend.get(name))
+            else:
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    size = os.fstat(fd).st_size
+                    view = memoryview(mmap.mmap(fd, size, prot=mmap.PROT_READ) if size else b"")
+                finally:
+                    os.close(fd)
+        except FileNotFoundError:
+            raise self._damaged(number, "is missing") from None
+        except OSError as error:
+            raise self._damaged(number, f"cannot be read: {error.strerror or error}") from None
+        self._mapped[number] = view
+        self._recent.append(number)
+        if len(self._recent) > MAPPED:
+            self._mapped.pop(self._recent.pop(0), None)
+        return view

@@ -1,0 +1,227 @@
+"""The store: checkpoints by name, kept in a place that a back end knows."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, TypeAlias
+
+import msgspec
+
+from torpor.model.errors import Damaged, NotFound, TorporError, UsageError
+from torpor.store import envelope, names, numbers, root
+from torpor.store.backend import Backend
+from torpor.store.folder import Folder, make_folders
+from torpor.store.load import Load
+from torpor.store.root import RootInfo
+
+if TYPE_CHECKING:
+    from torpor.store.save import Save
+
+CONFIG = "store"
+MAGIC = b"torporC\0"
+VERSION = 1
+FOLDERS = {"packs", "index", "roots", "claims", "leases", "warrants", "tmp"}
+
+
+# Inside the class, `list` is a method.
+RootInfos: TypeAlias = list[RootInfo]
+Strings: TypeAlias = list[str]
+
+
+class Config(msgspec.Struct, frozen=True):
+    """What holds for the whole store; the object `store`, made once and never changed."""
+
+    key: bytes
+    """32 random bytes: the key of chunk names."""
+
+
+def default_location() -> str:
+    """$TORPOR_STORE, else ${XDG_STATE_HOME:-~/.local/state}/torpor/store."""
+    if given := os.environ.get("TORPOR_STORE"):
+        return given
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return f"{state}/torpor/store"
+
+
+def open_store(location: str | None = None) -> Store:
+    """The store at `location` (a folder), or the default one. Nothing is made before the first save.
+
+    Raises UsageError if what is there cannot be used, Damaged if its configuration is.
+    """
+    backend = Folder(os.path.abspath(location or default_location()))
+    return Store(backend, required=bool(location))
+
+
+class Store:
+    """Saved checkpoints. Safe to use from several threads and processes, on several hosts, at once."""
+
+    def __init__(self, backend: Backend, required: bool = False) -> None:
+        """required: it is an error if there is no store and something is looked up in it."""
+        self.location = backend.place
+        self.backend = backend
+        self._required = required
+        self._config = self._read_config()
+
+    def begin(self, job: str) -> Save:
+        """Begin to save a checkpoint of `job`. The store is made if there is none yet.
+
+        Raises UsageError for an impossible name or a place that cannot be a store, CheckpointFailed if it
+        cannot be written to.
+        """
+        from torpor.store.save import Save  # a restart does without
+
+        names.check_job(job)
+        try:
+            return Save(self.backend, self._make().key, job)
+        except OSError as error:
+            raise _cannot(error, f"cannot write to {self.location}") from error
+
+    def load(self, job: str, number: int) -> Load:
+        """Open a checkpoint. Raises NotFound, Damaged."""
+        where = root.object_name(names.check_job(job), number)
+        what = f"checkpoint {job}@{number} ({self.location}/{where})"
+        config = self._config_or_none()
+        try:
+            if config is None:
+                raise FileNotFoundError
+            data = self.backend.get(where)
+        except FileNotFoundError:
+            raise NotFound(f"no checkpoint {job}@{number} in {self.location}") from None
+        except OSError as error:
+            raise Damaged(f"{what} cannot be read: {error.strerror or error}") from None
+        header, table, body = root.decode(data, what)
+        if (header.job, header.number) != (job, number):
+            raise Damaged(f"{what} is really {header.job}@{header.number}")
+        return Load(self.backend, config.key, self._info(header), table, body)
+
+    def list(self, job: str | None = None) -> RootInfos:
+        """The checkpoints there are, of one job or of all, by job and number. Only headers are read; a root
+        that is damaged is listed as such."""
+        return [self._look(name, n) for name in self._jobs(job) for n in numbers.existing(self.backend, name)]
+
+    def remove(self, job: str, number: int) -> None:
+        """Remove a checkpoint. What only it used is deleted by `collect`. Raises NotFound."""
+        where = root.object_name(names.check_job(job), number)
+        try:
+            self.backend.stat(where)
+            numbers.keep_claim(self.backend, job, number)
+            self.backend.delete(where)
+            self.backend.sync(f"roots/{job}")
+        except FileNotFoundError:
+            raise NotFound(f"no checkpoint {job}@{number} in {self.location}") from None
+        except OSError as error:
+            raise _cannot(error, f"cannot remove {job}@{number} from {self.location}", TorporError) from error
+
+    def resolve(self, name: str | None) -> RootInfo:
+        """The checkpoint that is meant by NAME (the newest), NAME@3, NAME@-1 (the newest but one), or by
+        nothing at all where there is only one job. Raises NotFound, UsageError. It may be one that is
+        damaged."""
+        wanted = names.parse(name)
+        found = {job: had for job in self._jobs(None) if (had := numbers.existing(self.backend, job))}
+        job = names.pick_job(wanted, list(found), self.location)
+        return self._look(job, names.pick_number(job, wanted.number, found[job]))
+
+    def collect(self) -> tuple[int, int]:
+        """Delete packs that no checkpoint refers to: how many, how many bytes. Raises TorporError.
+
+        Packs that a running save might rely on stay until a later collection.
+        """
+        from torpor.store.collect import collect
+
+        if self._config_or_none() is None:
+            return 0, 0
+        try:
+            return collect(self.backend)
+        except OSError as error:
+            raise TorporError(f"cannot clean up {self.location}: {error.strerror or error}") from error
+
+    # -- inside
+
+    def _jobs(self, job: str | None) -> Strings:
+        if self._config_or_none() is None:
+            return []
+        try:
+            return sorted(self.backend.list("roots")) if job is None else [names.check_job(job)]
+        except OSError as error:
+            raise _cannot(error, f"cannot read {self.location}", UsageError) from error
+
+    def _look(self, job: str, number: int) -> RootInfo:
+        where = root.object_name(job, number)
+        what = f"checkpoint {job}@{number}"
+        try:
+            data = self.backend.get(where, 0, root.HEADER_GUESS)
+            size = envelope.size(root.MAGIC, root.VERSION, data, what)
+            if size > len(data):
+                data = self.backend.get(where, 0, size)
+            header, length = root.decode_header(data, what)
+            if self.backend.stat(where).size != root.total_size(header, length):
+                raise Damaged(f"{what} is truncated")
+            if (header.job, header.number) != (job, number):
+                raise Damaged(f"{what} is really {header.job}@{header.number}")
+            return self._info(header)
+        except Damaged as error:
+            damage = str(error)
+        except OSError as error:
+            damage = f"{what} cannot be read: {error.strerror or error}"
+        return RootInfo(job, number, 0.0, 0, 0, self._path(where), {}, damage)
+
+    def _info(self, header: root.Header) -> RootInfo:
+        return RootInfo(
+            header.job,
+            header.number,
+            header.time,
+            header.bytes_total,
+            header.bytes_new,
+            self._path(root.object_name(header.job, header.number)),
+            header.label,
+        )
+
+    def _path(self, where: str) -> str:
+        return self.backend.path(where) or f"{self.location}/{where}"
+
+    def _config_or_none(self) -> Config | None:
+        """The configuration, or None if there is no store and none is required."""
+        if self._config is None:
+            self._config = self._read_config()
+        if self._config is None and self._required:
+            if self.backend.path(CONFIG) and not os.path.isdir(self.location):
+                raise NotFound(f"there is no store at {self.location}")
+            self._refuse_others()
+        return self._config
+
+    def _refuse_others(self) -> None:
+        """Raise UsageError if there are things that are not of a store, in a place without a
+        configuration."""
+        if others := sorted(set(self.backend.list("")) - FOLDERS - {CONFIG}):
+            found = f"not a store and not empty (it has {others[0]!r})"
+            raise UsageError(f"{self.location} is {found}; use another folder")
+
+    def _read_config(self) -> Config | None:
+        what = f"store {self.location}"
+        try:
+            data = self.backend.get(CONFIG)
+            return msgspec.msgpack.decode(envelope.unwrap(MAGIC, VERSION, data, what), type=Config)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _cannot(error, f"cannot open {what}", UsageError) from error
+        except msgspec.MsgspecError as error:
+            raise Damaged(f"{what} is damaged: {error}") from None
+
+    def _make(self) -> Config:
+        """The configuration, made if there is none. Raises OSError, UsageError."""
+        if self._config is None:
+            make_folders(self.location)
+            self._refuse_others()
+            config = msgspec.msgpack.encode(Config(os.urandom(32)))
+            self.backend.put(CONFIG, [envelope.wrap(MAGIC, VERSION, config)])
+            self._config = self._read_config()
+            if self._config is None:
+                raise OSError(f"{self.location} vanished")
+        return self._config
+
+
+def _cannot(error: OSError, what: str, kind: type[TorporError] | None = None) -> TorporError:
+    from torpor.model.errors import CheckpointFailed
+
+    return (kind or CheckpointFailed)(f"{what}: {error.strerror or error}")

@@ -1,0 +1,64 @@
+"""The command's end of the conversation with a supervisor."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+
+from torpor.model.errors import TorporError
+from torpor.supervise import protocol
+from torpor.supervise.registry import Entry
+
+HELLO_SECONDS = 5.0
+
+
+class NoSupervisor(TorporError):
+    """The job's supervisor went away before it had answered."""
+
+
+class NoAnswer(NoSupervisor):
+    """Nobody answers at the job's socket; nothing was asked."""
+
+
+def ask(
+    entry: Entry, request: protocol.Message, on_event: Callable[[protocol.Message], None] | None = None
+) -> protocol.Message:
+    """Send one request to the job's supervisor and return its result.
+
+    on_event: called with each event until then. Raises NoSupervisor, or the error that the supervisor met.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(HELLO_SECONDS)
+        greeted = False
+        try:
+            with protocol.Address(entry.folder) as path:
+                connection.connect(path)
+            if protocol.peer_uid(connection) not in (0, os.geteuid()):
+                raise TorporError(f"the socket of {entry.name} belongs to another user")
+            decoder = protocol.Decoder()
+            while True:
+                data = connection.recv(1 << 16)
+                if not data:
+                    raise (NoSupervisor if greeted else NoAnswer)(f"the supervisor of {entry.name} went away")
+                for message in decoder.feed(data):
+                    if not greeted:
+                        if message.get("torpor") != protocol.VERSION:
+                            raise TorporError(f"{entry.name} is supervised by another version of torpor")
+                        greeted = True
+                        connection.sendall(protocol.encode({"torpor": protocol.VERSION, **request}))
+                        connection.settimeout(None)
+                    elif "error" in message:
+                        raise protocol.raised(message["error"])
+                    elif "result" in message:
+                        result: protocol.Message = message["result"]
+                        return result
+                    elif on_event is not None:
+                        on_event(message)
+        except OSError as error:
+            kind = NoSupervisor if greeted else NoAnswer
+            raise kind(f"the supervisor of {entry.name} does not answer: {error.strerror or error}") from None
+        except ValueError as error:
+            raise TorporError(
+                f"{entry.name}: its socket does not speak torpor's protocol ({error})"
+            ) from None

@@ -1,0 +1,326 @@
+"""A running job, as the commands and the Python API hold it."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torpor.model.errors import NotFound, TorporError, UsageError
+from torpor.supervise import registry, state
+from torpor.supervise.registry import Entry, Pid
+from torpor.supervise.saving import Progress
+from torpor.supervise.tree import Member, Reach, describe, members, reach
+
+
+class Saved(NamedTuple):
+    """What a checkpoint came to.
+
+    bytes_total: memory and data in it; bytes_new: what this one added to the store.  seconds: from the
+    request to the commit; pause_seconds: how long the job stood still.  location: the store.  notes: lines
+    worth reading.
+    """
+
+    job: str
+    number: int
+    bytes_total: int
+    bytes_new: int
+    seconds: float
+    pause_seconds: float
+    location: str
+    processes: int
+    threads: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """As the commands take it: `train@3`."""
+        return f"{self.job}@{self.number}"
+
+
+class CheckedProcess(NamedTuple):
+    """A process of a job that was checked. pid on the host, vpid inside; bytes that would be saved."""
+
+    pid: int
+    vpid: int
+    comm: str
+    threads: int
+    bytes: int
+
+
+class Checked(NamedTuple):
+    """Could a job be saved? `refusals` is empty if so."""
+
+    refusals: tuple[str, ...]
+    processes: tuple[CheckedProcess, ...]
+    bytes: int
+
+
+class Job:
+    """A job on this host, supervised or (after its supervisor's death) not."""
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+
+    def __repr__(self) -> str:
+        return f"<torpor.Job {self.name} pid {self.pid}>"
+
+    @property
+    def name(self) -> str:
+        return self.entry.name
+
+    @property
+    def pid(self) -> int:
+        """The root process, on the host."""
+        return self.entry.root.pid
+
+    @property
+    def pid_inside(self) -> int:
+        """The root process, as the job sees it."""
+        return self.entry.root_vpid
+
+    @property
+    def log(self) -> str:
+        """Path of the log of a detached job, '' if it has none."""
+        return self.entry.log
+
+    @property
+    def alive(self) -> bool:
+        """Is its root running?"""
+        return self.entry.root.alive
+
+    @property
+    def state(self) -> str:
+        """'running', 'stopped', 'starting' or 'ended'; ', unsupervised' is added where the supervisor has
+        died."""
+        letter = self.entry.root.state
+        words = {"": "ended", "Z": "ended", "X": "ended", "T": "stopped"}
+        word = words.get(letter, "running") if self.entry.root.pid else "starting"
+        return word if self.entry.supervisor.alive else f"{word}, unsupervised"
+
+    def processes(self) -> list[Member]:
+        """Its processes now, parents first."""
+        return describe(reach(self.entry))
+
+    def checkpoint(
+        self,
+        *,
+        stop: bool = False,
+        files: str = "auto",
+        store: str | None = None,
+        name: str | None = None,
+        progress: Progress | None = None,
+    ) -> Saved:
+        """Save the job; it goes on running unless `stop`.
+
+        files: 'auto', 'keep', 'save' or 'save:PATH,...'.  store, name: other than those the job was started
+        with. Raises Refused, CheckpointFailed; the job then goes on unharmed.
+        """
+        request = {
+            "do": "checkpoint", "stop": stop, "files": files, "store": _absolute(store), "name": name or "",
+        }  # fmt: skip
+
+        def direct() -> dict[str, Any]:
+            from torpor.supervise import saving
+
+            plain = saving.save(
+                registry.check_name(name or self.name), self._reach(), _absolute(store) or self.entry.store,
+                stop=stop, files=files, progress=progress,
+            )  # fmt: skip
+            self.entry = self.entry._replace(saved=f"{plain['job']}@{plain['number']}", saved_at=time.time())
+            if self.entry.alive:
+                registry.update(self.entry)
+            plain["notes"].append(f"the supervisor of {self.name} does not answer: saved without it")
+            return plain
+
+        return as_saved(self._ask(request, direct, progress))
+
+    def check(self) -> Checked:
+        """Could it be saved, and how large would that be? Touches nothing."""
+
+        def direct() -> dict[str, Any]:
+            from torpor.supervise import saving
+
+            return saving.check(self._reach())
+
+        return as_checked(self._ask({"do": "check"}, direct, None))
+
+    def wait(self) -> int:
+        """Wait for its end. Returns the exit status, or minus the signal that killed it, as subprocess does.
+
+        Raises TorporError where it ended unsupervised, so that nobody knows the status.
+        """
+        return os.waitstatus_to_exitcode(self.wait_status())
+
+    def wait_status(self) -> int:
+        """The same as a wait status (see os.WIFSIGNALED)."""
+        from torpor.supervise.client import NoSupervisor, ask
+
+        try:
+            return int(ask(self.entry, {"do": "wait"})["status"])
+        except NoSupervisor:
+            pass
+        if self.entry.root.alive:
+            try:
+                with _PidFd(self.pid) as fd:
+                    poll = select.poll()
+                    poll.register(fd, select.POLLIN)
+                    poll.poll()
+            except ProcessLookupError:
+                pass
+        told = state.ended(self.name) if self.entry.log else None
+        if told is not None and told.time >= self.entry.started:
+            return told.status
+        raise TorporError(
+            f"{self.name} has ended; its exit status is not known, because its supervisor had died"
+        )
+
+    def stop(self, number: int = signal.SIGTERM, grace: float = 10.0) -> bool:
+        """End the job: send every process that signal, and SIGKILL to what is left after `grace` seconds.
+
+        Returns whether SIGKILL was needed.
+        """
+        found = {Pid.of(pid) for pid in members(self._reach())}
+        _signal(found, number)
+        _signal(found, signal.SIGCONT)  # stopped processes end only once they run
+        if self.entry.supervisor.state == "T":
+            _signal({self.entry.supervisor}, signal.SIGCONT)
+        deadline = time.monotonic() + grace
+        pause = 0.01
+        while left := _living(found):
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(pause)
+            pause = min(0.1, pause * 1.5)
+        else:
+            return False
+        for _ in range(100):  # as long as something is forked faster than we look
+            for one in list(left):
+                left |= {Pid.of(pid) for pid in members(Reach(one.pid, True, self.entry.skip, one.pid))}
+            _signal(left | {self.entry.reaper}, signal.SIGKILL)
+            time.sleep(0.02)
+            left = _living(left)
+            if not left:
+                return True
+        raise TorporError(f"{self.name}: {len(left)} processes cannot be killed")
+
+    def _reach(self) -> Reach:
+        where = reach(self.entry)
+        if not self.entry.alive:
+            raise NotFound(f"{self.name} has ended")
+        return where
+
+    def _ask(
+        self, request: dict[str, Any], direct: Callable[[], dict[str, Any]], progress: Progress | None
+    ) -> dict[str, Any]:
+        """Have the supervisor do it, or do it here where none answers: dead, or stopped together with its
+        job."""
+        if self.entry.supervised:
+            from torpor.supervise.client import NoAnswer, ask
+
+            def on_event(event: dict[str, Any]) -> None:
+                if progress is not None and event.get("event") == "progress":
+                    progress(str(event["phase"]), int(event["done"]), int(event["total"]))
+
+            try:
+                return ask(self.entry, request, on_event)
+            except NoAnswer:
+                if self.entry.supervised:
+                    raise
+        return direct()
+
+
+class _PidFd:
+    """pidfd_open(2) for the length of a `with`. Raises ProcessLookupError."""
+
+    def __init__(self, pid: int) -> None:
+        self.fd = os.pidfd_open(pid)
+
+    def __enter__(self) -> int:
+        return self.fd
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self.fd)
+
+
+def _signal(pids: set[Pid], number: int) -> None:
+    for one in pids:
+        if one.alive:
+            try:
+                os.kill(one.pid, number)
+            except OSError:
+                continue
+
+
+def _living(pids: set[Pid]) -> set[Pid]:
+    return {one for one in pids if one.alive}
+
+
+def _absolute(store: str | None) -> str:
+    """A location that means the same to a supervisor in another folder; URLs of later back ends are left
+    alone."""
+    if not store:
+        return ""
+    return store if "://" in store else os.path.abspath(store)
+
+
+def as_saved(plain: dict[str, Any]) -> Saved:
+    """Of a report's plain values."""
+    return Saved(**{key: plain[key] for key in Saved._fields if key != "notes"}, notes=tuple(plain["notes"]))
+
+
+def as_checked(plain: dict[str, Any]) -> Checked:
+    """Of a report's plain values."""
+    return Checked(
+        tuple(plain["refusals"]),
+        tuple(CheckedProcess(*fields) for fields in plain["processes"]),
+        int(plain["bytes"]),
+    )
+
+
+def _foreign(pid: int) -> Reach:
+    """The tree of a process that was never started under torpor. Raises NotFound, UsageError."""
+    if pid <= 0 or not os.path.exists(f"/proc/{pid}"):
+        raise NotFound(f"there is no process {pid}")
+    where = Reach(pid, True, (), pid)
+    if os.getpid() in members(where):
+        raise UsageError(f"process {pid} is an ancestor of this command: ask from somewhere else")
+    return where
+
+
+def checkpoint_pid(
+    pid: int,
+    *,
+    stop: bool = False,
+    files: str = "auto",
+    store: str | None = None,
+    name: str | None = None,
+    progress: Progress | None = None,
+) -> Saved:
+    """Save the tree of process `pid`, whoever started it; as `Job.checkpoint`.
+
+    It gets the name `name`, or else NAME-PID of the process, so that a second checkpoint of the same process
+    continues the series and another process of that name does not.
+    """
+    from torpor.linux import proc
+    from torpor.supervise import saving
+
+    for entry in registry.jobs():
+        if entry.root.pid == pid:
+            return Job(entry).checkpoint(stop=stop, files=files, store=store, name=name, progress=progress)
+    where = _foreign(pid)
+    label = registry.check_name(name) if name else registry.fit_name(f"{proc.comm(pid)}-{pid}")
+    return as_saved(saving.save(label, where, _absolute(store), stop=stop, files=files, progress=progress))
+
+
+def check_pid(pid: int) -> Checked:
+    """Could the tree of process `pid` be saved? Touches nothing."""
+    from torpor.supervise import saving
+
+    for entry in registry.jobs():
+        if entry.root.pid == pid:
+            return Job(entry).check()
+    return as_checked(saving.check(_foreign(pid)))

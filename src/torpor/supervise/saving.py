@@ -1,0 +1,166 @@
+"""Checkpoints of a running job: in the supervisor's worker thread, or by the command itself if nobody
+supervises it."""
+
+from __future__ import annotations
+
+import _thread
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from torpor.supervise.tree import Reach
+
+if TYPE_CHECKING:
+    from torpor.checkpoint.save import SaveReport
+    from torpor.checkpoint.survey import CheckReport
+
+Progress: TypeAlias = Callable[[str, int, int], None]
+"""phase, bytes done, bytes in all."""
+
+
+class Guard:
+    """Held by a save from freeze to release: whoever waits for children must not do so meanwhile.
+
+    A wait in any thread of the tracing process would take the tracees' stops away from the save.
+    """
+
+    def __init__(self) -> None:
+        self._lock = _thread.allocate_lock()
+        self.on_release: Callable[[], None] = lambda: None
+
+    def __enter__(self) -> Guard:
+        self._lock.acquire()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._lock.release()
+        self.on_release()
+
+    def try_enter(self) -> bool:
+        """For the loop: enter unless a save holds it. Leave with `leave`."""
+        return self._lock.acquire(blocking=False)
+
+    def leave(self) -> None:
+        """The loop has done its waiting."""
+        self._lock.release()
+
+
+def save(
+    name: str,
+    where: Reach,
+    store: str,
+    *,
+    stop: bool = False,
+    files: str = "auto",
+    streams: Mapping[int, int] | None = None,
+    progress: Progress | None = None,
+    guard: Guard | None = None,
+) -> dict[str, Any]:
+    """Make a checkpoint of the processes in `where` as the next one of job `name`; returns the report as
+    plain values.
+
+    streams: what the job inherited, by its number there, and our own descriptor of it; None if we hold none.
+    Raises what `torpor.checkpoint.save.save` raises. To be called in one thread from start to end.
+    """
+    from torpor.checkpoint.save import SaveRequest
+    from torpor.checkpoint.save import save as run
+    from torpor.store import open_store
+
+    request = SaveRequest(
+        name=name,
+        tree=where.tree(),
+        store=open_store(store or None),
+        stop=stop,
+        files=files,
+        streams=_streams(streams),
+        parent_is_reaper=where.parent_is_reaper,
+        progress=progress,
+        guard=guard or Guard(),
+    )
+    return plain_report(run(request))
+
+
+def check(where: Reach, streams: Mapping[int, int] | None = None) -> dict[str, Any]:
+    """Could these processes be saved? Reads /proc only. Returns the report as plain values."""
+    from torpor.checkpoint.survey import check as run
+
+    return plain_check(run(where.tree(), _streams(streams)))
+
+
+def _streams(held: Mapping[int, int] | None) -> list[Any]:
+    from torpor.posix.service import Stream
+
+    if held is None:
+        return [Stream(number, -1) for number in (0, 1, 2)]
+    return [Stream(number, fd) for number, fd in sorted(held.items())]
+
+
+def plain_report(report: SaveReport) -> dict[str, Any]:
+    """A SaveReport as plain values."""
+    names = ("job", "number", "bytes_total", "bytes_new", "seconds", "pause_seconds", "location", "processes",
+             "threads")  # fmt: skip
+    return {**{name: getattr(report, name) for name in names}, "notes": list(report.notes)}
+
+
+def plain_check(report: CheckReport) -> dict[str, Any]:
+    """A CheckReport as plain values."""
+    return {
+        "refusals": [str(refusal) for refusal in report.refusals],
+        "processes": [[p.pid, p.vpid, p.comm, p.threads, p.bytes] for p in report.processes],
+        "bytes": report.bytes,
+    }
+
+
+class Worker:
+    """Runs one thing at a time in a thread of its own, and tells the loop through a descriptor.
+
+    A thread is started for each: ptrace belongs to the thread that attached, and between checkpoints there is
+    no reason to keep one.
+    """
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.busy = ""
+        """What is being done, '' if nothing is."""
+        self._posts: list[Callable[[], None]] = []
+
+    def post(self, callback: Callable[[], None]) -> None:
+        """From any thread: have the loop call this. Appending to a list is atomic."""
+        self._posts.append(callback)
+        self.wake()
+
+    def wake(self) -> None:
+        os.eventfd_write(self.fd, 1)
+
+    def start(
+        self, what: str, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None]
+    ) -> None:
+        """Call `work()` in a new thread, then `done(result, error)` in the loop."""
+        import threading
+
+        self.busy = what
+
+        def body() -> None:
+            result: Any = None
+            error: BaseException | None = None
+            try:
+                result = work()
+            except BaseException as caught:
+                error = caught
+
+            def finish() -> None:
+                self.busy = ""
+                done(result, error)
+
+            self.post(finish)
+
+        threading.Thread(target=body, name=what, daemon=True).start()
+
+    def deliver(self, _events: int = 0) -> None:
+        """The loop's callback: carry out what was posted."""
+        try:
+            os.eventfd_read(self.fd)
+        except BlockingIOError:
+            pass
+        while self._posts:
+            self._posts.pop(0)()

@@ -1,0 +1,82 @@
+"""What outlives a job that ran detached: its log, and how it ended.
+
+In `${XDG_STATE_HOME:-~/.local/state}/torpor/jobs/NAME/`, files 0600: a log may hold anything the program
+said.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any, NamedTuple
+
+
+class Ended(NamedTuple):
+    """How a detached job ended. status: its wait status; time: seconds since the epoch."""
+
+    status: int
+    time: float
+
+
+def folder(name: str) -> str:
+    """The state folder of a job; it need not exist."""
+    base = os.environ.get("XDG_STATE_HOME", "")
+    if not base.startswith("/"):
+        home = os.path.expanduser("~")
+        base = f"{home}/.local/state" if home.startswith("/") else f"/tmp/torpor-{os.geteuid()}/.state"
+    return f"{base}/torpor/jobs/{name}"
+
+
+def open_log(name: str, fresh: bool) -> tuple[int, str]:
+    """A descriptor of the job's log, to be written at its end, and the log's path.
+
+    fresh: a new program; the log of an earlier job of that name is kept as `log.1`. Raises OSError.
+    """
+    where = folder(name)
+    os.makedirs(where, 0o700, exist_ok=True)
+    path = f"{where}/log"
+    if fresh and os.path.exists(path):
+        os.rename(path, f"{path}.1")
+    try:
+        os.unlink(f"{where}/ended.json")
+    except FileNotFoundError:
+        pass
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(path, flags, 0o600), path
+
+
+def record_end(log: str, status: int) -> None:
+    """Write down beside the log how the job ended, for a `wait` that comes later."""
+    where = f"{log.rpartition('/')[0]}/ended.json"
+    try:
+        fd = os.open(where, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return
+    try:
+        os.write(fd, json.dumps({"status": status, "time": time.time()}).encode())
+    except OSError:
+        pass
+    finally:
+        os.close(fd)
+
+
+def ended(name: str) -> Ended | None:
+    """How the last detached job of that name ended; None if there was none, or nobody knows."""
+    try:
+        with open(f"{folder(name)}/ended.json", "rb") as file:
+            plain: dict[str, Any] = json.loads(file.read())
+        return Ended(int(plain["status"]), float(plain["time"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def remove(name: str) -> None:
+    """Delete the log and what else there is of a job that is over."""
+    where = folder(name)
+    try:
+        for part in os.listdir(where):
+            os.unlink(f"{where}/{part}")
+        os.rmdir(where)
+    except OSError:
+        pass

@@ -1,0 +1,324 @@
+"""The supervisor of one job: waits for its end, passes signals on, answers commands, has checkpoints made.
+
+It is the job's parent (or, after a restart, the parent of the namespace's PID 1) and a child-subreaper, so
+that orphans of the job stay below it. It stays out of the way: between events it sleeps in poll(2). Were it
+to die, the job would go on running; only its exit status would be lost.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from torpor.linux.libc import syscall
+from torpor.model.errors import TorporError
+from torpor.supervise import protocol, registry
+from torpor.supervise.loop import Loop
+from torpor.supervise.registry import Entry
+from torpor.supervise.saving import Guard, Worker
+from torpor.supervise.server import Connection, Server, text
+from torpor.supervise.signals import STOPS, Got, Signals
+from torpor.supervise.terminal import Terminal
+from torpor.supervise.tree import members, reach
+
+_NR_PRCTL = 157
+_PR_SET_CHILD_SUBREAPER = 36
+FROM_TERMINAL = STOPS | {signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGWINCH}
+"""What the kernel sends to a whole group on a terminal's behalf."""
+TICK_SECONDS = 30.0
+"""How often to look whether our entry in the runtime folder still exists: the end of a login session deletes
+$XDG_RUNTIME_DIR, also under jobs that are to outlive it."""
+
+
+def become_subreaper() -> None:
+    """Orphans among our descendants become our children. Call before the job is started."""
+    syscall(_NR_PRCTL, _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+class Supervisor:
+    """Supervises the job of `entry`, whose root runs already.
+
+    events: descriptor on which the root's changes of state are read (restarted jobs, contract of
+    `Restarted.events`), or -1: the root is our child.  streams: what the job inherited, by its number there,
+    and our own descriptor of the same open file.
+    """
+
+    def __init__(
+        self, entry: Entry, signals: Signals, terminal: Terminal, streams: Mapping[int, int], events: int = -1
+    ) -> None:
+        self.entry = entry
+        self.status: int | None = None
+        """The root's wait status, once it has ended."""
+        self._signals = signals
+        self._terminal = terminal
+        self._streams = streams
+        self._events = events
+        self._lines = b""
+        self._stop_pending = 0
+        self._root_stopped = 0
+        self._reap_pending = False
+        self._waiting: list[Connection] = []
+        self._following: list[Connection] = []
+        self._loop = Loop()
+        self._guard = Guard()
+        self._worker = Worker()
+        self._guard.on_release = self._worker.wake
+        self._server = Server(self._loop, {"name": entry.name, "pid": os.getpid()}, self._handle)
+
+    def run(self) -> int:
+        """Until the root has ended. Returns its wait status."""
+        self._loop.watch(self._signals.fd, self._on_signals)
+        self._loop.watch(self._worker.fd, self._on_worker)
+        if self._events >= 0:
+            self._loop.watch(self._events, self._on_events)
+        self._listen()
+        self._reap()
+        self._loop.later(TICK_SECONDS, self._tick)
+        if not self._finished():
+            self._loop.run()
+        return self._end()
+
+    # -- the root
+    # ---------------------------------------------------------------------------------------------
+
+    def _on_signals(self, _events: int) -> None:
+        for got in self._signals.drain():
+            if got.number == signal.SIGCHLD:
+                self._reap_pending = True
+            elif got.number == signal.SIGCONT:
+                if self._root_stopped and not got.from_kernel and self._root_alive():
+                    self._terminal.resume(self.entry.root)
+            elif not self._told_already(got):
+                self._pass_on(got.number)
+        if self._reap_pending:
+            self._reap()
+        self._after()
+
+    def _told_already(self, got: Got) -> bool:
+        """Has the program got this signal too? The terminal speaks to the whole foreground group. And a
+        program that signals its parent does not mean itself."""
+        if got.from_kernel:
+            if self._events >= 0:  # a group of its own: what the terminal sends us it has not seen
+                return got.number in (signal.SIGTTIN, signal.SIGTTOU)
+            return got.number in FROM_TERMINAL
+        return bool(got.sender) and got.sender in members(reach(self.entry))
+
+    def _pass_on(self, number: int) -> None:
+        if self._root_alive():
+            try:
+                os.kill(self.entry.root.pid, number)
+            except OSError:
+                pass
+
+    def _root_alive(self) -> bool:
+        return self.status is None and self.entry.root.alive
+
+    def _reap(self) -> None:
+        """Take the states of our children: the root's, and those of orphans that have become ours."""
+        self._reap_pending = True
+        if not self._guard.try_enter():
+            return  # a save is tracing; it wakes us when it has let go
+        self._reap_pending = False
+        try:
+            while True:
+                seen = os.waitid(os.P_ALL, 0, os.WEXITED | os.WSTOPPED | os.WCONTINUED | os.WNOHANG)
+                if seen is None:
+                    return
+                if seen.si_pid == self.entry.root.pid and self._events < 0:
+                    self._root_changed(seen.si_code, seen.si_status)
+        except ChildProcessError:
+            if self._events < 0 and self.status is None:
+                # Somebody else has taken the root's status: it cannot be known any more.
+                self.status = 255 << 8
+        finally:
+            self._guard.leave()
+
+    def _root_changed(self, code: int, value: int) -> None:
+        if code == os.CLD_EXITED:
+            self.status = value << 8
+        elif code in (os.CLD_KILLED, os.CLD_DUMPED):
+            self.status = value
+        elif code == os.CLD_STOPPED:
+            self._root_stopped = self._stop_pending = value
+            self._tell({"event": "stop", "signal": value})
+        elif code == os.CLD_CONTINUED:
+            self._root_stopped = self._stop_pending = 0
+            self._tell({"event": "continue"})
+
+    def _on_events(self, _events: int) -> None:
+        """A restarted job: its root's parent stand-in writes what a wait would have told."""
+        try:
+            data = os.read(self._events, 4096)
+        except OSError:
+            data = b""
+        self._lines += data
+        *whole, self._lines = self._lines.split(b"\n")
+        for line in whole:
+            word, _, value = line.partition(b" ")
+            if word == b"exit":
+                self.status = int(value)
+            elif word == b"stop":
+                self._root_changed(os.CLD_STOPPED, int(value))
+            elif word == b"continue":
+                self._root_changed(os.CLD_CONTINUED, 0)
+        if not data:
+            self._loop.forget(self._events)
+            if self.status is None:
+                # Everything is gone and nobody could say how: the namespace was killed from outside.
+                self.status = signal.SIGKILL
+        self._after()
+
+    def _after(self) -> None:
+        """What follows from a change of state, once everything that has arrived was looked at."""
+        if self._finished():
+            self._loop.stop()
+        elif self._stop_pending and not self._worker.busy:
+            # Not while a checkpoint is being made: its command would wait until somebody brings us back.
+            number, self._stop_pending = self._stop_pending, 0
+            self._terminal.stopped(
+                self.entry.root, number, self._signals, lambda: members(reach(self.entry)), self._set_aside
+            )
+
+    def _set_aside(self, helper: int) -> None:
+        """A child of ours that is not of the job, 0 for none: a command that saves the job without us must
+        know."""
+        self.entry = self.entry._replace(skip=(helper,) if helper else ())
+        self._write_down()
+
+    def _finished(self) -> bool:
+        return self.status is not None and not self._worker.busy
+
+    def _end(self) -> int:
+        status = self.status if self.status is not None else 255 << 8
+        for connection in self._waiting:
+            connection.finish({"result": {"status": status}})
+        for connection in self._following:
+            connection.finish({"result": {"status": status}})
+        self._terminal.close(lambda: members(reach(self.entry)))
+        registry.release(self.entry)
+        self._server.close()
+        return status
+
+    # -- the commands
+    # -------------------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        if not self.entry.folder:
+            return  # could not be registered: the job can be reached by its pid only
+        try:
+            self._server.listen(self.entry.folder)
+        except OSError:
+            pass  # the job runs all the same; commands then save it themselves
+
+    def _tick(self) -> None:
+        if self.entry.folder and not os.path.exists(f"{self.entry.folder}/socket"):
+            self._write_down()
+            self._listen()
+        self._loop.later(TICK_SECONDS, self._tick)
+
+    def _write_down(self) -> None:
+        if not self.entry.folder:
+            return
+        try:
+            self.entry = registry.update(self.entry)
+        except (OSError, TorporError):
+            pass  # a full or unwritable runtime folder must not disturb the job
+
+    def _handle(self, connection: Connection, request: protocol.Message) -> None:
+        do = text(request, "do")
+        if do == "status":
+            connection.finish({"result": self._state()})
+        elif do == "wait":
+            self._waiting.append(connection)
+        elif do == "follow":
+            self._following.append(connection)
+        elif do == "check":
+            self._check(connection)
+        elif do == "checkpoint":
+            self._checkpoint(connection, request)
+        else:
+            raise ValueError(do)
+
+    def _state(self) -> dict[str, Any]:
+        state = "saving" if self._worker.busy else "stopped" if self._root_stopped else "running"
+        return {
+            "name": self.entry.name,
+            "state": state,
+            "root": self.entry.root.pid,
+            "saved": self.entry.saved,
+        }
+
+    def _tell(self, event: protocol.Message) -> None:
+        for connection in self._following:
+            connection.send(event)
+
+    def _free(self) -> None:
+        if self._worker.busy:
+            raise TorporError(f"a {self._worker.busy} of {self.entry.name} is being made already")
+        if self.status is not None:
+            raise TorporError(f"{self.entry.name} has just ended")
+
+    def _check(self, connection: Connection) -> None:
+        from torpor.supervise import saving
+
+        self._free()
+        where, streams = reach(self.entry), self._streams
+
+        def done(result: Any, error: BaseException | None) -> None:
+            connection.finish(protocol.error_message(error) if error else {"result": result})
+
+        self._worker.start("check", lambda: saving.check(where, streams), done)
+
+    def _checkpoint(self, connection: Connection, request: protocol.Message) -> None:
+        from torpor.supervise import saving
+
+        self._free()
+        stop, files = bool(request.get("stop", False)), text(request, "files", "auto")
+        store = text(request, "store") or self.entry.store
+        name = registry.check_name(text(request, "name") or self.entry.name)
+        where = reach(self.entry)
+
+        def progress(phase: str, so_far: int, total: int) -> None:
+            event = {"event": "progress", "phase": phase, "done": so_far, "total": total}
+            self._worker.post(lambda: connection.send(event))
+
+        def work() -> dict[str, Any]:
+            return saving.save(
+                name, where, store,
+                stop=stop, files=files, streams=self._streams, progress=progress, guard=self._guard,
+            )  # fmt: skip
+
+        def done(result: dict[str, Any] | None, error: BaseException | None) -> None:
+            if result is None or error is not None:
+                connection.finish(protocol.error_message(error or TorporError("it failed")))
+                return
+            self.entry = self.entry._replace(
+                saved=f"{result['job']}@{result['number']}", saved_at=time.time()
+            )
+            self._write_down()
+            self._tell({"event": "saved", **result})
+            connection.finish({"result": result})
+
+        self._worker.start("checkpoint", work, done)
+
+    def _on_worker(self, events: int) -> None:
+        self._worker.deliver(events)
+        if self._reap_pending:
+            self._reap()
+        self._after()
+
+
+def inherited() -> dict[int, int]:
+    """The descriptors that our caller gave us and the program will get, those without close-on-exec: as
+    `streams`."""
+    out = {}
+    for number in (int(name) for name in os.listdir("/proc/self/fd")):
+        try:
+            if os.get_inheritable(number):
+                out[number] = number
+        except OSError:
+            continue  # the one that listed the folder
+    return out

@@ -1,0 +1,86 @@
+"""The processes of a running job, as /proc shows them now."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from torpor.linux import proc
+from torpor.supervise.registry import Entry
+
+if TYPE_CHECKING:
+    from torpor.checkpoint.tree import Tree
+
+
+class Member(NamedTuple):
+    """One process. pid, parent: on the host; vpid: as the job sees it."""
+
+    pid: int
+    vpid: int
+    parent: int
+    comm: str
+    state: str
+    threads: int
+    resident: int
+    """Bytes."""
+
+
+class Reach(NamedTuple):
+    """What makes up a job: the subtree of `anchor` (which itself belongs to it or not), without `skip`."""
+
+    anchor: int
+    include_anchor: bool
+    skip: tuple[int, ...]
+    root: int
+    parent_is_reaper: bool = False
+    """The root's parent is where the job's orphans go: our own supervisor."""
+
+    def tree(self) -> Tree:
+        """The same as the pipelines want it."""
+        from torpor.checkpoint.tree import Tree
+
+        return Tree(anchor=self.anchor, include_anchor=self.include_anchor, skip=self.skip, root=self.root)
+
+
+def reach(entry: Entry) -> Reach:
+    """The extent of a job. While the supervisor lives it is a subreaper, so that orphans are below it; after
+    its death, what is left is found below the root (or the namespace's PID 1)."""
+    if entry.anchor:
+        return Reach(entry.anchor, entry.include_anchor, entry.skip, entry.root.pid)
+    if entry.supervisor.alive:
+        return Reach(entry.supervisor.pid, False, entry.skip, entry.root.pid, parent_is_reaper=True)
+    return Reach(entry.root.pid, True, entry.skip, entry.root.pid)
+
+
+def members(where: Reach) -> list[int]:
+    """Host pids of the job's processes, parents first. Never raises: what has ended is not there."""
+    found: list[int] = []
+    queue = [where.anchor]
+    seen = set(queue)
+    while queue:
+        pid = queue.pop(0)
+        if pid not in where.skip and (pid != where.anchor or where.include_anchor):
+            found.append(pid)
+        try:
+            for child in proc.children(pid):
+                if child not in seen:
+                    seen.add(child)
+                    queue.append(child)
+        except OSError:
+            if pid in found and not os.path.exists(f"/proc/{pid}"):
+                found.remove(pid)
+    return found
+
+
+def describe(where: Reach) -> list[Member]:
+    """The job's processes with what a listing shows of each."""
+    out = []
+    for pid in members(where):
+        try:
+            seen, status = proc.stat(pid), proc.status(pid)
+        except OSError:
+            continue
+        resident = int(status.get("VmRSS", "0 kB").split()[0]) * 1024
+        vpid = proc.inner_pid(status)
+        out.append(Member(pid, vpid, seen.ppid, seen.comm, seen.state, int(status["Threads"]), resident))
+    return out

@@ -1,0 +1,96 @@
+"""Batches: from calls to a table in a task's scratch memory, and from the table to answers. Pure."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Sequence
+
+from torpor.linux.arch.x86_64_code import ROW
+from torpor.tracee.call import Answer, Argument, Call, In, Object, Out
+
+_MASK = (1 << 64) - 1
+_Placed = list[tuple[int, int]]
+
+
+class Batch:
+    """Calls laid out for one round trip.
+
+    image: the bytes to be written at the base of the room. count: rows. `answers` reads the image written back.
+    """
+
+    def __init__(self, base: int, calls: Sequence[Call], objects: Callable[[int], int] | None = None) -> None:
+        self.calls = calls
+        self.count = len(calls)
+        self._base = base
+        self._data = bytearray()
+        self._data_at = base + ROW * len(calls)
+        self._objects = objects
+        self._outs: list[_Placed] = []
+        rows = []
+        for call in calls:
+            outs: _Placed = []
+            args = [self._place(arg, outs) & _MASK for arg in call.args]
+            rows.append(struct.pack("<8Q", call.nr, *args, *[0] * (6 - len(args)), 0))
+            self._outs.append(outs)
+        self.image = b"".join(rows) + bytes(self._data)
+
+    def _room(self, size: int) -> int:
+        """Reserve room for `size` bytes, 16-byte aligned; its offset in the data part."""
+        at = len(self._data)
+        self._data += bytes((size + 15) & ~15)
+        return at
+
+    def _place(self, arg: Argument, outs: _Placed) -> int:
+        if isinstance(arg, int):
+            return arg
+        if isinstance(arg, Object):
+            if self._objects is None:
+                raise ValueError("an Object argument outside stage PLACE")
+            return self._objects(arg.number)
+        if isinstance(arg, Out):
+            at = self._room(arg.size)
+            outs.append((at, arg.size))
+            return self._data_at + at
+        data = bytearray(arg.data)
+        for offset, target in arg.pointers:
+            struct.pack_into("<Q", data, offset, self._place(target, outs))
+        at = self._room(len(data))
+        self._data[at : at + len(data)] = data
+        return self._data_at + at
+
+    def answers(self, image: bytes) -> list[Answer]:
+        """The answers found in the image after the batch has run."""
+        shift = ROW * self.count
+        found = []
+        for row, outs in enumerate(self._outs):
+            (value,) = struct.unpack_from("<q", image, ROW * row + 56)
+            found.append(Answer(value, tuple(image[shift + at : shift + at + size] for at, size in outs)))
+        return found
+
+
+def size_of(call: Call) -> int:
+    """Bytes a call needs in a batch, at most."""
+
+    def size(arg: Argument) -> int:
+        if isinstance(arg, Out):
+            return arg.size + 16
+        if isinstance(arg, In):
+            return len(arg.data) + 16 + sum(size(target) for _, target in arg.pointers)
+        return 0
+
+    return ROW + sum(size(arg) for arg in call.args)
+
+
+def split(calls: Sequence[Call], room: int) -> Iterator[Sequence[Call]]:
+    """Cut a sequence of calls into runs that fit `room` bytes each."""
+    start, used = 0, 0
+    for i, call in enumerate(calls):
+        need = size_of(call)
+        if need > room:
+            raise ValueError("one call needs more than the scratch memory has")
+        if used + need > room:
+            yield calls[start:i]
+            start, used = i, 0
+        used += need
+    if start < len(calls):
+        yield calls[start:]

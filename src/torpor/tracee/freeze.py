@@ -1,0 +1,266 @@
+"""Stop a whole tree of processes, and let it go again.
+
+A tree grows while it is being stopped: every process found is stopped, then the tree is looked through again, until
+nothing new appears. Nothing is changed in any process; if we die, the kernel detaches and everything goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+
+from torpor.linux import proc, ptrace
+from torpor.linux.arch.x86_64_code import MAGIC, SIZE
+from torpor.model.errors import CheckpointFailed, Refusal, Refused
+from torpor.tracee import padding
+from torpor.tracee.process import LivingProcess, rseq_abort
+from torpor.tracee.task import NOT_IN_CALL, Task
+
+STOP_SIGNALS = (19, 20, 21, 22)
+"""SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU."""
+
+# System calls that return EINTR to a program that got no signal after a ptrace stop (signal(7), "Interruption of system
+# calls and library functions by stop signals"); connect is not among them: doing it again fails with EALREADY.
+# The numbers are x86-64's: read, write, readv, writev, accept, sendto, recvfrom, sendmsg, recvmsg, semop, semtimedop,
+# rt_sigtimedwait, io_getevents, epoll_wait, epoll_pwait, accept4, recvmmsg, sendmmsg, msgsnd, msgrcv, io_pgetevents,
+# epoll_pwait2, inotify reads are `read`.
+EINTR_CALLS = frozenset(
+    (0, 1, 19, 20, 43, 44, 45, 46, 47, 65, 69, 70, 128, 208, 220, 232, 281, 288, 299, 307, 333, 441)
+)
+EINTR = 4
+
+
+class Frozen:
+    """A stopped tree. Use as a context manager: on the way out every process that is still held goes on."""
+
+    def __init__(self) -> None:
+        self.processes: dict[int, LivingProcess] = {}
+        self.zombies: list[int] = []
+
+    def __enter__(self) -> Frozen:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Let everything go on. Idempotent."""
+        while self.processes:
+            _, process = self.processes.popitem()
+            try:
+                process.detach()
+            except ProcessLookupError:
+                pass
+
+    def kill(self) -> None:
+        """End every process where it stands; none of them executes another instruction of its own."""
+        for pid in list(self.processes):
+            try:
+                os.kill(pid, 9)
+            except ProcessLookupError:
+                pass
+        for process in self.processes.values():
+            process.close()
+            for task in process.tasks[::-1]:
+                try:
+                    ptrace.wait(task.tid)
+                except ChildProcessError:
+                    pass
+        self.processes.clear()
+
+
+def freeze(find: Callable[[], Iterable[int]], timeout: float = 10.0) -> Frozen:
+    """Stop every process that `find` lists (host pids), until it lists no new ones.
+
+    Must be called in the OS thread that will do everything with the result. Raises Refused (being traced, not ours)
+    or CheckpointFailed (does not stop within `timeout` seconds); everything stopped so far goes on then.
+    """
+    frozen = Frozen()
+    deadline = time.monotonic() + timeout
+    try:
+        while True:
+            news = False
+            zombies = []
+            for pid in find():
+                try:
+                    if proc.stat(pid).state in "ZX" and not _has_live_threads(pid):
+                        zombies.append(pid)
+                        continue
+                    news |= _stop_process(frozen, pid, deadline)
+                except (ProcessLookupError, FileNotFoundError):
+                    continue
+            frozen.zombies = zombies
+            if not news:
+                break
+            if time.monotonic() > deadline:
+                raise CheckpointFailed("the job makes new processes faster than they can be stopped; try again")
+        for pid, process in list(frozen.processes.items()):
+            try:
+                _settle(process, deadline)
+            except (ProcessLookupError, FileNotFoundError) as error:
+                raise CheckpointFailed(f"process {pid} ended while the job was being stopped; try again") from error
+    except BaseException:
+        frozen.release()
+        raise
+    return frozen
+
+
+def _has_live_threads(pid: int) -> bool:
+    """A leader that has exited while other threads live looks like a zombie."""
+    return len(proc.threads(pid)) > 1
+
+
+def _stop_process(frozen: Frozen, pid: int, deadline: float) -> bool:
+    """Stop all threads of a process; False if there was nothing new."""
+    known = frozen.processes.get(pid)
+    fresh = known is None
+    if known is None:
+        known = LivingProcess(pid, proc.inner_pid(proc.status(pid)))
+    seen = {task.tid for task in known.tasks}
+    news = False
+    while True:
+        new = [tid for tid in proc.threads(pid) if tid not in seen]
+        if not new:
+            break
+        seized = [tid for tid in new if _seize(pid, tid)]
+        seen.update(new)
+        if fresh and seized:
+            frozen.processes[pid] = known
+            fresh = False
+        for tid in seized:
+            stop = _await_stop(pid, tid, deadline)
+            if stop is None:
+                continue
+            task = known.add(tid)
+            task.stop_signal = stop
+            _undo_eintr(task)
+            news = True
+    return news
+
+
+def _seize(pid: int, tid: int) -> bool:
+    """Attach and ask to stop; False if the thread is gone."""
+    try:
+        ptrace.request(ptrace.SEIZE, tid)
+        ptrace.request(ptrace.INTERRUPT, tid)
+        return True
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        try:
+            fields = proc.status(pid, tid)
+        except OSError:
+            return False
+        if fields["State"][0] in "ZX":
+            return False
+        name = fields["Name"]
+        tracer = int(fields.get("TracerPid", "0"))
+        if tracer:
+            raise Refused(
+                [Refusal(pid, name, f"is being traced by process {tracer} ({proc.comm(tracer)})", "end the tracer first")]
+            ) from None
+        raise Refused([Refusal(pid, name, "may not be traced by this user", why_not_traced(fields))]) from None
+
+
+def why_not_traced(fields: dict[str, str]) -> str:
+    """The way out where the kernel forbids attaching to a process. fields: its /proc/PID/status."""
+    if os.geteuid() != 0 and int(fields["Uid"].split()[0]) != os.geteuid():
+        return "it belongs to another user: do this as root"
+    try:
+        scope = int(proc.text("/proc/sys/kernel/yama/ptrace_scope"))
+    except OSError:
+        scope = 0
+    if scope:
+        return f"kernel.yama.ptrace_scope is {scope}: start it with `torpor run`"
+    return "it is set-user-ID or not dumpable: do this as root"
+
+
+def _await_stop(pid: int, tid: int, deadline: float) -> int | None:
+    """Wait until a seized thread stands in a stop where nothing is about to be delivered.
+
+    Returns the signal of the group stop it is in, 0 for none, None if it ended.
+    """
+    pause = 0.0
+    while True:
+        try:
+            status = ptrace.poll(tid)
+        except ChildProcessError:
+            return None
+        if status is None:
+            if time.monotonic() > deadline:
+                raise CheckpointFailed(_stuck(pid, tid))
+            if pause:
+                time.sleep(pause)
+            else:
+                os.sched_yield()
+            pause = min(pause + 0.00005, 0.002)
+            continue
+        if not os.WIFSTOPPED(status):
+            return None
+        number = os.WSTOPSIG(status)
+        if status >> 16 == ptrace.EVENT_STOP:
+            return number if number in STOP_SIGNALS else 0
+        # A signal was on its way: it is delivered now, as it would have been without us; the stop that we asked for
+        # is still pending and follows before the program's next instruction.
+        ptrace.request(ptrace.CONT, tid, 0, number if not status >> 16 else 0)
+
+
+def _stuck(pid: int, tid: int) -> str:
+    """One line for a task that does not stop."""
+    try:
+        state = proc.stat(pid, tid).state
+        where = proc.text(f"/proc/{pid}/task/{tid}/wchan") or "?"
+    except OSError:
+        state, where = "?", "?"
+    thread = f", thread {tid}" if tid != pid else ""
+    return (
+        f"process {pid} ({proc.comm(pid)}{thread}) does not stop: state {state} in {where}; "
+        "it waits for a device or for a vfork child; try again later"
+    )
+
+
+def _settle(process: LivingProcess, deadline: float) -> None:
+    """Mend what stopping did to the registers of a process' threads, before anything else looks at them."""
+    areas = None
+    for task in process.tasks:
+        if areas is None:
+            areas = proc.maps(process.pid, task.tid)
+            ours = [
+                slot for slot in padding.find(task.tid, areas, 64) if process.read(slot, len(MAGIC)) == MAGIC
+            ]
+        for slot in ours:
+            tries = 0
+            while slot <= task.regs.rip < slot + SIZE:
+                # A tracer of ours was killed and this thread is still on its way home: let it arrive.
+                tries += 1
+                if tries > 200 or time.monotonic() > deadline:
+                    raise CheckpointFailed(f"process {process.pid} is still recovering from a killed torpor; try again")
+                ptrace.request(ptrace.CONT, task.tid)
+                time.sleep(0.0005)
+                ptrace.request(ptrace.INTERRUPT, task.tid)
+                if _await_stop(process.pid, task.tid, deadline) is None:
+                    raise ProcessLookupError
+                task.look()
+        abort = rseq_abort(process, task)
+        if abort:
+            task.regs.rip = abort
+            ptrace.set_regs(task.tid, task.regs)
+
+
+def _undo_eintr(task: Task) -> None:
+    """Make a call that returns EINTR only because we stopped it start again. Done at once: until then, our own death
+    would let the program see the EINTR."""
+    if task.result == -EINTR and task.in_call in EINTR_CALLS and not _deliverable(task.tgid, task.tid):
+        task.regs.rax = task.regs.orig_rax
+        task.regs.orig_rax = NOT_IN_CALL
+        task.regs.rip -= 2
+        ptrace.set_regs(task.tid, task.regs)
+
+
+def _deliverable(pid: int, tid: int) -> bool:
+    """Is a signal pending for which the thread is about to run a handler? (One that is ignored is only queued
+    because the thread is traced, and interrupts nothing.)"""
+    fields = proc.status(pid, tid)
+    waiting = int(fields["SigPnd"], 16) | int(fields["ShdPnd"], 16)
+    return bool(waiting & int(fields["SigCgt"], 16) & ~int(fields["SigBlk"], 16))

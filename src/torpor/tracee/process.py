@@ -1,0 +1,200 @@
+"""A stopped process: its threads, its memory, its descriptors.
+
+`Process` is what services are given, for a job that is being saved as for one that is being recreated. What differs is
+how calls are run: see `LivingProcess` here and `StubProcess` in tracee/stub.py.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+from torpor.linux import proc, ptrace, uio
+from torpor.linux.arch.x86_64 import NR
+from torpor.linux.arch.x86_64_code import SIZE, assemble
+from torpor.linux.libc import syscall
+from torpor.model.errors import Refusal, Refused
+from torpor.tracee import padding
+from torpor.tracee.call import Answer, Call
+from torpor.tracee.task import Seat, Task, quiet_signal
+
+SCRATCH_SIZE = 64 * 1024
+
+
+class Process:
+    """A process all of whose threads are stopped. `pid` is the host's number, `vpid` the one it sees itself."""
+
+    def __init__(self, pid: int, vpid: int) -> None:
+        self.pid, self.vpid = pid, vpid
+        self.tasks: list[Task] = []
+        self._copies: dict[int, int] = {}
+        self._pidfd = -1
+        self._status: dict[str, str] | None = None
+
+    @property
+    def leader(self) -> Task:
+        """The thread that runs calls for the process: the first one that is alive."""
+        return self.tasks[0]
+
+    @property
+    def comm(self) -> str:
+        return proc.comm(self.pid)
+
+    @property
+    def status(self) -> dict[str, str]:
+        """/proc/PID/status, read once."""
+        if self._status is None:
+            self._status = proc.status(self.pid, self.leader.tid)
+        return self._status
+
+    def run(
+        self, calls: Sequence[Call], check: bool = True, objects: Callable[[int], int] | None = None
+    ) -> list[Answer]:
+        """Run system calls in the first thread; see Task.run."""
+        return self.leader.run(calls, check, objects)
+
+    def read(self, address: int, size: int) -> bytes:
+        """Memory of the process. Raises OSError (EFAULT)."""
+        return uio.read(self.leader.tid, address, size)
+
+    def write(self, address: int, data: bytes) -> None:
+        """Write memory that the process itself could write. Raises OSError (EFAULT)."""
+        uio.write(self.leader.tid, address, data)
+
+    def fd(self, number: int) -> int:
+        """Our own descriptor for the open file description behind the process' descriptor `number`.
+
+        Closing it does no harm to the process (its fcntl locks stay). Kept until `close`.
+        """
+        if number not in self._copies:
+            if self._pidfd < 0:
+                self._pidfd = os.pidfd_open(self.pid)
+            self._copies[number] = syscall(NR.pidfd_getfd, self._pidfd, number, 0)
+        return self._copies[number]
+
+    def close(self) -> None:
+        """Close our copies of the process' descriptors."""
+        for fd in self._copies.values():
+            os.close(fd)
+        self._copies.clear()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+
+class LivingProcess(Process):
+    """A process of a running job, frozen in the middle of whatever it did.
+
+    The first thread is *parked*: from its first call until the release it stands in our code, which, should we die,
+    unmaps the scratch memory and goes home. Other threads run their calls as guests in that scratch memory.
+    """
+
+    def __init__(self, pid: int, vpid: int) -> None:
+        super().__init__(pid, vpid)
+        self._slots: list[int] = []
+        self._signal = 0
+        self._seat: Seat | None = None
+
+    def enter(self, task: Task) -> Seat:
+        """See tracee.task.Owner."""
+        if self._seat is None:
+            self._seat = self._park()
+        if task is self.leader:
+            return self._seat
+        code = assemble(
+            self._slots[1], self.vpid, task.vtid, self._signal, task.regs, task.mask, SCRATCH_SIZE, guest=True
+        )
+        uio.force_write(task.tid, self._slots[1], code.blob)
+        return Seat(code.loop, code.one, code.stop, self._seat.scratch, SCRATCH_SIZE, self._signal, guest=True)
+
+    def leave(self, task: Task) -> None:
+        """See tracee.task.Owner."""
+        if task is not self.leader:
+            task.put_back()
+
+    def _park(self) -> Seat:
+        task = self.leader
+        areas = proc.maps(self.pid, task.tid)
+        self._slots = padding.find(task.tid, areas)
+        if len(self._slots) < 2:
+            raise Refused(
+                [
+                    Refusal(
+                        self.pid,
+                        self.comm,
+                        "has no padding in executable memory",
+                        "nothing can be asked in it; please report this program",
+                    )
+                ]
+            )
+        masks = [int(self.status[key], 16) for key in ("SigCgt", "SigPnd", "ShdPnd")]
+        self._signal = quiet_signal(masks[0], masks[1] | masks[2])
+        code = assemble(
+            self._slots[0], self.vpid, task.vtid, self._signal, task.regs, task.mask, SCRATCH_SIZE, guest=False
+        )
+        uio.force_write(task.tid, self._slots[0], code.blob)
+        seat = Seat(code.loop, code.one, code.stop, 0, SCRATCH_SIZE, self._signal)
+        flags = 0x02 | 0x20 | 0x4000  # MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
+        regs = task.go(
+            seat, code.one, rax=NR.mmap, rdi=0, rsi=SCRATCH_SIZE, rdx=3, r10=flags, r8=-1, r9=0
+        )
+        scratch: int = regs.rbx  # the code keeps the result there; rax is its signal call's by now
+        if scratch >> 63:
+            task.put_back()
+            raise Refused(
+                [Refusal(self.pid, self.comm, "has no room for 64 KiB more of memory", "raise its limits (ulimit -v)")]
+            )
+        return seat._replace(scratch=scratch)
+
+    def unpark(self) -> None:
+        """Take scratch memory and code away again; afterwards every thread stands where it was found."""
+        if self._seat is None:
+            return
+        task, seat = self.leader, self._seat
+        task.go(seat, seat.one, rax=NR.munmap, rdi=seat.scratch, rsi=SCRATCH_SIZE, rbx=0)
+        task.put_back()
+        for slot in self._slots:
+            uio.force_write(task.tid, slot, bytes(SIZE))
+        self._seat = None
+
+    def add(self, tid: int) -> Task:
+        """Take a freshly stopped thread in."""
+        fields = proc.status(self.pid, tid)
+        task = Task(tid, self.pid, proc.inner_pid(fields), self)
+        task.look()
+        self.tasks.append(task)
+        return task
+
+    def detach(self) -> None:
+        """Let every thread go on."""
+        try:
+            self.unpark()
+        finally:
+            for task in self.tasks:
+                try:
+                    task.release()
+                except ProcessLookupError:
+                    pass  # killed meanwhile: nothing to let go
+            self.close()
+
+
+def rseq_abort(process: Process, task: Task) -> int:
+    """Where a thread that stands in a restartable sequence has to go on, or 0.
+
+    Running calls in the thread makes the kernel forget that it stood there (kernel/rseq.c clears rseq_cs once the
+    instruction pointer is elsewhere), so the abort that the kernel would have made is made here.
+    """
+    try:
+        address, size, _ = ptrace.rseq_configuration(task.tid)
+        if not address or size < 16:
+            return 0
+        cs = int.from_bytes(process.read(address + 8, 8), "little")
+        if not cs:
+            return 0
+        raw = process.read(cs, 32)
+    except OSError:
+        return 0
+    start = int.from_bytes(raw[8:16], "little")
+    length = int.from_bytes(raw[16:24], "little")
+    abort = int.from_bytes(raw[24:32], "little")
+    return abort if start <= task.regs.rip < start + length else 0

@@ -1,0 +1,169 @@
+"""A process being recreated: a stub whose memory is ours to replace.
+
+It dies with us (PTRACE_O_EXITKILL), so nothing in it has to heal. Code and scratch memory live in a *hole*: a range of
+addresses that neither the stub as it is nor the process it will be uses.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+
+from torpor.linux import clone, proc, ptrace, uio
+from torpor.linux.arch.x86_64 import NR
+from torpor.linux.arch.x86_64_code import SIZE, SYSCALL, Code, assemble
+from torpor.linux.proc import Area
+from torpor.model.errors import RestartFailed
+from torpor.tracee.call import In, call
+from torpor.tracee.process import Process
+from torpor.tracee.task import ALL_BLOCKED, NOT_IN_CALL, Seat, Task, quiet_signal
+
+SCRATCH_SIZE = 256 * 1024
+CODE_SIZE = 4096
+USER_END = 0x7FFF_FFFF_F000
+LOWEST = 0x1_0000
+
+_O_OPTIONS = ptrace.O_EXITKILL | ptrace.O_TRACECLONE | ptrace.O_TRACESYSGOOD
+_CLONE_THREAD = clone.VM | clone.FS | clone.FILES | clone.SIGHAND | clone.THREAD | clone.SYSVSEM
+
+
+def find_hole(size: int, used: Iterable[tuple[int, int]]) -> int:
+    """An address with `size` free bytes that no range (start, end) in `used` comes near, high up in user space."""
+    guard = 1 << 20
+    end = USER_END - (1 << 30)
+    for start, stop in sorted(used, reverse=True):
+        if stop + guard <= end - size:
+            break
+        end = min(end, start - guard)
+    hole = (end - size) & ~0xFFFF
+    if hole < LOWEST:
+        raise RestartFailed("the address space of a process has no room left")
+    return hole
+
+
+class StubProcess(Process):
+    """A stub, seized and stopped. `hole`: `hole_size` bytes of address space for our own use."""
+
+    def __init__(self, pid: int, vpid: int, hole: int, hole_size: int) -> None:
+        super().__init__(pid, vpid)
+        self.hole, self.hole_size = hole, hole_size
+        self._signal = quiet_signal(0, 0)
+        self._seat: Seat | None = None
+        self.room = hole + CODE_SIZE + SCRATCH_SIZE
+        """Where the part of the hole begins that is free for parked mappings."""
+
+    def seize(self) -> None:
+        """Attach to the stub and stop it. Its end is ours from now on."""
+        ptrace.request(ptrace.SEIZE, self.pid, 0, _O_OPTIONS)
+        ptrace.request(ptrace.INTERRUPT, self.pid)
+        status = ptrace.wait(self.pid)
+        if not os.WIFSTOPPED(status):
+            raise RestartFailed(f"process {self.vpid} ended while it was being made")
+        task = Task(self.pid, self.pid, self.vpid, self)
+        task.look()
+        self.tasks.append(task)
+
+    def settle(self, areas: Sequence[Area], pending: int) -> None:
+        """Move into the hole: the first code runs over the stub's own text.
+
+        areas: the stub's memory. pending: signals (bits) that will be queued, none of which may end our batches.
+        """
+        self._signal = quiet_signal(0, pending)
+        task = self.leader
+        text = next(a for a in areas if a.perms[2] == "x" and a.path.startswith("/") and a.size >= 2 * SIZE)
+        code = self._assemble(task, text.start)
+        uio.force_write(self.pid, text.start, code.blob)
+        seat = Seat(code.loop, code.one, code.stop, 0, SCRATCH_SIZE, self._signal)
+        for at, size, prot in ((self.hole, CODE_SIZE, 5), (self.hole + CODE_SIZE, SCRATCH_SIZE, 3)):
+            regs = task.go(seat, code.one, rax=NR.mmap, rdi=at, rsi=size, rdx=prot, r10=0x100022, r8=-1, r9=0)
+            if regs.rbx != at:
+                raise RestartFailed(f"process {self.vpid}: no room at {at:#x}")
+        self._move(task)
+
+    def _assemble(self, task: Task, at: int) -> Code:
+        return assemble(at, self.vpid, task.vtid, self._signal, task.regs, task.mask, SCRATCH_SIZE, guest=False)
+
+    def _move(self, task: Task) -> Seat:
+        """Put the code for one task into the hole."""
+        code = self._assemble(task, self.hole)
+        uio.force_write(self.pid, self.hole, code.blob)
+        return Seat(code.loop, code.one, code.stop, self.hole + CODE_SIZE, SCRATCH_SIZE, self._signal)
+
+    def enter(self, task: Task) -> Seat:
+        """See tracee.task.Owner."""
+        return self._move(task)
+
+    def leave(self, task: Task) -> None:
+        """See tracee.task.Owner."""
+
+    def make_threads(self, vtids: Sequence[int]) -> None:
+        """Make the other threads, with their numbers; each is stopped before its first instruction."""
+        calls = []
+        for vtid in vtids:
+            number = In(vtid.to_bytes(4, "little"))
+            calls.append(
+                call(NR.clone3, In(clone.arguments(_CLONE_THREAD, 0, 0, 1), ((64, number),)), clone.SIZE)
+            )
+        answers = self.leader.run(calls)
+        made = {answer.value for answer in answers}
+        if made != set(vtids):
+            raise RestartFailed(f"process {self.vpid}: threads got other numbers than they had")
+        by_vtid = {}
+        for tid in proc.threads(self.pid):
+            if tid != self.pid:
+                by_vtid[proc.inner_pid(proc.status(self.pid, tid))] = tid
+        for vtid in vtids:
+            tid = by_vtid[vtid]
+            status = ptrace.wait(tid)
+            if not os.WIFSTOPPED(status):
+                raise RestartFailed(f"process {self.vpid}: thread {vtid} ended while it was being made")
+            task = Task(tid, self.pid, vtid, self)
+            task.look()
+            self.tasks.append(task)
+
+    def vacate(self, syscall_at: int, ranges: Sequence[tuple[int, int]]) -> None:
+        """Unmap what is ours, by a `syscall` instruction of the process' own memory; the leader then stands in a stop at
+        which registers may be set. ranges: (address, size)."""
+        task = self.leader
+        for address, size in ranges:
+            regs = task.regs.copy()
+            regs.orig_rax = NOT_IN_CALL
+            regs.rip = syscall_at
+            regs.rax, regs.rdi, regs.rsi = NR.munmap, address, size
+            ptrace.set_regs(task.tid, regs)
+            ptrace.set_mask(task.tid, ALL_BLOCKED)
+            for _ in ("entry", "exit"):
+                ptrace.request(ptrace.SYSCALL, task.tid)
+                self._await_syscall(task)
+            after = ptrace.get_regs(task.tid)
+            if after.rax:
+                raise RestartFailed(f"process {self.vpid}: the scaffold at {address:#x} cannot be taken down")
+        ptrace.request(ptrace.INTERRUPT, task.tid)
+        ptrace.request(ptrace.CONT, task.tid)
+        while True:
+            status = ptrace.wait(task.tid)
+            if not os.WIFSTOPPED(status):
+                raise RestartFailed(f"process {self.vpid} ended while it was being made")
+            if status >> 16 == ptrace.EVENT_STOP:
+                return
+            ptrace.request(ptrace.CONT, task.tid)
+
+    def _await_syscall(self, task: Task) -> None:
+        while True:
+            status = ptrace.wait(task.tid)
+            if not os.WIFSTOPPED(status):
+                raise RestartFailed(f"process {self.vpid} ended while it was being made")
+            if os.WSTOPSIG(status) == 0x85:
+                return
+            ptrace.request(ptrace.SYSCALL, task.tid)
+
+
+def find_syscall(pid: int, areas: Iterable[tuple[int, int]]) -> int:
+    """The address of a `syscall` instruction in executable memory (start, end) of a process."""
+    for start, end in areas:
+        for at in range(start, end, 1 << 20):
+            raw = uio.force_read(pid, at, min(1 << 20, end - at))
+            found = raw.find(SYSCALL)
+            if found >= 0:
+                return at + found
+    raise RestartFailed("a process without any system call instruction cannot be recreated")

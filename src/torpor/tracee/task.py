@@ -1,0 +1,197 @@
+"""A stopped thread: its registers as they were found, and system calls run in it.
+
+Two kinds of task run calls. A task of a *living* job (`Task`) was stopped at an arbitrary instruction and has to go on
+as if nothing had happened, also if we are killed while our code runs in it: its code heals itself
+(linux/arch/x86_64_code.py) and its process keeps the scratch memory (tracee/process.py). A task of a job that is being
+*recreated* uses the same code without that care: it dies with us (PTRACE_O_EXITKILL).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from torpor.linux import ptrace, uio
+from torpor.linux.arch.x86_64 import NR
+from torpor.linux.ptrace import Regs
+from torpor.tracee.batch import Batch, split
+from torpor.tracee.call import Answer, Call, CallFailed
+
+NOT_IN_CALL = (1 << 64) - 1
+"""orig_rax of a task that is not in a system call."""
+
+ALL_BLOCKED = (1 << 64) - 1
+
+BUSY = b"\x01\0\0\0"
+"""First word of the scratch memory while a guest uses it; the guest's own code counts it down."""
+
+
+class Gone(Exception):
+    """The task ended while we were at it."""
+
+    def __init__(self, tid: int, status: int) -> None:
+        super().__init__(f"task {tid} ended while it was being steered")
+        self.tid, self.status = tid, status
+
+
+class Seat(NamedTuple):
+    """Where a task runs our calls: addresses of the code's entries, the scratch memory and the signal it ends with."""
+
+    loop: int
+    one: int
+    stop: int
+    scratch: int
+    size: int
+    signal: int
+    guest: bool = False
+    """The scratch memory belongs to another thread, which must not unmap it while we are busy."""
+
+
+class Owner(Protocol):
+    """The process a task belongs to, as far as a task needs it: it lends the place where calls run."""
+
+    pid: int
+
+    def enter(self, task: Task) -> Seat:
+        """Make the task ready to run calls: code that knows its way home, scratch memory."""
+        ...
+
+    def leave(self, task: Task) -> None:
+        """The calls are done; the task is put back as it was found if its process cannot keep it parked."""
+        ...
+
+
+class Task:
+    """One stopped thread. `tid` and `tgid` are the host's numbers, `vtid` the one the thread itself sees."""
+
+    def __init__(self, tid: int, tgid: int, vtid: int, owner: Owner) -> None:
+        self.tid, self.tgid, self.vtid, self.owner = tid, tgid, vtid, owner
+        self.regs: Regs = Regs()
+        self.mask = 0
+        self.stop_signal = 0
+        """The signal of the group stop the task was in when it was found, else 0."""
+        self.held: list[bytes] = []
+        """Signals (siginfo) that arrived while calls ran; delivered at the release."""
+        self.in_signal_stop = False
+
+    @property
+    def in_call(self) -> int:
+        """Number of the system call the task was interrupted in, or -1."""
+        return -1 if self.regs.orig_rax >> 63 else int(self.regs.orig_rax)
+
+    @property
+    def result(self) -> int:
+        """rax as a signed number: for a task in a system call, what the call was about to return."""
+        rax: int = self.regs.rax
+        return rax - (1 << 64) if rax >> 63 else rax
+
+    def look(self) -> None:
+        """Read registers and mask of the freshly stopped task."""
+        self.regs = ptrace.get_regs(self.tid)
+        self.mask = ptrace.get_mask(self.tid)
+
+    def run(
+        self, calls: Sequence[Call], check: bool = True, objects: Callable[[int], int] | None = None
+    ) -> list[Answer]:
+        """Run system calls in the task, as few round trips as the scratch memory allows.
+
+        check: raise CallFailed for an error that its call does not accept. objects: descriptor number of an Object.
+        """
+        if not calls:
+            return []
+        seat = self.owner.enter(self)
+        try:
+            answers: list[Answer] = []
+            # The first 64 bytes of the scratch memory are the owner's.
+            for part in split(calls, seat.size - 4096):
+                batch = Batch(seat.scratch + 64, part, objects)
+                uio.write(self.owner.pid, seat.scratch + 64, batch.image)
+                self.go(seat, seat.loop, r12=seat.scratch + 64, r13=batch.count)
+                answers += batch.answers(uio.read(self.owner.pid, seat.scratch + 64, len(batch.image)))
+        finally:
+            self.owner.leave(self)
+        if check:
+            for call, answer in zip(calls, answers):
+                if answer.error and answer.error not in call.accept:
+                    raise CallFailed(self.tgid, call, answer.error)
+        return answers
+
+    def go(self, seat: Seat, entry: int, **registers: int) -> Regs:
+        """Run our code from `entry` to its stop with some registers set; the registers at the stop."""
+        regs = self.regs.copy()
+        regs.orig_rax = NOT_IN_CALL
+        regs.rip = entry
+        regs.rbx = 0
+        for name, value in registers.items():
+            setattr(regs, name, value & NOT_IN_CALL)
+        if seat.guest:
+            regs.r14 = seat.scratch
+        elif "rbx" not in registers:
+            regs.rbx = seat.scratch
+        # Entering: registers first, then the mask. Were it the other way round, a tracer killed in between would
+        # leave the program with all its signals blocked.
+        ptrace.set_regs(self.tid, regs)
+        if seat.guest:
+            uio.write(self.owner.pid, seat.scratch, BUSY)
+        ptrace.set_mask(self.tid, ALL_BLOCKED & ~(1 << (seat.signal - 1)))
+        return self.to_stop(seat)
+
+    def to_stop(self, seat: Seat) -> Regs:
+        """Let the task run until it stands at the stop of our code."""
+        while True:
+            ptrace.request(ptrace.CONT, self.tid)
+            self.in_signal_stop = False
+            status = ptrace.wait(self.tid)
+            if not os.WIFSTOPPED(status):
+                raise Gone(self.tid, status)
+            if status >> 16:
+                continue  # a group stop, or a trap of an earlier INTERRUPT: not ours
+            self.in_signal_stop = True
+            regs = ptrace.get_regs(self.tid)
+            if os.WSTOPSIG(status) == seat.signal and regs.rip == seat.stop:
+                return regs
+            self.held.append(ptrace.get_siginfo(self.tid))
+
+    def put_back(self) -> None:
+        """Give the task its own mask and registers again (leaving: mask first, then registers)."""
+        ptrace.set_mask(self.tid, self.mask)
+        ptrace.set_regs(self.tid, self.regs)
+
+    def release(self) -> None:
+        """Let go of a task whose registers and mask are its own again; held signals are delivered."""
+        deliver = 0
+        if self.held and self.in_signal_stop:
+            info = self.held.pop(0)
+            ptrace.set_siginfo(self.tid, info)
+            deliver = int.from_bytes(info[:4], "little")
+        for info in self.held:
+            # All of them are signals the program ignores, or SIGSTOP: what they carry does not matter.
+            _tgkill(self.tgid, self.tid, int.from_bytes(info[:4], "little"))
+        ptrace.request(ptrace.DETACH, self.tid, 0, deliver)
+
+
+def _tgkill(tgid: int, tid: int, number: int) -> None:
+    from torpor.linux.libc import syscall
+
+    try:
+        syscall(NR.tgkill, tgid, tid, number)
+    except ProcessLookupError:
+        pass
+
+
+def quiet_signal(caught: int, pending: int) -> int:
+    """The signal our code ends with: one that a program at its defaults ignores, and that is not caught or pending.
+
+    caught, pending: bit masks as in /proc/PID/status. If all are caught, SIGURG: one spurious run of a handler is
+    accepted if the tracer dies. Never SIGCONT: it wakes stopped jobs.
+    """
+    choices = (signal.SIGURG, signal.SIGWINCH, signal.SIGCHLD)
+    for number in choices:
+        if not (caught | pending) >> (number - 1) & 1:
+            return number
+    for number in choices:
+        if not pending >> (number - 1) & 1:
+            return number
+    return signal.SIGURG

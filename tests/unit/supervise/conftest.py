@@ -1,0 +1,112 @@
+"""A terminal with a real shell in it, and a place of their own for jobs."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = str(Path(__file__).parents[3] / "src")
+TORPOR = [sys.executable, "-m", "torpor"]
+
+
+class Screen:
+    """Type into a terminal and read what appears."""
+
+    def __init__(self, argv: list[str], env: dict[str, str], cwd: Path) -> None:
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            try:
+                for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGQUIT, signal.SIGTSTP):
+                    signal.signal(number, signal.SIG_DFL)
+                os.chdir(cwd)
+                os.execvpe(argv[0], argv, env)
+            finally:
+                os._exit(127)
+        self.seen = ""
+        self.gone = False
+
+    def send(self, text: str) -> None:
+        os.write(self.fd, text.encode())
+
+    def expect(self, pattern: str, seconds: float = 15.0) -> re.Match[str]:
+        """Wait until that appears after what was expected before."""
+        deadline = time.monotonic() + seconds
+        while True:
+            if match := re.search(pattern, self.seen):
+                self.seen = self.seen[match.end() :]
+                return match
+            left = deadline - time.monotonic()
+            if left <= 0 or self.gone:
+                raise AssertionError(f"{pattern!r} not seen; on the screen: {self.seen!r}")
+            if select.select([self.fd], [], [], left)[0]:
+                try:
+                    data = os.read(self.fd, 65536)
+                except OSError:
+                    data = b""
+                if not data:
+                    self.gone = True
+                self.seen += data.decode(errors="replace")
+
+    def close(self) -> None:
+        try:
+            os.kill(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        os.close(self.fd)
+        os.waitpid(self.pid, 0)
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, str]:
+    """An environment in which `torpor` is a command, and whose jobs are nobody else's."""
+    runtime = tmp_path / "run"
+    runtime.mkdir(mode=0o700)
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    command = bin_folder / "torpor"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m torpor "$@"\n')
+    command.chmod(0o755)
+    return {
+        "PATH": f"{bin_folder}:{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+        "XDG_RUNTIME_DIR": str(runtime),
+        "XDG_STATE_HOME": str(tmp_path / "state"),
+        "PYTHONPATH": SOURCE,
+        "TERM": "dumb",
+        "PS1": "$ ",
+        "LC_ALL": "C.UTF-8",
+    }
+
+
+@pytest.fixture
+def torpor(env: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """Run a torpor command to its end."""
+
+    def run(*words: str, **more: object) -> subprocess.CompletedProcess[str]:
+        options: dict[str, object] = {"env": env, "cwd": tmp_path, "capture_output": True, "text": True, "timeout": 30}
+        return subprocess.run([*TORPOR, *words], **{**options, **more})  # type: ignore[call-overload, no-any-return]
+
+    yield run
+    import json
+
+    for job in json.loads(run("jobs", "--json").stdout or "[]"):
+        run("stop", job["name"], "--grace", "0.1")
+
+
+@pytest.fixture
+def shell(env: dict[str, str], tmp_path: Path) -> Iterator[Screen]:
+    """An interactive bash in a terminal."""
+    screen = Screen(["bash", "--norc", "--noprofile", "--noediting", "-i"], env, tmp_path)
+    screen.expect(r"\$ ")
+    yield screen
+    screen.close()
