@@ -11,8 +11,7 @@ The commands of `torpor` are thin over what stands here. Nothing is imported unt
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # as type checkers know it; the module `typing` is not imported for it
 if TYPE_CHECKING:
     from torpor.launch.api import (
         attach,

@@ -12,7 +12,6 @@ struct waiter {
 
 static atomic_int word = 1, second = 1;
 static pthread_mutex_t inherit;
-static struct timespec span = {(int)SPAN, (long)((SPAN - (int)SPAN) * 1e9)}, long_span = {3600, 0};
 
 static long futex(atomic_int *at, int op, int value, const struct timespec *t, void *other, int bits)
 {

@@ -3,7 +3,6 @@
 
 static atomic_int handled;
 static sigset_t usr1;
-static const struct timespec span = {(int)SPAN, (long)((SPAN - (int)SPAN) * 1e9)}, long_span = {3600, 0};
 
 static void handler(int number)
 {

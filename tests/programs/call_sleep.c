@@ -1,7 +1,6 @@
 /* Sleeps: each must last its whole time, by the job's clock, and return 0. */
 #include "calls.h"
 
-static struct timespec span = {(int)SPAN, (long)((SPAN - (int)SPAN) * 1e9)};
 
 static void plain(void)
 {

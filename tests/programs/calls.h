@@ -19,7 +19,16 @@ static const struct call *current;
 /* When the call was begun, by the clock of the job. */
 static double began;
 
-#define SPAN 2.0 /* seconds, of sleeps and timeouts that run out */
+/* Seconds, of sleeps and timeouts that run out: long enough for a checkpoint to fall into them. */
+static double SPAN = 2.0;
+static struct timespec span;
+
+__attribute__((constructor)) static void set_span(void)
+{
+    if (getenv("TORPOR_TEST_SPAN"))
+        SPAN = atof(getenv("TORPOR_TEST_SPAN"));
+    span = (struct timespec){(int)SPAN, (long)((SPAN - (int)SPAN) * 1e9)};
+}
 
 /* The call must have lasted its whole time, and was not woken before it was woken. */
 UNUSED static void check_span(double seconds)

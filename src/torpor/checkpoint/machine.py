@@ -34,16 +34,88 @@ def look(xsave: int) -> MachineRecord:
 
 def clocks() -> ClockRecord:
     """The clocks of our own time namespace, now."""
-    return ClockRecord(time.time_ns(), time.clock_gettime_ns(time.CLOCK_MONOTONIC), time.clock_gettime_ns(CLOCK_BOOTTIME))
+    return ClockRecord(
+        time.time_ns(), time.clock_gettime_ns(time.CLOCK_MONOTONIC), time.clock_gettime_ns(CLOCK_BOOTTIME)
+    )
 
 
 # Features a program chooses code by (through CPUID, at its start); what is not listed cannot make a program die.
 USED = frozenset(
-    "fpu cx8 cmov mmx fxsr sse sse2 pni ssse3 sse4_1 sse4_2 sse4a popcnt movbe aes pclmulqdq rdrand rdseed f16c fma "
-    "avx avx2 bmi1 bmi2 abm adx sha_ni lzcnt xsave xsavec xsaves xsaveopt erms fsrm clflushopt clwb vaes vpclmulqdq gfni "
-    "avx512f avx512dq avx512cd avx512bw avx512vl avx512ifma avx512vbmi avx512_vbmi2 avx512_vnni avx512_bitalg "
-    "avx512_vpopcntdq avx512_bf16 avx512_fp16 avx512_vp2intersect avx_vnni amx_tile amx_int8 amx_bf16 rdtscp rdpid "
-    "fsgsbase pku ospke rtm hle cx16 lahf_lm syscall nx tsc movdiri movdir64b serialize waitpkg".split()
+    [
+        "fpu",
+        "cx8",
+        "cmov",
+        "mmx",
+        "fxsr",
+        "sse",
+        "sse2",
+        "pni",
+        "ssse3",
+        "sse4_1",
+        "sse4_2",
+        "sse4a",
+        "popcnt",
+        "movbe",
+        "aes",
+        "pclmulqdq",
+        "rdrand",
+        "rdseed",
+        "f16c",
+        "fma",
+        "avx",
+        "avx2",
+        "bmi1",
+        "bmi2",
+        "abm",
+        "adx",
+        "sha_ni",
+        "lzcnt",
+        "xsave",
+        "xsavec",
+        "xsaves",
+        "xsaveopt",
+        "erms",
+        "fsrm",
+        "clflushopt",
+        "clwb",
+        "vaes",
+        "vpclmulqdq",
+        "gfni",
+        "avx512f",
+        "avx512dq",
+        "avx512cd",
+        "avx512bw",
+        "avx512vl",
+        "avx512ifma",
+        "avx512vbmi",
+        "avx512_vbmi2",
+        "avx512_vnni",
+        "avx512_bitalg",
+        "avx512_vpopcntdq",
+        "avx512_bf16",
+        "avx512_fp16",
+        "avx512_vp2intersect",
+        "avx_vnni",
+        "amx_tile",
+        "amx_int8",
+        "amx_bf16",
+        "rdtscp",
+        "rdpid",
+        "fsgsbase",
+        "pku",
+        "ospke",
+        "rtm",
+        "hle",
+        "cx16",
+        "lahf_lm",
+        "syscall",
+        "nx",
+        "tsc",
+        "movdiri",
+        "movdir64b",
+        "serialize",
+        "waitpkg",
+    ]
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -88,8 +89,8 @@ def _objects(
     An object that is also open somewhere in the job is saved by the service of that descriptor.
     """
     open_files = {}
-    for seen in job.descriptors:
-        if seen.access == 2:
+    for seen in sorted(job.descriptors, key=lambda seen: seen.access != 2):
+        if not seen.flags & os.O_PATH:
             open_files.setdefault((seen.dev, seen.ino), job.object_of(seen.pid, seen.number))
     records: list[MemoryObjectRecord] = []
     for key, mappings in shared.items():
@@ -110,9 +111,7 @@ def _objects(
     return tuple(records)
 
 
-def _pump(
-    work: list[tuple[int, Window, bool]], sink: Sink, progress: Callable[[int], None] | None
-) -> list[int]:
+def _pump(work: list[tuple[int, Window, bool]], sink: Sink, progress: Callable[[int], None] | None) -> list[int]:
     """Read every window and put it into the sink, with a few threads; the chunks in the order of the work."""
     refs = [0] * len(work)
     lock = threading.Lock()

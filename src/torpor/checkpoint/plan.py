@@ -63,9 +63,7 @@ def plan(manifest: Manifest, keep_session: bool, numbered: bool = True) -> Plan:
     namespace); in place they cannot, and are left out.
     """
     processes = {record.pid: record for record in manifest.processes}
-    births = {
-        pid: Birth(pid, ZOMBIE if record.state == "zombie" else PROCESS) for pid, record in processes.items()
-    }
+    births = {pid: Birth(pid, ZOMBIE if record.state == "zombie" else PROCESS) for pid, record in processes.items()}
     threads = {thread.tid for record in manifest.processes for thread in record.threads}
     free = _free_numbers(manifest, threads)
     init = Birth(1, STAND_IN)
@@ -150,7 +148,7 @@ def _place(
     # A child of the outside world: the root, or an orphan that fell to a reaper.
     reaper = parent if record.pid == parent.watches or record.parent == parent.pid else init
     leader = births.get(record.sid) if record.sid in processes else holders.get(record.sid)
-    if record.sid == record.pid or _visible(record.sid, processes) == 0 and (keep_session or leader in (None, outer)):
+    if record.sid == record.pid or (_visible(record.sid, processes) == 0 and (keep_session or leader in (None, outer))):
         if record.sid != record.pid and reaper is init and outer is not init:
             outer.adopted.append((free.pop(), birth))
         else:

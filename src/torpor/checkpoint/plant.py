@@ -127,9 +127,7 @@ def _await(fd: int, births: int, timeout: float) -> tuple[str, ...]:
                 notes.append("the monotonic clock jumps: there is no time namespace here")
             elif error:
                 hint = " (the number is taken)" if error == errno.EEXIST else ""
-                raise RestartFailed(
-                    f"process {pid}: {STEPS.get(step, 'planting failed')}: {os.strerror(error)}{hint}"
-                )
+                raise RestartFailed(f"process {pid}: {STEPS.get(step, 'planting failed')}: {os.strerror(error)}{hint}")
             else:
                 there += 1
     return tuple(notes)

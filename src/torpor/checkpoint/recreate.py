@@ -18,7 +18,7 @@ from torpor.checkpoint.plan import creation_order
 from torpor.image.manifest import Manifest
 from torpor.model.data import Source
 from torpor.model.errors import RestartFailed
-from torpor.posix import descriptor_services
+from torpor.posix import descriptor_services, epoll
 from torpor.posix.memory import objects as memory_objects
 from torpor.posix.memory.area import FILE, PROT_WRITE
 from torpor.posix.memory.objects import MemoryObjectRecord
@@ -39,7 +39,7 @@ class Inventory:
         self.standard, self.files, self.changed_files = standard, files, changed_files
         self.say = say
         self.hosts: dict[int, int] = {}
-        self.base = _base(manifest)
+        self.base = 0
         self._undo: list[Callable[[], None]] = []
         self._shared: dict[tuple[str, int], tuple[Any, Callable[[Any], None]]] = {}
         self._made: dict[int, tuple[DescriptorService, Any, int]] = {}
@@ -66,12 +66,15 @@ class Inventory:
 
     def make(self) -> None:
         """Make everything. Raises RestartFailed or Refused; `undo` must then be called."""
-        records = []
+        records: list[tuple[DescriptorService, Any]] = []
         for record in self.manifest.objects:
             service = descriptor_services.service_named(record.service)
             if service is None:
-                raise RestartFailed(f"this checkpoint needs the service '{record.service}', which is not installed here")
+                raise RestartFailed(
+                    f"this checkpoint needs the service '{record.service}', which is not installed here"
+                )
             records.append((service, msgspec.msgpack.decode(record.state, type=service.record)))
+        self.base = _base(self.manifest, [state for _, state in records])
         needs = [list(service.needs(state)) for service, state in records]
         for number in creation_order(needs):
             service, state = records[number]
@@ -135,6 +138,16 @@ class Inventory:
         """Our descriptor of a mapped file."""
         return self._files[number]
 
+    def mappable(self, number: int, writable: bool) -> int:
+        """Our descriptor of an object that is to be mapped; opened once more where its own does not allow writing."""
+        fd = self._made[number][2]
+        if not writable or fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR:
+            return fd
+        key = -1 - number
+        if key not in self._files:
+            self._files[key] = self._lift(os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC))
+        return self._files[key]
+
     def memory(self, number: int) -> int:
         """Our descriptor of a memory object, -1 if it has none."""
         return self._memory[number][0]
@@ -175,14 +188,18 @@ class Inventory:
         self.close()
 
 
-def _base(manifest: Manifest) -> int:
+def _base(manifest: Manifest, states: Sequence[Any]) -> int:
     """The lowest number at which nothing of the job is, with room above it."""
     highest = max((d.number for process in manifest.processes for d in process.descriptors), default=2)
+    watched = [epoll.highest_number(state) for state in states if isinstance(state, epoll.Epoll)]
+    highest = max([highest, *watched])
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = len(manifest.objects) + len(manifest.files) + len(manifest.memory) + 64
     base = max(highest + 1, 512 if hard == resource.RLIM_INFINITY or hard > 4096 else 64)
     if hard != resource.RLIM_INFINITY and base + needed > hard:
-        raise RestartFailed(f"the limit of open files ({hard}, ulimit -Hn) is too low for this job: {base + needed} are needed")
+        raise RestartFailed(
+            f"the limit of open files ({hard}, ulimit -Hn) is too low for this job: {base + needed} are needed"
+        )
     if soft != resource.RLIM_INFINITY and soft < base + needed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard != resource.RLIM_INFINITY else base + needed, hard))
     return base

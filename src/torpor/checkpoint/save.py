@@ -19,8 +19,8 @@ from torpor.checkpoint.tree import Tree
 from torpor.image import codec
 from torpor.image.manifest import (
     ClockRecord,
-    FileRecord,
     DescriptorRecord,
+    FileRecord,
     Manifest,
     ObjectRecord,
     ProcessRecord,
@@ -29,6 +29,7 @@ from torpor.image.manifest import (
     ThreadRecord,
 )
 from torpor.linux import proc
+from torpor.linux.arch.x86_64 import NR
 from torpor.model.data import Buffer, Ref, Sink
 from torpor.model.errors import CheckpointFailed, Refused
 from torpor.posix import cpu, descriptor_services, paths, terminal
@@ -36,7 +37,6 @@ from torpor.posix.memory import layout
 from torpor.posix.memory.area import FILE, PROT_WRITE, AreaRecord
 from torpor.posix.process_services import PROCESS_SERVICES, THREAD_SERVICES
 from torpor.posix.service import Descriptor, Job, Stream
-from torpor.linux.arch.x86_64 import NR
 from torpor.tracee.call import CallFailed, Out, call
 from torpor.tracee.freeze import Frozen, freeze
 from torpor.tracee.process import LivingProcess, Process
@@ -146,9 +146,7 @@ class _JobView(Survey):
         self._frozen = frozen
         self.groups = descriptors.group(self.descriptors)
         self.groups = [part for whole in self.groups for part in self._by_role(whole)]
-        self._object = {
-            (seen.pid, seen.number): number for number, group in enumerate(self.groups) for seen in group
-        }
+        self._object = {(seen.pid, seen.number): number for number, group in enumerate(self.groups) for seen in group}
 
     def _by_role(self, whole: list[Descriptor]) -> list[list[Descriptor]]:
         """Standard streams that share one open file description may be given different files at the restart."""
@@ -219,7 +217,7 @@ def _capture(request: SaveRequest, frozen: Frozen, sink: Sink) -> Manifest:
             continue
         process = frozen.processes[pid]
         kept, threads, the_layout, exe = asked[pid]
-        stop = process.leader.stop_signal
+        stop = process.leader.stop_signal or _stopping(process)
         records.append(
             ProcessRecord(
                 **common,
@@ -253,6 +251,11 @@ def _capture(request: SaveRequest, frozen: Frozen, sink: Sink) -> Manifest:
     )
 
 
+def _stopping(process: Process) -> int:
+    """SIGSTOP, if one reached the process while calls ran in it; 0 otherwise."""
+    return 19 if any(info[:4] == b"\x13\0\0\0" for task in process.tasks for info in task.held) else 0
+
+
 def _clocks(process: Process) -> ClockRecord:
     """The clocks as the job sees them, which may be in a time namespace of its own."""
     answers = process.run([call(NR.clock_gettime, clock, Out(16)) for clock in (0, 1, machine.CLOCK_BOOTTIME)])
@@ -284,7 +287,7 @@ def _ask(process: LivingProcess) -> tuple[Services, tuple[ThreadRecord, ...], la
         asked_here = [(service, list(service.ask(task))) for service in THREAD_SERVICES]
         thread_calls = [question for _, asked in asked_here for question in asked]
         if i == 0:
-            answers = task.run(calls + thread_calls, check=False)
+            answers = task.run(calls + thread_calls)
             at = 0
             for process_service, asked in plans:
                 record = process_service.capture(process, answers[at : at + len(asked)])
@@ -294,13 +297,15 @@ def _ask(process: LivingProcess) -> tuple[Services, tuple[ThreadRecord, ...], la
             brk = answers[at].value
             answers = answers[at + len(own) :]
         else:
-            answers = task.run(thread_calls, check=False)
+            answers = task.run(thread_calls)
         threads.append(_thread(process, task, asked_here, answers))
     exe = os.readlink(f"/proc/{process.pid}/exe")
     return kept, tuple(threads), layout.capture(process.pid, process.leader.tid, brk, exe), exe
 
 
-def _thread(process: Process, task: Task, asked_here: Iterable[tuple[object, list[object]]], answers: list[object]) -> ThreadRecord:
+def _thread(
+    process: Process, task: Task, asked_here: Iterable[tuple[object, list[object]]], answers: list[object]
+) -> ThreadRecord:
     at = 0
     kept: Services = {}
     for service, asked in asked_here:

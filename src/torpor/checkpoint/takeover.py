@@ -6,7 +6,7 @@ processes before the next, so that whatever one process needs of another is ther
 
 from __future__ import annotations
 
-import bisect
+import os
 import signal
 from collections.abc import Sequence
 from typing import Any
@@ -15,18 +15,18 @@ import msgspec
 
 from torpor.checkpoint.recreate import Inventory
 from torpor.image.manifest import ProcessRecord, Services
-from torpor.linux import proc, ptrace
+from torpor.linux import proc, ptrace, uio
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.proc import Area
 from torpor.linux.ptrace import NT_X86_XSTATE, Regs
 from torpor.model.errors import RestartFailed
-from torpor.posix import cpu
+from torpor.posix import cpu, pending
 from torpor.posix.memory import area as areas
 from torpor.posix.memory import layout, vdso
-from torpor.posix.memory.area import KERNEL, OBJECT, AreaRecord
+from torpor.posix.memory.area import KERNEL, OBJECT, PROT_WRITE, AreaRecord
 from torpor.posix.process_services import PROCESS_SERVICES, THREAD_SERVICES
-from torpor.posix.service import Stage
-from torpor.tracee.call import ANY, Call, call
+from torpor.posix.service import Stage, Steps
+from torpor.tracee.call import ANY, Call, In, call
 from torpor.tracee.stub import LOWEST, USER_END, StubProcess, find_hole, find_syscall
 from torpor.tracee.task import Task
 
@@ -47,6 +47,8 @@ class Takeover:
         self.process = StubProcess(host, record.pid, self._hole, size)
         self._parked: dict[int, int] = {}
         self._kernel_at: dict[str, int] = {}
+        self._steps: list[Steps] | None = None
+        self._thread_steps: dict[int, list[Steps]] = {}
 
     # Steps, in order.
 
@@ -54,9 +56,6 @@ class Takeover:
         """Attach, stop, and move into the hole."""
         self.process.seize()
         self.process.settle(self._mine, self._pending())
-
-    def lead(self) -> None:
-        """Be the leader of a group (where the plan has not made it so already)."""
 
     def join(self) -> None:
         """Join the process group. A group of the outside world whose number is not here is left alone."""
@@ -89,7 +88,7 @@ class Takeover:
             room += mine.size
         for number, shared in self.inventory.parked():
             size = (len(shared) + PAGE - 1) & ~(PAGE - 1)
-            calls.append(call(NR.mremap, _address(shared), 0, size, 3, room))
+            calls.append(call(NR.mremap, uio.address_of(shared), 0, size, 3, room))
             self._parked[number] = room
             room += size
         end = self._hole + process.hole_size
@@ -144,7 +143,7 @@ class Takeover:
         """Everything the kernel keeps for the process beside memory and descriptors."""
         process = self.process
         # What ended while the tree was made has left SIGCHLD behind; ignoring a signal discards it (signal(7)).
-        ignore = call(NR.rt_sigaction, signal.SIGCHLD, areas_in(_SIG_IGN_ACTION), 0, 8)
+        ignore = call(NR.rt_sigaction, signal.SIGCHLD, In(_SIG_IGN_ACTION), 0, 8)
         process.run([ignore, *self._process_calls(Stage.PROCESS)])
         for service, state in self._states(PROCESS_SERVICES, self.record.services):
             service.outside(state, process)
@@ -196,8 +195,6 @@ class Takeover:
 
     def release(self) -> None:
         """Let all threads go."""
-        import os
-
         if self.record.stop_signal:
             os.kill(self.process.pid, signal.SIGSTOP)
         for task in self.process.tasks[::-1]:
@@ -214,7 +211,9 @@ class Takeover:
 
     def _fd_of(self, record: AreaRecord) -> int:
         if record.kind == OBJECT:
-            return self.inventory.object(record.descriptor) if record.descriptor >= 0 else self.inventory.memory(record.what)
+            if record.descriptor < 0:
+                return self.inventory.memory(record.what)
+            return self.inventory.mappable(record.descriptor, record.shared and bool(record.prot & PROT_WRITE))
         return self.inventory.file(record.what)
 
     def _parked_at(self, record: AreaRecord) -> int:
@@ -228,39 +227,29 @@ class Takeover:
         ]
 
     def _process_calls(self, stage: Stage) -> list[Call]:
-        calls: list[Call] = []
-        for service, state in self._states(PROCESS_SERVICES, self.record.services):
-            calls += service.restore(state, self.process).get(stage, ())
-        return calls
+        if self._steps is None:
+            states = self._states(PROCESS_SERVICES, self.record.services)
+            self._steps = [service.restore(state, self.process) for service, state in states]
+        return [call for steps in self._steps for call in steps.get(stage, ())]
 
     def _thread_calls(self, task: Task, saved: Services, stage: Stage) -> list[Call]:
-        calls: list[Call] = []
-        for service, state in self._states(THREAD_SERVICES, saved):
-            calls += service.restore(state, task).get(stage, ())
-        return calls
+        if task.tid not in self._thread_steps:
+            states = self._states(THREAD_SERVICES, saved)
+            self._thread_steps[task.tid] = [service.restore(state, task) for service, state in states]
+        return [call for steps in self._thread_steps[task.tid] for call in steps.get(stage, ())]
 
     def _pending(self) -> int:
         """Signals (bits) that will be queued for this process or a thread of it."""
-        return 0
+        found = 0
+        for service, state in self._states(PROCESS_SERVICES, self.record.services):
+            found |= pending.bits(getattr(state, "signals", ())) if service.name == "pending" else 0
+        for thread in self.record.threads:
+            for service, state in self._states(THREAD_SERVICES, thread.services):
+                found |= pending.bits(getattr(state, "signals", ())) if service.name == "thread_signals" else 0
+        return found
 
     def _handler_due(self, task: Task, mask: int) -> bool:
         """Is a signal waiting that the thread does not block, and for which it has a handler?"""
         fields = proc.status(self.process.pid, task.tid)
         waiting = int(fields["SigPnd"], 16) | int(fields["ShdPnd"], 16)
         return bool(waiting & ~mask & int(fields["SigCgt"], 16))
-
-
-def areas_in(data: bytes) -> Any:
-    """A pointer to bytes."""
-    from torpor.tracee.call import In
-
-    return In(data)
-
-
-def _address(area: Any) -> int:
-    from torpor.linux import uio
-
-    return uio.address_of(area)
-
-
-__all__ = ["Takeover", "bisect"]

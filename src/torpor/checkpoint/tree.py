@@ -21,7 +21,7 @@ class Tree(msgspec.Struct, frozen=True):
     skip: tuple[int, ...] = ()
 
     def find(self) -> list[int]:
-        """Host pids of the job's processes now, parents before their children."""
+        """Host pids of the job's processes now: the root first, and parents before their children."""
         found = [self.anchor] if self.include_anchor else []
         queue = [self.anchor]
         seen = {self.anchor}
@@ -36,6 +36,9 @@ class Tree(msgspec.Struct, frozen=True):
                     queue.append(pid)
                     if pid not in self.skip:
                         found.append(pid)
+        if self.root in found:
+            found.remove(self.root)
+            found.insert(0, self.root)
         return found
 
 

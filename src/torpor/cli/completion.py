@@ -16,7 +16,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def command(options: argparse.Namespace) -> int:
     try:
-        import shtab
+        import shtab  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         raise TorporError("completion needs shtab: pip install 'torpor[completion]'") from None
     from torpor.cli.text import say

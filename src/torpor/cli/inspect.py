@@ -3,18 +3,114 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-from torpor.cli.options import add_json, add_store
+from torpor.cli.options import add_json, add_store, store
 
-HELP = """Show what a checkpoint holds."""
-EXAMPLE = """  torpor inspect train"""
+if TYPE_CHECKING:
+    from torpor.launch.checkpoint import Checkpoint, Needs, SavedProcess
+
+HELP = """Show what a checkpoint holds: processes, threads, memory, open files; and what it will ask of the
+machine that restarts it."""
+EXAMPLE = """  torpor inspect train
+  torpor inspect train@3 --json"""
+
+WIDTH = 100
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT")
+    parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="NAME, NAME@3, NAME@-1")
     add_store(parser)
     add_json(parser)
 
 
 def command(options: argparse.Namespace) -> int:
-    return 1
+    import torpor
+    from torpor.cli.text import say, say_json
+
+    opened = torpor.open_checkpoint(options.checkpoint, store=store(options) or None)
+    if options.json:
+        say_json({
+            "name": opened.name,
+            "created": opened.manifest.created,
+            "torpor": opened.manifest.torpor,
+            "bytes_total": opened.info.bytes_total,
+            "bytes_new": opened.info.bytes_new,
+            "path": opened.info.path,
+            "processes": [
+                {**process._asdict(), "descriptors": [d._asdict() for d in process.descriptors]}
+                for process in opened.processes()
+            ],
+            "needs": opened.needs()._asdict(),
+        })  # fmt: skip
+        return 0
+    for line in (*_head(opened), "", *_processes(opened.processes()), "", *_needs(opened.needs())):
+        say(line)
+    return 0
+
+
+def _head(opened: Checkpoint) -> list[str]:
+    from torpor.cli.text import moment, size
+
+    info, manifest = opened.info, opened.manifest
+    saved = f"saved {moment(manifest.created)} on {manifest.machine.host} by torpor {manifest.torpor}"
+    return [
+        f"{opened.name}, {saved}",
+        f"{size(info.bytes_total)} in all, of which {size(info.bytes_new)} new; {info.path}",
+    ]
+
+
+def _processes(found: list[SavedProcess]) -> list[str]:
+    """The tree, and under each process its open files."""
+    from torpor.cli.text import plural, size
+
+    known = {process.pid for process in found}
+    below: dict[int, list[SavedProcess]] = {}
+    for process in found:
+        below.setdefault(process.parent if process.parent in known else 0, []).append(process)
+    lines: list[str] = []
+
+    def show(process: SavedProcess, depth: int) -> None:
+        pad = "  " * depth
+        words = [plural(process.threads, "thread"), f"{size(process.bytes)} of {size(process.mapped)} mapped"]
+        words += [plural(process.areas, "area")]
+        words += [process.state] if process.state != "running" else []
+        lines.append(f"{pad}{process.pid} {process.comm}: {', '.join(words)}")
+        if process.exe:
+            lines.append(f"{pad}    runs {process.exe}")
+        for number, kind, what in process.descriptors:
+            lines.append(f"{pad}    {number:>3} {kind} {what}".rstrip())
+        for child in below.get(process.pid, []):
+            show(child, depth + 1)
+
+    for process in below.get(0, []):
+        show(process, 0)
+    return lines
+
+
+def _needs(needs: Needs) -> list[str]:
+    import textwrap
+
+    def several(title: str, words: tuple[str, ...]) -> list[str]:
+        if not words:
+            return []
+        return textwrap.wrap(
+            f"{title}: {' '.join(words)}", WIDTH, initial_indent="  ", subsequent_indent="    ",
+            break_long_words=False, break_on_hyphens=False,
+        )  # fmt: skip
+
+    lines = [
+        "It asks of the machine that restarts it:",
+        f"  {needs.arch}, ran on Linux {needs.kernel}, as uid {needs.uid}, gid {needs.gid}",
+        *several("CPU features", needs.cpu),
+        *several("services", needs.services),
+    ]
+    if needs.xsave:
+        lines.append(f"  {needs.xsave} bytes of extended CPU state")
+    if needs.terminal:
+        lines.append("  a terminal (or --detach)")
+    for title, files in (("unchanged files", needs.files), ("files it was writing", needs.written)):
+        if files:
+            lines.append(f"  {title}:")
+            lines += [f"    {path}" for path in files]
+    return lines

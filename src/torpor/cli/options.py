@@ -20,17 +20,30 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"torpor: {message} ({self.prog} --help)\n")
 
 
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    """As wide as the terminal. Left to find that out by itself, argparse imports half of the compression
+    modules."""
+    try:
+        width = int(os.environ.get("COLUMNS", "")) or 80
+    except ValueError:
+        try:
+            width = os.get_terminal_size().columns
+        except OSError:
+            width = 80
+    return argparse.RawDescriptionHelpFormatter(prog, width=min(width, 110) - 2)
+
+
 def describe(parser: argparse.ArgumentParser, module: ModuleType) -> None:
     """Give a parser the command's text and options."""
     parser.description = module.HELP
     parser.epilog = f"example:\n{module.EXAMPLE}"
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.formatter_class = _formatter
     module.options(parser)
 
 
 def parse(name: str, module: ModuleType, words: list[str]) -> argparse.Namespace:
     """The options of a command line. Ends the process (status 2) for one that makes no sense."""
-    parser = Parser(prog=f"torpor {name}", allow_abbrev=False)
+    parser = Parser(prog=f"torpor {name}", allow_abbrev=False, formatter_class=_formatter)
     describe(parser, module)
     if not getattr(module, "PROGRAM", False):
         return parser.parse_intermixed_args(words)

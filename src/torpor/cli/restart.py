@@ -19,9 +19,7 @@ EXAMPLE = """  torpor restart train
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="NAME, NAME@3, NAME@-1")
-    parser.add_argument(
-        "--detach", action="store_true", help="without a terminal; output goes to the job's log"
-    )
+    parser.add_argument("--detach", action="store_true", help="without a terminal; output goes to the job's log")
     parser.add_argument("--clone", action="store_true", help="also if the job is still running: a second one")
     parser.add_argument("--name", help="name of the restarted job (default: the saved one)")
     for stream in ("stdin", "stdout", "stderr"):
@@ -41,9 +39,9 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pid-budget",
         type=float,
-        default=10.0,
+        default=5.0,
         metavar="SECONDS",
-        help="how long finding the old pids may take in place (default: 10)",
+        help="how long finding the old pids may take in place (default: 5)",
     )
     add_store(parser)
     add_json(parser)

@@ -14,12 +14,8 @@ EXAMPLE = """  torpor stop train
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("job", nargs="?", metavar="JOB")
-    parser.add_argument(
-        "--signal", default="TERM", metavar="NAME", help="the signal to send first (default: TERM)"
-    )
-    parser.add_argument(
-        "--grace", type=float, default=10.0, metavar="SECONDS", help="time until SIGKILL (default: 10)"
-    )
+    parser.add_argument("--signal", default="TERM", metavar="NAME", help="the signal to send first (default: TERM)")
+    parser.add_argument("--grace", type=float, default=10.0, metavar="SECONDS", help="time until SIGKILL (default: 10)")
 
 
 def command(options: argparse.Namespace) -> int:

@@ -149,7 +149,5 @@ def _started(words: list[str], cwd: str | None, env: Mapping[str, str] | None) -
         # Over already: its entry is gone, what is known of it is not.
         from torpor.supervise.registry import Entry, Pid
 
-        entry = Entry(
-            plain["name"], root=Pid(plain["pid"], 0), root_vpid=plain["pid_inside"], log=plain["log"]
-        )
+        entry = Entry(plain["name"], root=Pid(plain["pid"], 0), root_vpid=plain["pid_inside"], log=plain["log"])
     return Job(entry)

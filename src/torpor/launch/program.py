@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NoReturn
 
 from torpor.model.errors import TorporError
 
@@ -51,32 +52,57 @@ def start(
     if not program:
         raise CannotStart("''", FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
     given = environment() if env is None else env
-    defaults = (signal.SIGPIPE, signal.SIGXFSZ)
+    blocked = set(mask)
+    # Not posix_spawn(3): the C library's leaves two of its own signals ignored in the program.
+    reading, writing = os.pipe()  # closed by a successful exec
+    pid = os.fork()
+    if pid == 0:
+        _become(argv, blocked, new_session, given, writing)
+    os.close(writing)
     try:
+        trouble = os.read(reading, 16)
+    finally:
+        os.close(reading)
+    if trouble:
+        os.waitpid(pid, 0)
+        number = int(trouble)
+        raise CannotStart(program, OSError(number, os.strerror(number)))
+    return pid
+
+
+def _become(
+    argv: Sequence[str], mask: Iterable[int], new_session: bool, env: Mapping[bytes, bytes], writing: int
+) -> NoReturn:
+    """In the new process: become the program, or write down the errno and exit."""
+    number = errno.ENOEXEC
+    try:
+        if new_session:
+            os.setsid()
+        for number_of_ours in (signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number_of_ours, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # exec would do that, but one may be pending now
+        if _child_signal_ignored:
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         try:
-            pid = _spawn(program, argv, given, mask, defaults, new_session)
+            os.execvpe(argv[0], list(argv), env)
         except OSError as error:
             if error.errno != errno.ENOEXEC:
                 raise
             # A script without a first line that names its interpreter: as execvp(3) does.
-            script = _found(program)
-            pid = _spawn("/bin/sh", ["/bin/sh", script, *argv[1:]], given, mask, defaults, new_session)
+            os.execve("/bin/sh", ["/bin/sh", _found(argv[0]), *argv[1:]], env)
     except OSError as error:
-        raise CannotStart(program, error) from None
-    if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, the kernel would keep no status for us
-    return pid
+        number = error.errno or number
+    finally:
+        os.write(writing, b"%d" % number)
+        os._exit(127)
 
 
-def _spawn(
-    program: str,
-    argv: Sequence[str],
-    env: Mapping[bytes, bytes],
-    mask: Iterable[int],
-    defaults: Sequence[int],
-    new_session: bool,
-) -> int:
-    return os.posix_spawnp(program, list(argv), env, setsigmask=mask, setsigdef=defaults, setsid=new_session)
+_child_signal_ignored = signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN
+"""Were we started with SIGCHLD ignored? We cannot leave it so: the kernel would keep no status for us."""
+if _child_signal_ignored:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _found(program: str) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.launch import program
-from torpor.launch.detach import Report, Started, detach
 from torpor.launch.run import say
 from torpor.model.errors import Damaged, Refusal, Refused, TorporError, UsageError
 from torpor.supervise import registry
@@ -15,6 +14,7 @@ from torpor.supervise.registry import Entry, Pid
 
 if TYPE_CHECKING:
     from torpor.checkpoint.restart import Restarted
+    from torpor.launch.detach import Report, Started
     from torpor.store import RootInfo, Store
     from torpor.supervise.terminal import Terminal
 
@@ -37,14 +37,12 @@ class Wishes(NamedTuple):
     stderr: str | None = None
     files: str = "auto"
     changed_files: str = "refuse"
-    pid_budget: float = 10.0
+    pid_budget: float = 5.0
     in_place: bool | None = None
     progress: Progress | None = None
 
 
-def restart(
-    checkpoint: str | None, store: str, wishes: Wishes, on_running: Callable[[], None] = lambda: None
-) -> int:
+def restart(checkpoint: str | None, store: str, wishes: Wishes, on_running: Callable[[], None] = lambda: None) -> int:
     """Restart a checkpoint in the foreground, in our place. Returns the wait status of its root.
 
     on_running: called once the job runs, before anything is said. Raises NotFound, Damaged, Refused,
@@ -74,6 +72,7 @@ def restart(
 
 def restart_detached(checkpoint: str | None, store: str, wishes: Wishes) -> Started:
     """Restart a checkpoint without a terminal, its output going to the job's log; returns once it runs."""
+    from torpor.launch.detach import Report, detach
     from torpor.supervise import state
 
     opened, info = _resolve(checkpoint, store)
@@ -174,12 +173,10 @@ def _standard(wishes: Wishes, own: tuple[int, int, int]) -> tuple[int, int, int]
     return out[0], out[1], out[2]
 
 
-def _restart(
-    store: Store, info: RootInfo, wishes: Wishes, standard: tuple[int, int, int], terminal: int
-) -> Restarted:
+def _restart(store: Store, info: RootInfo, wishes: Wishes, standard: tuple[int, int, int], terminal: int) -> Restarted:
     from torpor.checkpoint.restart import RestartRequest
     from torpor.checkpoint.restart import restart as run
-    from torpor.supervise.supervisor import become_subreaper
+    from torpor.supervise.parent import become_subreaper
 
     become_subreaper()
     load = store.load(info.job, info.number)
@@ -224,5 +221,7 @@ def _supervise(
         pass
     supervisor = Supervisor(entry, signals, terminal, dict(enumerate(standard)), job.events)
     if report is not None:
+        from torpor.launch.detach import Started
+
         report.started(Started(entry.name, job.root, job.root_vpid, entry.log, tuple(job.notes), job.seconds))
     return supervisor.run()

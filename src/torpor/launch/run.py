@@ -7,15 +7,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from torpor.launch import program
-from torpor.launch.detach import Report, Started, detach
 from torpor.model.errors import TorporError, UsageError
-from torpor.supervise import registry, state
+from torpor.supervise import registry
+from torpor.supervise.parent import become_subreaper, inherited
 from torpor.supervise.registry import Entry, Pid
 from torpor.supervise.signals import Signals
-from torpor.supervise.supervisor import Supervisor, become_subreaper, inherited
-from torpor.supervise.terminal import Terminal, open_terminal
 
 if TYPE_CHECKING:
+    from torpor.launch.detach import Report, Started
     from torpor.store import Store
 
 
@@ -39,9 +38,11 @@ def run(argv: Sequence[str], name: str | None = None, store: str = "") -> int:
         signals.close()
         registry.release(entry)
         raise
-    entry = entry._replace(root=Pid.of(pid), root_vpid=pid)
-    # Only now, because it takes time: which names are in use is known to the store, too.
-    entry = _register(entry)
+    # What takes time comes now that the program runs: our own modules, and which names the store has.
+    from torpor.supervise.supervisor import Supervisor
+    from torpor.supervise.terminal import Terminal, open_terminal
+
+    entry = _register(entry._replace(root=Pid.of(pid), root_vpid=pid))
     terminal = Terminal(open_terminal(), relay=False)
     return Supervisor(entry, signals, terminal, streams).run()
 
@@ -54,10 +55,11 @@ def run_detached(
 
     It leads a session of its own. Raises as `run`.
     """
+    from torpor.launch.detach import Started, detach
+    from torpor.supervise import state
+
     entry = Entry(name="", store=store, argv=tuple(argv))
-    names: Iterator[str] = (
-        iter((registry.check_name(name),)) if name else registry.series(registry.fit_name(argv[0]))
-    )
+    names: Iterator[str] = iter((registry.check_name(name),)) if name else registry.series(registry.fit_name(argv[0]))
     claimed = registry.claim(entry, names, (lambda _: False) if name else taken(store))
     if claimed is None:
         raise UsageError(f"a job named {name} is running already")
@@ -71,6 +73,9 @@ def run_detached(
 
     def body(report: Report) -> None:
         nonlocal entry
+        from torpor.supervise.supervisor import Supervisor
+        from torpor.supervise.terminal import Terminal
+
         entry = entry._replace(supervisor=Pid.of(os.getpid()))
         if cwd is not None:
             os.chdir(cwd)
@@ -117,9 +122,7 @@ def _register(entry: Entry) -> Entry:
         reason = "no name is free"
     except (OSError, TorporError) as error:
         reason = str(error)
-    say(
-        f"torpor: the job is not registered ({reason}); save it with torpor checkpoint --pid {entry.root.pid}"
-    )
+    say(f"torpor: the job is not registered ({reason}); save it with torpor checkpoint --pid {entry.root.pid}")
     return entry
 
 

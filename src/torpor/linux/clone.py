@@ -28,5 +28,7 @@ def fork(pid: int = 0, flags: int = 0) -> int:
     be forked while other threads of ours run: what they hold stays locked in it.
     """
     room = ctypes.c_int(pid)
-    args = ctypes.create_string_buffer(arguments(flags, 17, ctypes.addressof(room) if pid else 0, 1 if pid else 0), SIZE)
+    args = ctypes.create_string_buffer(
+        arguments(flags, 17, ctypes.addressof(room) if pid else 0, 1 if pid else 0), SIZE
+    )
     return syscall(NR.clone3, ctypes.addressof(args), SIZE)

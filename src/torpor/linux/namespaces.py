@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from torpor.linux import clone
-from torpor.linux.libc import libc, syscall
 from torpor.linux.arch.x86_64 import NR
+from torpor.linux.libc import libc, syscall
 
 _MS_REC, _MS_SLAVE = 0x4000, 0x80000
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8

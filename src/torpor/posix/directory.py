@@ -48,9 +48,7 @@ class DirectoryService(DescriptorBase):
                 os.lseek(fd, record.position, os.SEEK_SET)
             except OSError:
                 path = os.fsdecode(record.name)
-                restart.say(
-                    f"{path}: the position in the open directory could not be set; it is read from its start"
-                )
+                restart.say(f"{path}: the position in the open directory could not be set; it is read from its start")
         return fd
 
 

@@ -32,7 +32,6 @@ from torpor.posix.descriptors import fresh_info, set_status, status_flags
 from torpor.posix.service import Descriptor, DescriptorBase, Job, Restart
 from torpor.tracee.call import Call, In, Object, Out, call
 
-_EPOLL_WAIT = 232  # belongs to linux/arch, beside epoll_ctl
 _READY = select.EPOLLIN | select.EPOLLOUT
 
 
@@ -110,7 +109,7 @@ class EpollService(DescriptorBase):
                 call(NR.close, watch.number),
             ]
             if watch.ready:
-                calls.append(call(_EPOLL_WAIT, Object(number), Out(epoll.EVENT_SIZE), 1, 0))
+                calls.append(call(NR.epoll_wait, Object(number), Out(epoll.EVENT_SIZE), 1, 0))
         return calls
 
 

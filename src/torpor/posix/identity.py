@@ -155,9 +155,7 @@ class _Change:
                     f"{_listed(now.groups)}; restart as root, or as a user with these groups"
                 )
             groups = [self.inner(self.room.gid, group, "group") for group in saved.groups]
-            self.calls.append(
-                call(NR.setgroups, len(groups), In(struct.pack(f"<{len(groups)}I", *groups) or bytes(4)))
-            )
+            self.calls.append(call(NR.setgroups, len(groups), In(struct.pack(f"<{len(groups)}I", *groups) or bytes(4))))
         if saved.gids != now.gids:
             self.change(saved.gids, now.gids, SETGID, "group", self.room.gid, NR.setresgid, _SETFSGID)
         if saved.uids != now.uids:
@@ -175,8 +173,7 @@ class _Change:
     ) -> None:
         if not self.may(right) and not set(wanted) <= set(present):
             raise self.fail(
-                f"ran as {what} {_listed(wanted)}, and here it is {_listed(present)}; "
-                "restart as that user or as root"
+                f"ran as {what} {_listed(wanted)}, and here it is {_listed(present)}; restart as that user or as root"
             )
         real, effective, saved, fs = (self.inner(inner, number, what) for number in wanted)
         self.calls.append(call(set_three, real, effective, saved))
@@ -186,9 +183,7 @@ class _Change:
     def inner(self, translate: Callable[[int], int | None], number: int, what: str) -> int:
         found = translate(number)
         if found is None:
-            raise self.fail(
-                f"ran as {what} {number}, which does not exist in a user namespace; restart as root"
-            )
+            raise self.fail(f"ran as {what} {number}, which does not exist in a user namespace; restart as root")
         return found
 
     def run(self) -> list[Call]:
@@ -271,9 +266,7 @@ def _room(pid: int) -> tuple[Room, bool]:
         groups = proc.text("/proc/self/setgroups").strip() == "allow"
         return Room(lambda number: number, lambda number: number, groups), False
     groups = proc.text(f"/proc/{pid}/setgroups").strip() == "allow"
-    return Room(
-        mapping(proc.text(f"/proc/{pid}/uid_map")), mapping(proc.text(f"/proc/{pid}/gid_map")), groups
-    ), True
+    return Room(mapping(proc.text(f"/proc/{pid}/uid_map")), mapping(proc.text(f"/proc/{pid}/gid_map")), groups), True
 
 
 def mapping(text: str) -> Callable[[int], int | None]:

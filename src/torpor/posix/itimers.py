@@ -73,11 +73,7 @@ class ItimerService(ProcessBase):
                 call(
                     NR.setitimer,
                     kind,
-                    In(
-                        struct.pack(
-                            _ITIMERVAL, *divmod(timer.interval, 1_000_000), *divmod(timer.value, 1_000_000)
-                        )
-                    ),
+                    In(struct.pack(_ITIMERVAL, *divmod(timer.interval, 1_000_000), *divmod(timer.value, 1_000_000))),
                     0,
                 )
                 for kind, timer in sorted(record.timers.items())

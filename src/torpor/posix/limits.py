@@ -75,9 +75,10 @@ def shown(value: int) -> str:
 def refuse_raise(vpid: int, number: int, saved: int, now: int) -> RestartFailed:
     """The line for a hard limit that may not be raised."""
     what = f"'{_ROWS[number][4:]}' ({_OPTIONS[number]})"
+    most = shown(now)
     return RestartFailed(
-        f"process {vpid} had {shown(saved)} as its hard limit for {what}, and here it may have at most "
-        f"{shown(now)}; raise that limit for torpor itself (limits.conf, or prlimit as root) and restart again"
+        f"process {vpid} had {shown(saved)} as its hard limit for {what}, and here it may have {most} at "
+        "most; raise that for torpor itself (limits.conf, or prlimit as root) and restart again"
     )
 
 
@@ -86,18 +87,16 @@ class LimitService(ProcessBase):
     record: type[msgspec.Struct] = Limits
 
     def capture(self, process: Process, answers: Sequence[Answer]) -> Limits:
-        return parse(proc.text(f"/proc/{process.pid}/limits"))
+        return parse(proc.text(f"/proc/{process.leader.tid}/limits"))
 
     def restore(self, record: Any, process: Process) -> Steps:
         soft, hard = record.limits[_NPROC]
-        return {
-            Stage.CLOCKS: [call(NR.prlimit64, 0, _NPROC, In(struct.pack("<QQ", _raw(soft), _raw(hard))), 0)]
-        }
+        return {Stage.CLOCKS: [call(NR.prlimit64, 0, _NPROC, In(struct.pack("<QQ", _raw(soft), _raw(hard))), 0)]}
 
     def outside(self, record: Any, process: Process) -> None:
         import resource  # only here: start-up is restart time
 
-        now = parse(proc.text(f"/proc/{process.pid}/limits"))
+        now = parse(proc.text(f"/proc/{process.leader.tid}/limits"))
         for number, (saved, present) in enumerate(zip(record.limits, now.limits)):
             wanted = saved
             if number == _NPROC:

@@ -62,9 +62,7 @@ def held(info: Iterable[str]) -> list[Lock]:
         words = line.split()
         start, end = words[-2:]
         first = int(start)
-        out.append(
-            Lock(words[2], "WRITE" in words[4:6], first, _TO_END if end == "EOF" else int(end) - first + 1)
-        )
+        out.append(Lock(words[2], "WRITE" in words[4:6], first, _TO_END if end == "EOF" else int(end) - first + 1))
     return out
 
 
@@ -72,9 +70,7 @@ def refusal(seen: Descriptor) -> Refusal | None:
     """Why what is held through a descriptor cannot be set again."""
     for lock in held(seen.info):
         if lock.kind not in (FLOCK, OFD, POSIX):
-            return seen.refuse(
-                f"{seen.target} with a {lock.kind.lower()} on it", "give it back before the checkpoint"
-            )
+            return seen.refuse(f"{seen.target} with a {lock.kind.lower()} on it", "give it back before the checkpoint")
     return None
 
 
@@ -115,11 +111,12 @@ class LockService(ProcessBase):
     def capture(self, process: Process, answers: Sequence[Answer]) -> PosixLocks | None:
         found = []
         for number in proc.descriptors(process.pid):
-            lines = proc.read(f"/proc/{process.pid}/fdinfo/{number}")
+            try:
+                lines = proc.read(f"/proc/{process.pid}/fdinfo/{number}")
+            except FileNotFoundError:
+                continue  # the descriptor that /proc was just listed with, if it is our own process
             if b"\nlock:" in lines:
-                found += [
-                    (number, lock) for lock in held(os.fsdecode(lines).splitlines()) if lock.kind == POSIX
-                ]
+                found += [(number, lock) for lock in held(os.fsdecode(lines).splitlines()) if lock.kind == POSIX]
         # Duplicates of a descriptor show the same locks; setting one twice does nothing.
         return PosixLocks(tuple(found)) if found else None
 

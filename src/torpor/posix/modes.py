@@ -69,9 +69,7 @@ class ModeService(ThreadBase):
         )
 
     def restore(self, record: Any, task: Task) -> Steps:
-        calls = [
-            call(NR.prctl, prctl.MCE_KILL, prctl.MCE_KILL_SET, record.mce_kill, 0, 0, accept=(errno.EINVAL,))
-        ]
+        calls = [call(NR.prctl, prctl.MCE_KILL, prctl.MCE_KILL_SET, record.mce_kill, 0, 0, accept=(errno.EINVAL,))]
         if record.tsc != _TSC_ENABLED:
             calls.append(call(NR.prctl, prctl.SET_TSC, record.tsc, 0, 0, 0))
         if record.cpuid != _CPUID_ENABLED:
@@ -81,7 +79,5 @@ class ModeService(ThreadBase):
         for which, (state, fresh) in enumerate(zip(record.speculation, _FRESH)):
             wanted = state & ~_BY_PRCTL
             if state & _BY_PRCTL and wanted != fresh:
-                calls.append(
-                    call(NR.prctl, prctl.SET_SPECULATION_CTRL, which, wanted, 0, 0, accept=_NOT_HERE)
-                )
+                calls.append(call(NR.prctl, prctl.SET_SPECULATION_CTRL, which, wanted, 0, 0, accept=_NOT_HERE))
         return {Stage.THREAD: calls}

@@ -61,9 +61,7 @@ def word_size(seen: Seen) -> Iterator[Refusal]:
         return
     try:
         if os.read(fd, 5) == b"\x7fELF\x01":
-            yield seen.refuse(
-                "is a 32-bit program", "only 64-bit programs are supported; use its 64-bit build"
-            )
+            yield seen.refuse("is a 32-bit program", "only 64-bit programs are supported; use its 64-bit build")
     finally:
         os.close(fd)
 
@@ -72,9 +70,7 @@ def traced(seen: Seen) -> Iterator[Refusal]:
     """TracerPid names the thread that traces it; ourselves we do not count."""
     tracer = int(seen.status.get("TracerPid", "0"))
     if tracer and not os.path.exists(f"/proc/self/task/{tracer}"):
-        yield seen.refuse(
-            f"is being traced by process {tracer} ({proc.comm(tracer)})", "end that tracer first"
-        )
+        yield seen.refuse(f"is being traced by process {tracer} ({proc.comm(tracer)})", "end that tracer first")
 
 
 def seccomp(seen: Seen) -> Iterator[Refusal]:
@@ -112,8 +108,9 @@ def namespaces(seen: Seen) -> Iterator[Refusal]:
         others = _namespace(parent, kind), _namespace(parent, f"{kind}_for_children")
         if not others[0]:
             others = _namespace(os.getpid(), kind), ""
-        # A process with a new namespace for its children only has to be its own parent to show it.
-        split = kind in ("pid", "time") and _namespace(seen.pid, f"{kind}_for_children") not in ("", own)
+        # A process with a new namespace for its children only shows it there.
+        # (A pid namespace without a process in it yet cannot be read.)
+        split = kind in ("pid", "time") and _namespace(seen.pid, f"{kind}_for_children") != own
         if own and (own not in others or split):
             yield seen.refuse(
                 f"is in a {kind} namespace of its own"
@@ -158,9 +155,7 @@ def dispatch(seen: Seen) -> Iterator[Refusal]:
     except OSError:
         return
     if struct.unpack_from("<Q", room.raw)[0]:
-        yield seen.refuse(
-            "handles its own system calls (syscall user dispatch)", "not supported yet; run it without"
-        )
+        yield seen.refuse("handles its own system calls (syscall user dispatch)", "not supported yet; run it without")
 
 
 PROCESS: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (

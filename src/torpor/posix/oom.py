@@ -32,10 +32,10 @@ class OomService(ProcessBase):
     record: type[msgspec.Struct] = Oom
 
     def capture(self, process: Process, answers: Sequence[Answer]) -> Oom:
-        return Oom(int(proc.read(f"/proc/{process.pid}/oom_score_adj")))
+        return Oom(int(proc.read(f"/proc/{process.leader.tid}/oom_score_adj")))
 
     def outside(self, record: Any, process: Process) -> None:
-        where = f"/proc/{process.pid}/oom_score_adj"
+        where = f"/proc/{process.leader.tid}/oom_score_adj"
         if int(proc.read(where)) == record.adjustment:
             return
         fd = os.open(where, os.O_WRONLY | os.O_CLOEXEC)

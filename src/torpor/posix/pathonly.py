@@ -38,15 +38,11 @@ class PathService(DescriptorBase):
             try:
                 st = os.lstat(seen.target)
             except OSError:
-                return seen.refuse(
-                    f"a symbolic link that was removed, {seen.target}", "close it before the checkpoint"
-                )
+                return seen.refuse(f"a symbolic link that was removed, {seen.target}", "close it before the checkpoint")
             if (st.st_dev, st.st_ino) == (seen.dev, seen.ino):
                 return None
         if paths.is_deleted(seen.target, seen.dev, seen.ino):
-            return seen.refuse(
-                f"the path of something removed, {seen.target}", "close it before the checkpoint"
-            )
+            return seen.refuse(f"the path of something removed, {seen.target}", "close it before the checkpoint")
         return unreachable(seen, "the path of something")
 
     def capture(self, fd: int, seen: Descriptor, job: Job) -> PathOnly:

@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from torpor.linux import ptrace, siginfo
+from torpor.linux.arch.x86_64 import NR
 from torpor.posix import posix_timers
 from torpor.posix.service import ProcessBase, Stage, Steps
 from torpor.tracee.call import Answer, In, call
@@ -60,9 +61,21 @@ class PendingService(ProcessBase):
         return Pending(signals) if signals else None
 
     def restore(self, record: Any, process: Process) -> Steps:
-        return {
-            Stage.CLOCKS: [
-                call(_RT_SIGQUEUEINFO, process.vpid, siginfo.number(info), In(info))
-                for info in record.signals
-            ]
-        }
+        calls = []
+        runner = process.leader.vtid
+        for info in record.signals:
+            number = siginfo.number(info)
+            if runner == process.vpid:
+                calls.append(call(_RT_SIGQUEUEINFO, process.vpid, number, In(info)))
+            else:
+                # The first thread has ended, and only it may use any code for the process.
+                calls.append(call(NR.rt_tgsigqueueinfo, process.vpid, runner, number, In(info)))
+        return {Stage.CLOCKS: calls}
+
+
+def bits(infos: Iterable[bytes]) -> int:
+    """The signals as a bit mask: bit N-1 for signal N."""
+    mask = 0
+    for info in infos:
+        mask |= 1 << (siginfo.number(info) - 1)
+    return mask

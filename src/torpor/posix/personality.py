@@ -31,7 +31,7 @@ class PersonalityService(ProcessBase):
     record: type[msgspec.Struct] = Personality
 
     def capture(self, process: Process, answers: Sequence[Answer]) -> Personality:
-        return Personality(int(proc.read(f"/proc/{process.pid}/personality"), 16))
+        return Personality(int(proc.read(f"/proc/{process.leader.tid}/personality"), 16))
 
     def restore(self, record: Any, process: Process) -> Steps:
         return {Stage.PROCESS: [call(NR.personality, record.persona)]}

@@ -78,9 +78,7 @@ class PipeService(DescriptorBase):
     def capture(self, fd: int, seen: Descriptor, job: Job) -> PipeEnd:
         if not inherited.has_both_ends(seen, job) and not other_end_closed(fd):
             raise Refused([_refusal(seen, "")])
-        readable = [
-            one for one in siblings(seen, job) if one.access != os.O_WRONLY and not one.flags & O_PATH
-        ]
+        readable = [one for one in siblings(seen, job) if one.access != os.O_WRONLY and not one.flags & O_PATH]
         mine = job.object_of(seen.pid, seen.number)
         data = None
         if seen.access != os.O_WRONLY and first_object(readable, job) in (mine, -1):
@@ -188,8 +186,7 @@ def fill(fd: int, data: PipeData, restart: Restart) -> None:
                 at += _write(writer, whole[at : at + size - plain])
     except BlockingIOError:
         raise RestartFailed(
-            f"a pipe cannot take the {data.size} bytes that were in it (see fs.pipe-user-pages-soft in "
-            "proc_sys_fs(5))"
+            f"a pipe cannot take the {data.size} bytes that were in it (see fs.pipe-user-pages-soft in proc_sys_fs(5))"
         ) from None
     finally:
         os.close(writer)
@@ -218,9 +215,7 @@ def holder_outside(seen: Descriptor, job: Job) -> int:
         try:
             for number in os.listdir(f"/proc/{name}/fd"):
                 try:
-                    if os.readlink(f"/proc/{name}/fd/{number}") == seen.target and not _descends(
-                        int(name), inside
-                    ):
+                    if os.readlink(f"/proc/{name}/fd/{number}") == seen.target and not _descends(int(name), inside):
                         return int(name)
                 except OSError:
                     continue

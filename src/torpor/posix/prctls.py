@@ -62,7 +62,7 @@ class PrctlService(ProcessBase):
             memory_merge=merge,
             mdwe=mdwe,
             cpu_states=0 if states.error else int.from_bytes(states.outs[0], "little"),
-            coredump_filter=_filter(process.pid),
+            coredump_filter=_filter(process.leader.tid),
         )
 
     def restore(self, record: Any, process: Process) -> Steps:
@@ -77,9 +77,9 @@ class PrctlService(ProcessBase):
         return {Stage.PROCESS: calls, Stage.LAST: last}
 
     def outside(self, record: Any, process: Process) -> None:
-        if _filter(process.pid) == record.coredump_filter:
+        if _filter(process.leader.tid) == record.coredump_filter:
             return
-        fd = os.open(f"/proc/{process.pid}/coredump_filter", os.O_WRONLY | os.O_CLOEXEC)
+        fd = os.open(f"/proc/{process.leader.tid}/coredump_filter", os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.write(fd, f"{record.coredump_filter:#x}".encode())
         finally:

@@ -10,6 +10,7 @@ from torpor.posix.dispositions import DispositionService
 from torpor.posix.identity import IdentityService
 from torpor.posix.itimers import ItimerService
 from torpor.posix.limits import LimitService
+from torpor.posix.locks import LockService
 from torpor.posix.membarrier import MembarrierService
 from torpor.posix.memory_policy import MemoryPolicyService
 from torpor.posix.modes import ModeService
@@ -39,6 +40,7 @@ PROCESS_SERVICES: tuple[ProcessService, ...] = (
     PendingService(),
     ItimerService(),
     PosixTimerService(),
+    LockService(),
 )
 
 THREAD_SERVICES: tuple[ThreadService, ...] = (

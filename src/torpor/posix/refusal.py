@@ -147,9 +147,7 @@ def refuse(seen: Descriptor) -> Refusal:
             "close it before the checkpoint (one inherited as standard input, output or error may stay)",
         )
     if kind == stat.S_IFIFO:
-        return seen.refuse(
-            f"a named pipe ({target}), which is not supported yet", f"use an anonymous one, or {CLOSE}"
-        )
+        return seen.refuse(f"a named pipe ({target}), which is not supported yet", f"use an anonymous one, or {CLOSE}")
     if kind == stat.S_IFBLK:
         return seen.refuse(f"a block device ({target})", CLOSE)
     if kind == stat.S_IFCHR:

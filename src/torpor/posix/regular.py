@@ -75,11 +75,7 @@ class RegularService(DescriptorBase):
     record = OpenFile
 
     def claims(self, seen: Descriptor) -> bool:
-        return (
-            is_type(seen, stat.S_IFREG)
-            and seen.target.startswith("/")
-            and not seen.target.startswith("/memfd:")
-        )
+        return is_type(seen, stat.S_IFREG) and seen.target.startswith("/") and not seen.target.startswith("/memfd:")
 
     def survey(self, seen: Descriptor, job: Job) -> Refusal | None:
         refusal = locks.refusal(seen)
@@ -128,9 +124,7 @@ class RegularService(DescriptorBase):
                 except OSError as error:
                     thing = f"{path}, whose contents cannot be read ({error.strerror})"
                     raise Refused([seen.refuse(thing, "run torpor as its owner or as root")]) from None
-        return OpenFile(
-            file, flags, offset, written, job.files == "keep", False, deleted, holder, contents, held
-        )
+        return OpenFile(file, flags, offset, written, job.files == "keep", False, deleted, holder, contents, held)
 
     def needs(self, record: OpenFile) -> tuple[int, ...]:
         return (record.holder,) if record.contents is None and record.holder >= 0 else ()
@@ -230,9 +224,7 @@ def verify(record: OpenFile, restart: Restart) -> None:
             return
         reason = paths.replaced(file)
         if reason:
-            raise missing(
-                file.path, reason, "bring it back, or restart with --files=keep to go on with what is there"
-            )
+            raise missing(file.path, reason, "bring it back, or restart with --files=keep to go on with what is there")
     else:
         check_unchanged(file, restart)
 
@@ -240,10 +232,8 @@ def verify(record: OpenFile, restart: Restart) -> None:
 def check_unchanged(file: FileIdentity, restart: Restart) -> None:
     """For a file that was only read or mapped: raises Refused if it changed, unless that was accepted."""
     reason = paths.changed(file)
-    if reason and (reason == "is gone" or getattr(restart, "changed_files", "refuse") != "accept"):
-        way_out = (
-            "put it back" if reason == "is gone" else "bring it back, or restart with --changed-files=accept"
-        )
+    if reason and (reason == "is gone" or restart.changed_files != "accept"):
+        way_out = "put it back" if reason == "is gone" else "bring it back, or restart with --changed-files=accept"
         raise missing(file.path, reason, way_out)
 
 

@@ -97,9 +97,7 @@ class SchedulingService(ThreadBase):
                 ) from None
 
         if os.getpriority(os.PRIO_PROCESS, tid) != record.nice:
-            attempt(
-                f"the nice value {record.nice}", lambda: os.setpriority(os.PRIO_PROCESS, tid, record.nice)
-            )
+            attempt(f"the nice value {record.nice}", lambda: os.setpriority(os.PRIO_PROCESS, tid, record.nice))
         wanted = processors(record, frozenset(os.sched_getaffinity(tid)))
         if wanted:
             try:
@@ -138,9 +136,7 @@ def setting(record: Scheduling, now: Attr) -> Attr | None:
     low, high = (0, 0) if same_clamps else clamps
     runtime = record.runtime if record.policy == sched.DEADLINE or (fair and not same_slice) else 0
     nice = record.nice if fair else 0
-    return Attr(
-        record.policy, flags, nice, record.priority, runtime, record.deadline, record.period, low, high
-    )
+    return Attr(record.policy, flags, nice, record.priority, runtime, record.deadline, record.period, low, high)
 
 
 def processors(record: Scheduling, now: frozenset[int]) -> frozenset[int]:

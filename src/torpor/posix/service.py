@@ -139,6 +139,9 @@ class Restart(Protocol):
     files: str
     """The files policy of the restart: 'auto', 'keep'."""
 
+    changed_files: str
+    """Files that were only read and differ now: 'refuse' or 'accept'."""
+
     def shared(self, key: tuple[str, int], make: Callable[[], Any], close: Callable[[Any], None]) -> Any:
         """Something that several objects have in common (the pipe behind two ends): made at the first call with this
         key, handed out at each, closed when all objects exist."""

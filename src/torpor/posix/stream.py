@@ -143,9 +143,7 @@ class StreamService(DescriptorBase):
             return ends
 
         try:
-            ends: tuple[int, int] = restart.shared(
-                ("stream", record.pipe), make, lambda made: os.close(made[0])
-            )
+            ends: tuple[int, int] = restart.shared(("stream", record.pipe), make, lambda made: os.close(made[0]))
             fd = reopen(ends[0], record.flags) if record.reopened else duplicate(ends[0])
         except OSError as error:
             raise RestartFailed(f"cannot open standard input again: {error.strerror}") from None

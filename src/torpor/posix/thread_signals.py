@@ -59,7 +59,6 @@ class ThreadSignalService(ThreadBase):
         if record.signals:
             group = proc.inner_pid(proc.status(task.tgid, task.tid), "NStgid")
             steps[Stage.CLOCKS] = [
-                call(NR.rt_tgsigqueueinfo, group, task.vtid, siginfo.number(info), In(info))
-                for info in record.signals
+                call(NR.rt_tgsigqueueinfo, group, task.vtid, siginfo.number(info), In(info)) for info in record.signals
             ]
         return steps

@@ -49,9 +49,7 @@ class TidAddressService(ThreadBase):
         clear, robust = answers
         if clear.error:
             thing = "the kernel does not tell where it reports the end of a thread (PR_GET_TID_ADDRESS)"
-            raise Refused(
-                [Refusal(task.tgid, proc.comm(task.tgid), thing, "use one with CONFIG_CHECKPOINT_RESTORE")]
-            )
+            raise Refused([Refusal(task.tgid, proc.comm(task.tgid), thing, "use one with CONFIG_CHECKPOINT_RESTORE")])
         return ThreadEnd(int.from_bytes(clear.outs[0], "little"), int.from_bytes(robust.outs[0], "little"))
 
     def restore(self, record: Any, task: Task) -> Steps:

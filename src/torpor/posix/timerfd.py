@@ -83,9 +83,7 @@ class TimerService(DescriptorBase):
         try:
             fd = timerfd.create(record.clock, os.O_CLOEXEC | os.O_NONBLOCK)
         except PermissionError:
-            raise RestartFailed(
-                "cannot make a timer that wakes the machine again: needs CAP_WAKE_ALARM"
-            ) from None
+            raise RestartFailed("cannot make a timer that wakes the machine again: needs CAP_WAKE_ALARM") from None
         set_status(fd, record.flags)
         return fd
 
@@ -110,9 +108,7 @@ class TimerService(DescriptorBase):
             if setting.interval or not setting.value:
                 timerfd.settime(fd, flags, Setting(past, setting.interval))
             else:
-                restart.say(
-                    "a timer's unread expiries are lost: this kernel has no CONFIG_CHECKPOINT_RESTORE"
-                )
+                restart.say("a timer's unread expiries are lost: this kernel has no CONFIG_CHECKPOINT_RESTORE")
 
 
 def due(record: Timer, now: int) -> tuple[Setting, int]:
@@ -146,9 +142,7 @@ def parse(info: list[str]) -> Shown:
         seconds, _, rest = (info_value(info, key) or "(0, 0)").strip("()").partition(",")
         return int(seconds) * _SECOND + int(rest)
 
-    return Shown(
-        number("clockid"), number("ticks"), number("settime flags", 8), span("it_value"), span("it_interval")
-    )
+    return Shown(number("clockid"), number("ticks"), number("settime flags", 8), span("it_value"), span("it_interval"))
 
 
 def _now(clock: int) -> int:

@@ -47,12 +47,18 @@ def removed(pid: int) -> bool:
     return (named.st_dev, named.st_ino) != (really.st_dev, really.st_ino)
 
 
+def alive(pid: int) -> int:
+    """A thread of the process that has not ended: the first one may have, and then shows no directories."""
+    return next((tid for tid in proc.threads(pid) if proc.stat(pid, tid).state not in "ZX"), pid)
+
+
 class WorkdirService(ProcessBase):
     name = "workdir"
     record: type[msgspec.Struct] = Workdir
 
     def survey(self, pid: int) -> Iterable[Refusal]:
-        where = os.readlink(f"/proc/{pid}/root")
+        tid = alive(pid)
+        where = os.readlink(f"/proc/{tid}/root")
         if where != "/":
             yield Refusal(
                 pid,
@@ -60,8 +66,8 @@ class WorkdirService(ProcessBase):
                 f"has the root directory {where}",
                 "not supported yet; run torpor inside of it",
             )
-        elif removed(pid):
-            where = os.readlink(f"/proc/{pid}/cwd").removesuffix(" (deleted)")
+        elif removed(tid):
+            where = os.readlink(f"/proc/{tid}/cwd").removesuffix(" (deleted)")
             yield Refusal(
                 pid,
                 proc.comm(pid),
@@ -70,11 +76,11 @@ class WorkdirService(ProcessBase):
             )
 
     def capture(self, process: Process, answers: Sequence[Answer]) -> Workdir:
-        return Workdir(os.readlink(os.fsencode(f"/proc/{process.pid}/cwd")), int(process.status["Umask"], 8))
+        return Workdir(os.readlink(os.fsencode(f"/proc/{process.leader.tid}/cwd")), int(process.status["Umask"], 8))
 
     def restore(self, record: Any, process: Process) -> Steps:
         try:
-            os.stat(os.fsencode(f"/proc/{process.pid}/root") + record.directory)
+            os.stat(os.fsencode(f"/proc/{process.leader.tid}/root") + record.directory)
         except (FileNotFoundError, NotADirectoryError):
             where = os.fsdecode(record.directory)
             raise RestartFailed(

@@ -24,6 +24,7 @@ WORTH = 0.6
 """A sample (and then the chunk) must shrink to less than this part of its size to be stored compressed: below
 that, level 1 yields more than a slow disk saves."""
 
+
 def name(key: bytes, data: Buffer) -> bytes:
     """The name of a chunk with these contents in a store with this key. Other threads run meanwhile."""
     return blake3(data, key=key).digest()
@@ -90,5 +91,3 @@ def _zstd() -> Any:
 def _compressor() -> tuple[Any, Any]:
     zstd = _zstd()
     return zstd.ZstdCompressor(level=LEVEL), zstd.ZstdCompressor.FLUSH_FRAME
-
-

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torpor.model.errors import Damaged
 from torpor.store import index, lease, numbers, pack, root
 from torpor.store.backend import Backend
-from torpor.store.lease import Warrant
 from torpor.store.table import PACK_ID, Place
 
 
@@ -39,53 +38,64 @@ def collect(backend: Backend) -> tuple[int, int]:
     lag, now = backend.lag(), _clock(backend)
     roots = Roots(backend)
     warrants = lease.warrants(backend)
-    used, named = roots.packs(), {name for warrant in warrants.values() for name in warrant.packs}
+    used, named = roots.packs(), {name for packs in warrants.values() for name in packs}
+    # While somebody saves, young packs that nobody refers to are most likely that save's own.
     young = now - lease.EXPIRY if _running(backend, now) else now + 1
     unused = [name for name in _packs(backend) - used - named if _time(backend, pack.path(name)) < young]
     if unused:
-        warrant = Warrant(sorted(unused))
-        warrants[lease.issue(backend, warrant)] = warrant
+        warrants[lease.issue(backend, unused)] = unused
     running = _running(backend, now)  # after the warrants are there: whoever is not in it has seen them
-    used = roots.packs()  # after that: whoever is not in it any more has its root in here
+    used = roots.packs()  # after that: whoever is not in `running` any more has its root in here
     count = size = 0
-    for where, warrant in warrants.items():
-        age = now - _time(backend, where) if lag else 0.0
-        after = advance(warrant, used, running, age, lag)
-        if after is None:
-            for name in set(warrant.packs) - used:
-                freed = _delete(backend, pack.path(name))
-                count += freed >= 0
-                size += max(freed, 0)
-            backend.delete(where)
-        elif after != warrant:
-            lease.issue(backend, after)
-            backend.delete(where)
+    for warrant, packs in warrants.items():
+        left = set(packs) - used
+        if left and not _may_execute(backend, warrant, running, now, lag):
+            continue
+        for name in left:
+            freed = _delete(backend, pack.path(name))
+            count += freed >= 0
+            size += max(freed, 0)
+        for suffix in ("", lease.NOTE, lease.QUIET):
+            backend.delete(warrant + suffix)
     _tidy(backend, now, bool(running))
     return count, size
 
 
-def advance(warrant: Warrant, used: set[bytes], running: set[str], age: float, lag: float) -> Warrant | None:
-    """What has become of a warrant: None if its packs that are not in `used` may be deleted now (or if it has
-    none). Pure.
+def _may_execute(backend: Backend, warrant: str, running: set[str], now: float, lag: float) -> bool:
+    """Go on with a warrant as far as it goes now; True if its packs may be deleted."""
+    while True:
+        age = now - _time(backend, warrant) if lag else 0.0
+        quiet = _time(backend, warrant + lease.QUIET)
+        what = step(age, lease.noted(backend, warrant), running, now - quiet if quiet else None, lag)
+        if what == "note":
+            lease.note(backend, warrant, sorted(running))
+        elif what == "quiet":
+            backend.put(warrant + lease.QUIET, [b""], durable=False)
+            return False
+        else:
+            return what == "execute"
 
-    used: packs that roots refer to, read after `running`.  running: leases, read after the warrant was put.
-    age: seconds since the warrant was put.  lag: for how long what is read may be out of date.
 
-    With a lag, a save that begins up to `lag` after the warrant was put may not see it, and its lease may
-    be seen another `lag` later; and once the leases are gone, the roots may be seen `lag` after that.
+def step(age: float, noted: list[str] | None, running: set[str], quiet: float | None, lag: float) -> str:
+    """What comes next for a warrant: 'note' the leases there are, wait until these are gone, put down that
+    they are ('quiet'), 'execute'; or 'wait'. Pure.
+
+    age: seconds since it was put.  noted: the leases that were noted.  running: the leases there are now.
+    quiet: seconds since it was put down that the noted ones are gone.  lag: for how long what is seen may be
+    out of date.
+
+    With a lag, a save that begins up to `lag` after the warrant was put may not see it, and its lease may be
+    seen another `lag` later; and once the leases are gone, their roots may be seen `lag` after that.
     """
-    packs = [name for name in warrant.packs if name not in used]
-    leases = warrant.leases
-    if leases is None:
-        if age < 2 * lag:
-            return Warrant(packs, None) if packs else None
-        leases = sorted(running)
-    elif not leases and age >= lag:
-        return None
-    leases = [name for name in leases if name in running]
-    if not packs or (not leases and not lag):
-        return None
-    return Warrant(packs, leases)
+    if noted is None:
+        return "note" if age >= 2 * lag else "wait"
+    if not running.isdisjoint(noted):
+        return "wait"
+    if not lag:
+        return "execute"
+    if quiet is None:
+        return "quiet"
+    return "execute" if quiet >= lag else "wait"
 
 
 def _running(backend: Backend, now: float) -> set[str]:
@@ -99,6 +109,9 @@ def _tidy(backend: Backend, now: float, busy: bool) -> None:
     for name in backend.list("leases"):
         if _time(backend, f"leases/{name}") <= now - lease.EXPIRY:
             backend.delete(f"leases/{name}")
+    for name in backend.list("warrants"):
+        if "." in name and not _time(backend, f"warrants/{name.partition('.')[0]}"):
+            backend.delete(f"warrants/{name}")
     backend.tidy(now - 24 * lease.EXPIRY if busy else now - lease.EXPIRY)
     numbers.thin(backend)
     found = index.Index(backend, set())
@@ -120,7 +133,7 @@ def _packs(backend: Backend) -> set[bytes]:
 def _clock(backend: Backend) -> float:
     """The time now by the clock that the objects' times are from."""
     while True:
-        name = lease.issue(backend, Warrant([]))
+        name = lease.issue(backend, [])
         try:
             return backend.stat(name).time
         except FileNotFoundError:

@@ -1,10 +1,14 @@
 """The wrapping that every small object of a store has, and the manifest too: what is it, which version, is it
 whole.
 
-    offset  size 0       8     magic: what kind of object this is 8       2     format version (little-endian,
-    as all numbers) 10      2     seal: 0 = none. Room for signatures and encryption: a reader that does not
-    know the kind refuses 12      4     zero 16      8     length of the payload 24      n     payload 24+n
-    32    BLAKE3 of everything before
+    offset  size
+    0       8     magic: what kind of object this is
+    8       2     format version (little-endian, as all numbers)
+    10      2     seal: 0 = none. Room for signatures and encryption; a reader refuses a kind it does not know
+    12      4     zero
+    16      8     length of the payload
+    24      n     payload
+    24+n    32    BLAKE3 of everything before
 
 The digest notices damage; it proves nothing about who wrote the object.
 """

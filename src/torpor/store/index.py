@@ -33,8 +33,8 @@ BUCKET = 16
 """Rows aimed at in a bucket."""
 GROWTH = 2
 """A merge takes along a segment that is at most this many times as large as all smaller ones together."""
-MERGE_LIMIT = 2_000_000
-"""Rows beyond which a segment is left alone: merging it would take seconds."""
+MERGE_LIMIT = 250_000
+"""Rows beyond which a segment is left alone: merging it would take a second."""
 
 
 class Segment:
@@ -80,11 +80,9 @@ def encode(entries: Sequence[tuple[bytes, Place]]) -> bytes:
     bits = max(0, (count // BUCKET).bit_length() - 1)
     shift = 32 - bits
     sizes = array("I", bytes(4 * ((1 << bits) + 1)))
-    columns = Columns()
-    names = []
-    for name, place in entries:
-        columns.set(columns.grow(), place)
-        names.append(name)
+    columns = Columns.of([place for _, place in entries])
+    names = [name for name, _ in entries]
+    for name in names:
         sizes[(int.from_bytes(name[:4], "big") >> shift) + 1] += 1
     total = 0
     for bucket, size in enumerate(sizes):

@@ -26,9 +26,7 @@ class Load:
 
     __slots__ = ("_backend", "_key", "_mapped", "_recent", "_table", "body", "info")
 
-    def __init__(
-        self, backend: Backend, key: bytes, info: root.RootInfo, table: Table, body: memoryview
-    ) -> None:
+    def __init__(self, backend: Backend, key: bytes, info: root.RootInfo, table: Table, body: bytes) -> None:
         self.info = info
         self.body = body
         self._backend = backend

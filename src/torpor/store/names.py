@@ -72,5 +72,3 @@ def some(names: Sequence[str]) -> str:
     """A few of them, for people."""
     more = len(names) - SHOWN
     return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
-
-

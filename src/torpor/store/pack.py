@@ -93,6 +93,4 @@ def contents(backend: Backend, pack: bytes) -> Iterator[tuple[bytes, Place]]:
         raise Damaged(f"{what} is truncated or overwritten")
     table = Table(envelope.unwrap(TABLE, VERSION, backend.get(name, start), what), what)
     for row in range(table.count):
-        yield table.name(row), Place(
-            pack, table.offset[row], table.stored[row], table.length[row], table.encoding[row]
-        )
+        yield table.name(row), Place(pack, table.offset[row], table.stored[row], table.length[row], table.encoding[row])

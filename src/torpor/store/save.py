@@ -115,7 +115,8 @@ class Save:
         return info
 
     def abort(self) -> None:
-        """Leave nothing behind. May be called at any time, more than once; does nothing after `commit`."""
+        """Leave nothing behind. All `put`s have returned. May be called more than once; does nothing after
+        `commit`."""
         if self._over:
             return
         self._over = True

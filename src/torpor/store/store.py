@@ -92,7 +92,7 @@ class Store:
         header, table, body = root.decode(data, what)
         if (header.job, header.number) != (job, number):
             raise Damaged(f"{what} is really {header.job}@{header.number}")
-        return Load(self.backend, config.key, self._info(header), table, body)
+        return Load(self.backend, config.key, self._info(header), table, bytes(body))
 
     def list(self, job: str | None = None) -> RootInfos:
         """The checkpoints there are, of one job or of all, by job and number. Only headers are read; a root

@@ -20,7 +20,7 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from torpor.model.data import Buffer
@@ -59,6 +59,19 @@ class Columns:
         self.stored = array("I")
         self.length = array("I")
         self.encoding = bytearray()
+
+    @classmethod
+    def of(cls, places: Sequence[Place]) -> Columns:
+        """A table with these rows, none of them NOWHERE; several times as fast as row by row."""
+        made = cls()
+        made.packs = sorted({place.pack for place in places})
+        numbers = made.numbers = {pack: number for number, pack in enumerate(made.packs)}
+        made.pack = array("I", [numbers[place.pack] for place in places])
+        made.offset = array("I", [place.offset for place in places])
+        made.stored = array("I", [place.stored for place in places])
+        made.length = array("I", [place.length for place in places])
+        made.encoding = bytearray([place.encoding for place in places])
+        return made
 
     def grow(self) -> int:
         """One more row, to be filled by `set`; its place."""

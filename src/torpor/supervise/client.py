@@ -59,6 +59,4 @@ def ask(
             kind = NoSupervisor if greeted else NoAnswer
             raise kind(f"the supervisor of {entry.name} does not answer: {error.strerror or error}") from None
         except ValueError as error:
-            raise TorporError(
-                f"{entry.name}: its socket does not speak torpor's protocol ({error})"
-            ) from None
+            raise TorporError(f"{entry.name}: its socket does not speak torpor's protocol ({error})") from None

@@ -174,9 +174,7 @@ class Job:
         told = state.ended(self.name) if self.entry.log else None
         if told is not None and told.time >= self.entry.started:
             return told.status
-        raise TorporError(
-            f"{self.name} has ended; its exit status is not known, because its supervisor had died"
-        )
+        raise TorporError(f"{self.name} has ended; its exit status is not known, because its supervisor had died")
 
     def stop(self, number: int = signal.SIGTERM, grace: float = 10.0) -> bool:
         """End the job: send every process that signal, and SIGKILL to what is left after `grace` seconds.

@@ -129,9 +129,7 @@ def _ours(path: str) -> bool:
     except OSError:
         return False
     if not mode.S_ISDIR(seen.st_mode) or seen.st_uid != os.geteuid():
-        raise TorporError(
-            f"{path} is not a folder of ours (owner {seen.st_uid}): remove it, or set XDG_RUNTIME_DIR"
-        )
+        raise TorporError(f"{path} is not a folder of ours (owner {seen.st_uid}): remove it, or set XDG_RUNTIME_DIR")
     if seen.st_mode & 0o077:
         os.chmod(path, 0o700)
     return True
@@ -237,7 +235,7 @@ def read(folder: str) -> Entry | None:
         for key in ("helpers", "skip", "argv"):
             known[key] = tuple(known.get(key, ()))
         return Entry(**{**known, "folder": folder})
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
 
 
@@ -254,16 +252,28 @@ def _remove(folder: str) -> None:
         pass
 
 
+def _older(path: str, seconds: float) -> bool:
+    try:
+        return time.time() - os.stat(path).st_mtime > seconds
+    except OSError:
+        return False
+
+
 def entries() -> Iterator[Entry]:
-    """Every entry, also those of jobs that have ended."""
+    """Every entry, also those of jobs that have ended. What cannot be understood is deleted after a while."""
     for parent in folders():
         try:
             names = sorted(os.listdir(parent))
         except OSError:
             continue
         for name in names:
-            if not name.startswith(".") and (entry := read(f"{parent}/{name}")):
+            if name.startswith("."):
+                continue
+            entry = read(f"{parent}/{name}")
+            if entry is not None:
                 yield entry
+            elif _older(f"{parent}/{name}", 60.0):
+                _remove(f"{parent}/{name}")
 
 
 def jobs() -> list[Entry]:

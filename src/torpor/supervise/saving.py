@@ -132,9 +132,7 @@ class Worker:
     def wake(self) -> None:
         os.eventfd_write(self.fd, 1)
 
-    def start(
-        self, what: str, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None]
-    ) -> None:
+    def start(self, what: str, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None]) -> None:
         """Call `work()` in a new thread, then `done(result, error)` in the loop."""
         import threading
 

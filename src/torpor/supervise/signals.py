@@ -46,9 +46,7 @@ class Signals:
     """
 
     def __init__(self) -> None:
-        taken = {
-            number for number in signal.valid_signals() - _OWN if signal.getsignal(number) != signal.SIG_IGN
-        }
+        taken = {number for number in signal.valid_signals() - _OWN if signal.getsignal(number) != signal.SIG_IGN}
         taken |= {signal.SIGCHLD, *STOPS}
         self.taken = taken
         self.before = signal.pthread_sigmask(signal.SIG_BLOCK, taken)

@@ -13,7 +13,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from torpor.linux.libc import syscall
 from torpor.model.errors import TorporError
 from torpor.supervise import protocol, registry
 from torpor.supervise.loop import Loop
@@ -24,18 +23,11 @@ from torpor.supervise.signals import STOPS, Got, Signals
 from torpor.supervise.terminal import Terminal
 from torpor.supervise.tree import members, reach
 
-_NR_PRCTL = 157
-_PR_SET_CHILD_SUBREAPER = 36
 FROM_TERMINAL = STOPS | {signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGWINCH}
 """What the kernel sends to a whole group on a terminal's behalf."""
 TICK_SECONDS = 30.0
 """How often to look whether our entry in the runtime folder still exists: the end of a login session deletes
 $XDG_RUNTIME_DIR, also under jobs that are to outlive it."""
-
-
-def become_subreaper() -> None:
-    """Orphans among our descendants become our children. Call before the job is started."""
-    syscall(_NR_PRCTL, _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 class Supervisor:
@@ -56,6 +48,7 @@ class Supervisor:
         self._terminal = terminal
         self._streams = streams
         self._events = events
+        self._skip = entry.skip
         self._lines = b""
         self._stop_pending = 0
         self._root_stopped = 0
@@ -126,15 +119,23 @@ class Supervisor:
             while True:
                 seen = os.waitid(os.P_ALL, 0, os.WEXITED | os.WSTOPPED | os.WCONTINUED | os.WNOHANG)
                 if seen is None:
-                    return
+                    break
                 if seen.si_pid == self.entry.root.pid and self._events < 0:
                     self._root_changed(seen.si_code, seen.si_status)
         except ChildProcessError:
-            if self._events < 0 and self.status is None:
-                # Somebody else has taken the root's status: it cannot be known any more.
-                self.status = 255 << 8
+            pass
         finally:
+            if self._events < 0 and self.status is None and not self.entry.root.state:
+                self.status = self._status_taken()
             self._guard.leave()
+
+    def _status_taken(self) -> int:
+        """The root is gone, and a save took its status: a tracer's wait for an end is the parent's, if they
+        are one."""
+        from torpor.linux import ptrace
+
+        taken: dict[int, int] = getattr(ptrace, "reaped", {})
+        return taken.pop(self.entry.root.pid, signal.SIGKILL)
 
     def _root_changed(self, code: int, value: int) -> None:
         if code == os.CLD_EXITED:
@@ -185,7 +186,7 @@ class Supervisor:
     def _set_aside(self, helper: int) -> None:
         """A child of ours that is not of the job, 0 for none: a command that saves the job without us must
         know."""
-        self.entry = self.entry._replace(skip=(helper,) if helper else ())
+        self.entry = self.entry._replace(skip=(*self._skip, helper) if helper else self._skip)
         self._write_down()
 
     def _finished(self) -> bool:
@@ -295,9 +296,7 @@ class Supervisor:
             if result is None or error is not None:
                 connection.finish(protocol.error_message(error or TorporError("it failed")))
                 return
-            self.entry = self.entry._replace(
-                saved=f"{result['job']}@{result['number']}", saved_at=time.time()
-            )
+            self.entry = self.entry._replace(saved=f"{result['job']}@{result['number']}", saved_at=time.time())
             self._write_down()
             self._tell({"event": "saved", **result})
             connection.finish({"result": result})
@@ -309,16 +308,3 @@ class Supervisor:
         if self._reap_pending:
             self._reap()
         self._after()
-
-
-def inherited() -> dict[int, int]:
-    """The descriptors that our caller gave us and the program will get, those without close-on-exec: as
-    `streams`."""
-    out = {}
-    for number in (int(name) for name in os.listdir("/proc/self/fd")):
-        try:
-            if os.get_inheritable(number):
-                out[number] = number
-        except OSError:
-            continue  # the one that listed the folder
-    return out

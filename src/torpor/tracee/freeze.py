@@ -158,7 +158,11 @@ def _seize(pid: int, tid: int) -> bool:
         tracer = int(fields.get("TracerPid", "0"))
         if tracer:
             raise Refused(
-                [Refusal(pid, name, f"is being traced by process {tracer} ({proc.comm(tracer)})", "end the tracer first")]
+                [
+                    Refusal(
+                        pid, name, f"is being traced by process {tracer} ({proc.comm(tracer)})", "end the tracer first"
+                    )
+                ]
             ) from None
         raise Refused([Refusal(pid, name, "may not be traced by this user", why_not_traced(fields))]) from None
 
@@ -226,9 +230,7 @@ def _settle(process: LivingProcess, deadline: float) -> None:
     for task in process.tasks:
         if areas is None:
             areas = proc.maps(process.pid, task.tid)
-            ours = [
-                slot for slot in padding.find(task.tid, areas, 64) if process.read(slot, len(MAGIC)) == MAGIC
-            ]
+            ours = [slot for slot in padding.find(task.tid, areas, 64) if process.read(slot, len(MAGIC)) == MAGIC]
         for slot in ours:
             tries = 0
             while slot <= task.regs.rip < slot + SIZE:

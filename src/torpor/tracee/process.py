@@ -135,9 +135,7 @@ class LivingProcess(Process):
         uio.force_write(task.tid, self._slots[0], code.blob)
         seat = Seat(code.loop, code.one, code.stop, 0, SCRATCH_SIZE, self._signal)
         flags = 0x02 | 0x20 | 0x4000  # MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
-        regs = task.go(
-            seat, code.one, rax=NR.mmap, rdi=0, rsi=SCRATCH_SIZE, rdx=3, r10=flags, r8=-1, r9=0
-        )
+        regs = task.go(seat, code.one, rax=NR.mmap, rdi=0, rsi=SCRATCH_SIZE, rdx=3, r10=flags, r8=-1, r9=0)
         scratch: int = regs.rbx  # the code keeps the result there; rax is its signal call's by now
         if scratch >> 63:
             task.put_back()

@@ -101,9 +101,7 @@ class StubProcess(Process):
         calls = []
         for vtid in vtids:
             number = In(vtid.to_bytes(4, "little"))
-            calls.append(
-                call(NR.clone3, In(clone.arguments(_CLONE_THREAD, 0, 0, 1), ((64, number),)), clone.SIZE)
-            )
+            calls.append(call(NR.clone3, In(clone.arguments(_CLONE_THREAD, 0, 0, 1), ((64, number),)), clone.SIZE))
         answers = self.leader.run(calls)
         made = {answer.value for answer in answers}
         if made != set(vtids):

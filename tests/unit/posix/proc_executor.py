@@ -1,7 +1,8 @@
-"""A process that carries out Calls on itself: stands in for a stopped task, so that what a service captures, restores and
-captures again can be compared without ptrace.
+"""A process that carries out Calls on itself: stands in for a stopped task, so that what a service captures,
+restores and captures again can be compared without ptrace.
 
-Each thread of it takes lists of Calls over a pipe, makes them through libc.syscall and sends the Answers back.
+Each thread of it takes lists of Calls over a pipe, makes them through libc.syscall and sends the Answers
+back.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torpor.linux import proc
+from torpor.linux import proc, ptrace
 from torpor.linux.libc import libc
 from torpor.posix.service import Stage
 from torpor.tracee.call import Answer, Call, CallFailed, In, Out
@@ -115,7 +116,8 @@ def _serve(inlet: int, outlet: int) -> None:
 
 
 class Executor:
-    """A forked process with `threads` threads; a context manager that ends it. What services expect of a Process.
+    """A forked process with `threads` threads; a context manager that ends it. What services expect of a
+    Process.
 
     prepare: run in the child at its start, for example to change its user.
     """
@@ -132,6 +134,8 @@ class Executor:
                 # As a stub has it: nothing of the test runner's.
                 for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
                     signal.signal(number, signal.SIG_DFL)
+                # As it is while a batch runs.
+                signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
                 if prepare is not None:
                     prepare()
                 tids = [os.getpid()]
@@ -179,8 +183,19 @@ class Executor:
 
 
 def capture(service: Any, owner: Any) -> Any:
-    """What `service` records of a process or thread."""
-    return service.capture(owner, owner.run(service.ask(owner)))
+    """What `service` records of a process or thread. Its threads are traced while the record is made, as in
+    real life."""
+    answers = owner.run(service.ask(owner))
+    tasks = owner.tasks if isinstance(owner, Executor) else [owner]
+    for task in tasks:
+        ptrace.request(ptrace.SEIZE, task.tid)
+        ptrace.request(ptrace.INTERRUPT, task.tid)
+        ptrace.wait(task.tid)
+    try:
+        return service.capture(owner, answers)
+    finally:
+        for task in tasks:
+            ptrace.request(ptrace.DETACH, task.tid)
 
 
 def restore(service: Any, record: Any, owner: Any) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from torpor.linux import capability, prctl, sched, siginfo
 from torpor.linux.arch.x86_64 import NR
 from torpor.model.errors import RestartFailed
 from torpor.posix import identity, limits, memory_policy, posix_timers, scheduling
-from torpor.posix.dispositions import DispositionService, Dispositions
+from torpor.posix.dispositions import Dispositions, DispositionService
 from torpor.posix.identity import Identity, Room
 from torpor.posix.itimers import Itimer, settle
 from torpor.posix.posix_timers import Listed, Timer
@@ -43,15 +44,17 @@ class Stub:
 def test_every_record_survives_the_manifest() -> None:
     names = [service.name for service in PROCESS_SERVICES] + [service.name for service in THREAD_SERVICES]
     assert len(names) == len(set(names))
-    for service in (*PROCESS_SERVICES, *THREAD_SERVICES):
+    services: list[Any] = [*PROCESS_SERVICES, *THREAD_SERVICES]
+    for service in services:
         assert issubclass(service.record, msgspec.Struct)
         msgspec.msgpack.Decoder(service.record)  # every field has a type the manifest can hold
 
 
 def test_dispositions_set_what_differs() -> None:
     action = struct.pack("<QQQQ", 0x1234, 0x4000000, 0x5678, 1)
-    steps: Any = DispositionService().restore(Dispositions({10: action, 45: action}), Stub())  # type: ignore[arg-type]
-    calls: list[Call] = steps[Stage.PROCESS]
+    stub: Any = Stub()
+    steps = DispositionService().restore(Dispositions({10: action, 45: action}), stub)
+    calls = steps[Stage.PROCESS]
     given = {c.args[0]: c.args[1] for c in calls}
     assert given[10] == given[45] == In(action)
     assert given[2] == In(bytes(32)) and given[40] == In(bytes(32))
@@ -81,7 +84,8 @@ def timer(number: int, **changes: Any) -> Timer:
 def test_ids_of_timers_by_counting_up() -> None:
     calls = posix_timers.creation([timer(0), timer(3)], 77, False)
     assert calls is not None
-    made, live = 0, set()
+    made = 0
+    live: set[Any] = set()
     for c in calls:
         if c.nr == NR.timer_create:
             live.add(made)
@@ -106,7 +110,10 @@ def test_what_is_left_of_a_timer() -> None:
     assert posix_timers.settle(50, 0, False, 100, True) == (50, False)
     assert posix_timers.settle(0, 0, True, 100, True) == (0, True)
     assert posix_timers.settle(50, 0, True, 100, True) == (0, True)  # expired in between
-    assert posix_timers.settle(500, 0, True, 100, True) == (500, False)  # set again: the old signal is dropped
+    assert posix_timers.settle(500, 0, True, 100, True) == (
+        500,
+        False,
+    )  # set again: the old signal is dropped
     assert posix_timers.settle(500, 0, True, 100, False) == (500, True)
     assert posix_timers.settle(500, 1000, True, 100, True) == (500, True)
 
@@ -175,11 +182,13 @@ def test_in_a_user_namespace_capabilities_are_dropped() -> None:
 
 
 def test_root_becomes_a_user() -> None:
-    saved = person(ambient=1 << 10, permitted=1 << 10, effective=1 << 10, inheritable=1 << 10, bounding=FULL >> 1)
+    saved = person(
+        ambient=1 << 10, permitted=1 << 10, effective=1 << 10, inheritable=1 << 10, bounding=FULL >> 1
+    )
     calls = identity.plan(saved, ROOT, ANYONE, "thread 1")
     assert options(calls) == [
-        prctl.SET_SECUREBITS, "setgroups", "setresgid", "setresuid", "capset", prctl.CAP_AMBIENT, prctl.CAP_AMBIENT,
-        prctl.CAPBSET_DROP, prctl.SET_SECUREBITS, "capset", prctl.SET_DUMPABLE,
+        prctl.SET_SECUREBITS, "setgroups", "setresgid", "setresuid", "capset", prctl.CAP_AMBIENT,
+        prctl.CAP_AMBIENT, prctl.CAPBSET_DROP, prctl.SET_SECUREBITS, "capset", prctl.SET_DUMPABLE,
     ]  # fmt: skip
     # Whatever is given up is given up last.
     assert calls[4].args[1] == In(capability.data(FULL, FULL, 1 << 10))
@@ -189,7 +198,12 @@ def test_root_becomes_a_user() -> None:
     ("saved", "now", "room", "word"),
     [
         (ROOT, person(permitted=FULL, effective=FULL), ALONE, "supplementary groups"),
-        (person(uids=(0,) * 4), person(permitted=FULL, effective=FULL), ALONE, "does not exist in a user namespace"),
+        (
+            person(uids=(0,) * 4),
+            person(permitted=FULL, effective=FULL),
+            ALONE,
+            "does not exist in a user namespace",
+        ),
         (person(uids=(1001,) * 4), person(), ANYONE, "ran as user 1001"),
         (person(permitted=1 << 21), person(), ANYONE, "cap_sys_admin"),
         (person(), person(no_new_privs=True), ANYONE, "no_new_privs"),

@@ -9,12 +9,10 @@ from typing import Any
 import pytest
 
 from torpor.model.errors import CheckpointFailed
-from torpor.store import Store, lease, open_store, pack
-from torpor.store.collect import advance
-from torpor.store.lease import Warrant
+from torpor.store import Store, folder, lease, open_store, pack
+from torpor.store.collect import step
 
 A, B, C = (os.urandom(70_000) for _ in range(3))
-P, Q = b"p" * 16, b"q" * 16
 
 
 def packs(store: Store) -> int:
@@ -74,7 +72,7 @@ def test_a_save_does_not_rely_on_what_is_named_in_a_warrant(
     os.utime(path, (1, 1))
     early = store.begin("early")
     assert store.collect() == (0, 0)
-    assert len(store.backend.list("warrants")) == 1
+    assert len(lease.warrants(store.backend)) == 1
     late = store.begin("late")
     late.put(A)  # stored anew
     early.put(A)  # relies on the pack
@@ -96,9 +94,9 @@ def test_left_overs_of_a_killed_save_go_when_it_is_long_dead(store: Store, save:
     saving._finish_packs()  # and here it dies
     assert packs(store) == 2
     assert store.collect() == (0, 0)
-    for folder in ("leases", "packs"):
-        for name in store.backend.list(folder):
-            os.utime(f"{store.location}/{folder}/{name}", (1, 1))
+    for kind in ("leases", "packs"):
+        for name in store.backend.list(kind):
+            os.utime(f"{store.location}/{kind}/{name}", (1, 1))
     assert store.collect()[0] == 1
     assert store.backend.list("leases") == []
     check(store, {("j", 1): [A]})
@@ -188,26 +186,38 @@ def test_no_order_of_steps_loses_a_chunk(
 
 
 @pytest.mark.parametrize(
-    ("warrant", "used", "running", "age", "lag", "after"),
+    ("age", "noted", "running", "quiet", "lag", "what"),
     [
-        # a place that is never out of date: all in one go, if nobody is running
-        (Warrant([P]), set(), set(), 0, 0, None),
-        (Warrant([P]), set(), {"l"}, 0, 0, Warrant([P], ["l"])),
-        (Warrant([P], ["l"]), set(), {"l", "m"}, 9, 0, Warrant([P], ["l"])),
-        (Warrant([P], ["l"]), set(), {"m"}, 9, 0, None),
-        (Warrant([P, Q]), {P}, {"l"}, 0, 0, Warrant([Q], ["l"])),
-        (Warrant([P]), {P}, {"l"}, 0, 0, None),
+        # a place that is never out of date
+        (0, None, set(), None, 0, "note"),
+        (0, [], {"m"}, None, 0, "execute"),
+        (0, ["l"], {"l", "m"}, None, 0, "wait"),
+        (0, ["l"], {"m"}, None, 0, "execute"),
         # one that may be 10 seconds late
-        (Warrant([P]), set(), set(), 19, 10, Warrant([P], None)),
-        (Warrant([P]), set(), {"l"}, 20, 10, Warrant([P], ["l"])),
-        (Warrant([P]), set(), set(), 20, 10, Warrant([P], [])),
-        (Warrant([P], ["l"]), set(), set(), 99, 10, Warrant([P], [])),
-        (Warrant([P], []), set(), set(), 9, 10, Warrant([P], [])),
-        (Warrant([P], []), set(), {"m"}, 10, 10, None),
-        (Warrant([P], []), {P}, set(), 5, 10, None),
+        (19, None, set(), None, 10, "wait"),
+        (20, None, {"l"}, None, 10, "note"),
+        (99, ["l"], {"l"}, None, 10, "wait"),
+        (99, ["l"], {"m"}, None, 10, "quiet"),
+        (99, ["l"], {"m"}, 9, 10, "wait"),
+        (99, ["l"], {"m"}, 10, 10, "execute"),
     ],
 )
-def test_what_becomes_of_a_warrant(
-    warrant: Warrant, used: set[bytes], running: set[str], age: float, lag: float, after: Warrant | None
+def test_what_comes_next_for_a_warrant(
+    age: float, noted: list[str] | None, running: set[str], quiet: float | None, lag: float, what: str
 ) -> None:
-    assert advance(warrant, used, running, age, lag) == after
+    assert step(age, noted, running, quiet, lag) == what
+
+
+def test_a_place_that_may_be_out_of_date(store: Store, save: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder.Folder, "lag", lambda _: 100.0)
+    save(store, "j", [A])
+    store.remove("j", 1)
+
+    def later(seconds: float) -> tuple[int, int]:
+        for name in store.backend.list("warrants"):
+            path = f"{store.location}/warrants/{name}"
+            os.utime(path, (1, os.stat(path).st_mtime - seconds))
+        return store.collect()
+
+    assert [later(s)[0] for s in (0, 150, 0, 60, 0, 60, 60)] == [0, 0, 0, 0, 0, 0, 1]
+    assert store.backend.list("warrants") == [] and packs(store) == 0

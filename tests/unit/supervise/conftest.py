@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,8 +94,10 @@ def torpor(env: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., subpro
     """Run a torpor command to its end."""
 
     def run(*words: str, **more: object) -> subprocess.CompletedProcess[str]:
-        options: dict[str, object] = {"env": env, "cwd": tmp_path, "capture_output": True, "text": True, "timeout": 30}
-        return subprocess.run([*TORPOR, *words], **{**options, **more})  # type: ignore[call-overload, no-any-return]
+        options: dict[str, Any] = {
+            "env": env, "cwd": tmp_path, "capture_output": True, "text": True, "timeout": 60,
+        }  # fmt: skip
+        return subprocess.run([*TORPOR, *words], **{**options, **more})
 
     yield run
     import json

@@ -92,6 +92,7 @@ class NR(IntEnum):
     clock_gettime = 228
     clock_nanosleep = 230
     exit_group = 231
+    epoll_wait = 232
     epoll_ctl = 233
     tgkill = 234
     mbind = 237

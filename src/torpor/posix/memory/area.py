@@ -73,7 +73,7 @@ def kind_of(area: Area, flags: frozenset[str]) -> str:
         return KERNEL
     if "dp" in flags:
         return DROPPABLE
-    if area.ino == 0 or path == "/anon_hugepage (deleted)" and area.perms[3] == "p":
+    if area.ino == 0 or (path == "/anon_hugepage (deleted)" and area.perms[3] == "p"):
         return ANONYMOUS
     if path.endswith(" (deleted)"):
         return OBJECT
@@ -95,9 +95,7 @@ def make(
         source = parked_at(record)
         if source:
             # mremap with old_size 0 makes a second mapping of a shared object (mremap(2)).
-            return call(
-                NR.mremap, source + record.offset, 0, record.size, MREMAP_MAYMOVE | MREMAP_FIXED, record.start
-            )
+            return call(NR.mremap, source + record.offset, 0, record.size, MREMAP_MAYMOVE | MREMAP_FIXED, record.start)
     flags = MAP_FIXED | (MAP_SHARED if record.shared else MAP_PRIVATE)
     fd = -1
     if record.kind == DROPPABLE:

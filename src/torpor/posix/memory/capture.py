@@ -55,7 +55,9 @@ def look(process: Process) -> list[Seen]:
             int(fields["KernelPageSize"].split()[0]) * 1024,
         )  # fmt: skip
         # smaps counts huge TLB pages apart from the others.
-        counted = sum(int(fields.get(key, "0").split()[0]) for key in ("Rss", "Swap", "Private_Hugetlb", "Shared_Hugetlb"))
+        counted = sum(
+            int(fields.get(key, "0").split()[0]) for key in ("Rss", "Swap", "Private_Hugetlb", "Shared_Hugetlb")
+        )
         found.append(Seen(area, record, counted > 0))
     return found
 

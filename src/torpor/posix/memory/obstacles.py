@@ -16,13 +16,23 @@ def survey(pid: int) -> Iterable[Refusal]:
     for area in proc.maps(pid):
         path = area.path
         where = f"at {area.start:#x}"
-        if path.startswith("/dev/") and path not in HARMLESS_DEVICES and not path.startswith(("/dev/shm/", "/dev/hugepages/")):
+        if (
+            path.startswith("/dev/")
+            and path not in HARMLESS_DEVICES
+            and not path.startswith(("/dev/shm/", "/dev/hugepages/"))
+        ):
             yield Refusal(
-                pid, comm, f"maps the device {path} {where}", "a device's memory cannot be saved; run without that device"
+                pid,
+                comm,
+                f"maps the device {path} {where}",
+                "a device's memory cannot be saved; run without that device",
             )
         elif path.startswith("/SYSV"):
             yield Refusal(
-                pid, comm, f"has System V shared memory attached {where}", "not supported yet; use POSIX or mmap shared memory"
+                pid,
+                comm,
+                f"has System V shared memory attached {where}",
+                "not supported yet; use POSIX or mmap shared memory",
             )
         elif path.startswith("anon_inode:"):
             yield Refusal(pid, comm, f"maps {path} {where}", "not supported; run without it")

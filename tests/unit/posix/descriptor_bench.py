@@ -53,7 +53,7 @@ class FakeJob:
         self.files, _, paths = files.partition(":")
         self.paths = [path for path in paths.split(",") if path]
         self.streams = streams
-        self.sink = Store()
+        self.sink: Any = Store()
         self.groups: list[list[Descriptor]] = []
         for seen in self.descriptors:
             for group in self.groups:
@@ -114,12 +114,13 @@ class FakeRestart:
 
     def __init__(
         self,
-        source: Store,
+        source: Any,
         standard: Sequence[int] = (0, 1, 2),
         files: str = "auto",
         changed_files: str = "refuse",
     ) -> None:
-        self.source, self.standard, self.files, self.changed_files = source, standard, files, changed_files
+        self.source: Any = source
+        self.standard, self.files, self.changed_files = standard, files, changed_files
         self.checkpoint = "train@3"
         self.said: list[str] = []
         self.undos: list[Callable[[], None]] = []

@@ -1,0 +1,154 @@
+"""A saved checkpoint, opened to be looked at."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+import msgspec
+
+from torpor.image import codec
+from torpor.image.manifest import Manifest, ObjectRecord, ProcessRecord
+from torpor.model.errors import Damaged
+from torpor.posix.memory.pages import unpack
+from torpor.store import RootInfo, open_store
+
+PAGE = 4096
+
+
+class SavedDescriptor(NamedTuple):
+    """An open file of a process. kind: the service that has it; what: a path or the like, '' if there is
+    none."""
+
+    number: int
+    kind: str
+    what: str
+
+
+class SavedProcess(NamedTuple):
+    """A process in a checkpoint, pids as the job sees them. bytes: memory saved; mapped: address space in
+    use."""
+
+    pid: int
+    parent: int
+    comm: str
+    state: str
+    threads: int
+    bytes: int
+    mapped: int
+    areas: int
+    exe: str
+    descriptors: tuple[SavedDescriptor, ...]
+
+
+class Needs(NamedTuple):
+    """What a checkpoint asks of the machine that restarts it.
+
+    files: those that must be there unchanged. written: those that must be there, and are cut back to their
+    saved length. cpu: feature flags of the CPU it ran on. xsave: bytes of extended CPU state.
+    """
+
+    arch: str
+    kernel: str
+    host: str
+    uid: int
+    gid: int
+    cpu: tuple[str, ...]
+    xsave: int
+    files: tuple[str, ...]
+    written: tuple[str, ...]
+    services: tuple[str, ...]
+    terminal: bool
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint that was read and decoded."""
+
+    info: RootInfo
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        """As the commands take it: `train@3`."""
+        return f"{self.info.job}@{self.info.number}"
+
+    def processes(self) -> list[SavedProcess]:
+        """Its processes, parents before their children."""
+        what = [_describe(record) for record in self.manifest.objects]
+        return [self._process(record, what) for record in self.manifest.processes]
+
+    def needs(self) -> Needs:
+        """What it asks of a machine."""
+        machine = self.manifest.machine
+        services = {record.service for record in self.manifest.objects}
+        for process in self.manifest.processes:
+            services.update(process.services)
+            for thread in process.threads:
+                services.update(thread.services)
+        return Needs(
+            arch=machine.arch,
+            kernel=machine.kernel,
+            host=machine.host,
+            uid=machine.uid,
+            gid=machine.gid,
+            cpu=machine.cpu,
+            xsave=machine.xsave,
+            files=tuple(file.identity.path for file in self.manifest.files if not file.written),
+            written=tuple(file.identity.path for file in self.manifest.files if file.written),
+            services=tuple(sorted(services)),
+            terminal=self.manifest.terminal is not None,
+        )
+
+    def _process(self, record: ProcessRecord, what: list[tuple[str, str]]) -> SavedProcess:
+        files = self.manifest.files
+        pages = sum(window.bitmap.bit_count() for window, _ in unpack(record.pages))
+        return SavedProcess(
+            pid=record.pid,
+            parent=record.parent,
+            comm=record.comm,
+            state=record.state,
+            threads=len(record.threads),
+            bytes=pages * PAGE,
+            mapped=sum(area.size for area in record.areas),
+            areas=len(record.areas),
+            exe=files[record.exe].identity.path if 0 <= record.exe < len(files) else "",
+            descriptors=tuple(SavedDescriptor(d.number, *what[d.object]) for d in record.descriptors),
+        )
+
+
+def open_checkpoint(name: str | None = None, store: str | None = None) -> Checkpoint:
+    """Read a checkpoint by its name (`NAME`, `NAME@3`, `NAME@-1`, None for the only job's newest).
+
+    Raises NotFound, Damaged, UsageError.
+    """
+    opened = open_store(store)
+    info = opened.resolve(name)
+    if info.damaged:
+        raise Damaged(info.damaged)
+    load = opened.load(info.job, info.number)
+    try:
+        manifest = codec.decode(load.body, Manifest, f"checkpoint {info.job}@{info.number}")
+        return Checkpoint(load.info, manifest)
+    finally:
+        load.close()
+
+
+def _describe(record: ObjectRecord) -> tuple[str, str]:
+    """Kind and a word about an open file, from whatever fields its service gave its record: the service
+    itself may not be installed here."""
+    fields: Any = msgspec.msgpack.decode(record.state)
+    if not isinstance(fields, dict):
+        return record.service, ""
+    file = fields.get("file")
+    path = file.get("name") if isinstance(file, dict) else fields.get("name")
+    if isinstance(path, bytes):
+        text = os.fsdecode(path)
+        if fields.get("deleted"):
+            text += " (deleted)"
+        return record.service, text
+    if isinstance(fields.get("kind"), str) and "number" in fields:
+        return record.service, f"inherited {fields['kind']}, number {fields['number']}"
+    for key in ("pipe", "count"):
+        if isinstance(fields.get(key), int):
+            return record.service, f"{key} {fields[key]}"
+    return record.service, ""

@@ -1,0 +1,80 @@
+"""The programs of tests/programs: how each is built and started, and what it needs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import harness
+import pytest
+
+
+class Program(NamedTuple):
+    """One self-checking program, in one of its modes."""
+
+    source: str
+    mode: str = ""
+    wrong: int = 1
+    """Number of ways in which it can be told to be wrong; each must make it fail."""
+    rewind: bool = True
+    """May a checkpoint of it be restarted after the program has gone on and ended? (harness.Bench.cycle)"""
+    flags: tuple[str, ...] = ()
+    skip: str = ""
+
+    @property
+    def label(self) -> str:
+        stem = self.source.partition(".")[0]
+        return f"{stem}:{self.mode}" if self.mode else stem
+
+    def command(self, go: str, wrong: int = 0) -> list[str]:
+        words = [harness.build(self.source, *self.flags), go, str(wrong)]
+        return [*words, self.mode] if self.mode else words
+
+
+CALLS = {
+    "call_sleep.c": (
+        "nanosleep nanosleep-rem monotonic-for monotonic-until boottime-for boottime-until realtime-for "
+        "realtime-until tai-until"
+    ),
+    "call_ready.c": (
+        "poll poll-long poll-timeout ppoll ppoll-long ppoll-timeout select select-long select-timeout pselect "
+        "pselect-timeout epoll_wait epoll_wait-long epoll_wait-timeout epoll_pwait epoll_pwait-timeout epoll_pwait2 "
+        "epoll_pwait2-timeout"
+    ),
+    "call_signal.c": "pause sigsuspend sigwaitinfo sigtimedwait sigtimedwait-timeout",
+    "call_futex.c": (
+        "futex futex-shared futex-relative futex-relative-timeout futex-absolute futex-absolute-timeout "
+        "futex-realtime-timeout futex-requeue futex-inherit futex-waitv"
+    ),
+    "call_io.c": (
+        "read readv read-end write read-eventfd write-eventfd read-timerfd read-signalfd open-fifo splice"
+    ),
+    "call_wait.c": "wait4 waitpid-any waitid join",
+}
+LATER = (
+    "recv recv-timeo recvmsg-timeo send-timeo accept accept-timeo semop semtimedop msgrcv flock fcntl io_getevents "
+    "read-inotify"
+)
+
+INTERRUPTED = [Program(source, mode) for source, modes in CALLS.items() for mode in modes.split()]
+"""One interrupted system call each."""
+
+GOING_ON = [Program("call_later.c", mode) for mode in LATER.split()]
+"""Interrupted calls on services that a restart does not bring back yet: they must go on unharmed all the same."""
+
+STATE = [
+    Program("threads.c", wrong=3),
+    Program("tree.c", wrong=2),
+    Program("family.c", wrong=3),
+    Program("mappings.c", wrong=2),
+    *(Program("cpu.c", mode) for mode in ("general", "x87", "sse", "avx2", "avx512")),
+    Program("memory.c", wrong=5),
+    Program("shared.c", wrong=3, rewind=False),
+    Program("stack.c", wrong=2),
+    Program("signals.c", wrong=4),
+]
+"""One service each."""
+
+
+def parameters(programs: list[Program]) -> list[object]:
+    """For pytest.mark.parametrize."""
+    return [pytest.param(p, id=p.label, marks=[pytest.mark.skip(p.skip)] if p.skip else []) for p in programs]

@@ -1,0 +1,101 @@
+"""Fixtures for the tests of whole jobs: `account` (user and root), `via` (run and pid), `bench`."""
+
+from __future__ import annotations
+
+import functools
+import glob
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+import accounts
+import harness
+
+# Byte code makes a start of torpor fast; the environment of the tests must not switch it off.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+os.environ.pop("XDG_RUNTIME_DIR", None)
+os.environ.pop("TORPOR_STORE", None)
+
+
+@functools.cache
+def _ordinary() -> accounts.Account | str:
+    return accounts.own() if os.getuid() else accounts.ordinary()
+
+
+@pytest.fixture(params=["user", "root"])
+def account(request: pytest.FixtureRequest) -> accounts.Account:
+    """The user that the job runs as."""
+    if request.param == "root":
+        if os.getuid():
+            pytest.skip("needs root")
+        return accounts.own()
+    found = _ordinary()
+    if isinstance(found, str):
+        pytest.skip(found)
+    return found
+
+
+@pytest.fixture
+def user() -> accounts.Account:
+    """An ordinary user only."""
+    found = _ordinary()
+    if isinstance(found, str):
+        pytest.skip(found)
+    return found
+
+
+@pytest.fixture
+def root() -> accounts.Account:
+    """Root only."""
+    if os.getuid():
+        pytest.skip("needs root")
+    return accounts.own()
+
+
+@pytest.fixture(params=["run", "pid"])
+def via(request: pytest.FixtureRequest) -> str:
+    """How the job is taken: started by `torpor run`, or attached to with `--pid`."""
+    return str(request.param)
+
+
+def _bench(who: accounts.Account) -> Iterator[harness.Bench]:
+    folder = tempfile.mkdtemp(prefix="torpor-test-", dir="/var/tmp")
+    os.chmod(folder, 0o755)
+    place = harness.Bench(who, os.path.join(folder, "b"))
+    try:
+        yield place
+    finally:
+        place.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def bench(account: accounts.Account) -> Iterator[harness.Bench]:
+    """A place for one test; at its end nothing of it is left, whatever happened."""
+    yield from _bench(account)
+
+
+@pytest.fixture
+def user_bench(user: accounts.Account) -> Iterator[harness.Bench]:
+    yield from _bench(user)
+
+
+@pytest.fixture
+def root_bench(root: accounts.Account) -> Iterator[harness.Bench]:
+    yield from _bench(root)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_leftovers() -> Iterator[None]:
+    """Shared-memory files that programs made and could not remove."""
+    yield
+    for path in glob.glob("/dev/shm/torpor-test.*"):
+        pid = path.split(".")[1]
+        if not os.path.exists(f"/proc/{pid}"):
+            os.unlink(path)
