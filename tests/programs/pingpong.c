@@ -10,7 +10,7 @@
 
 struct table {
     atomic_long rounds[2];
-    atomic_int finish;
+    atomic_int finish, last;
     atomic_int word[2];
     pid_t pid[2];
     sem_t semaphore[2];
@@ -121,22 +121,27 @@ static void wait_as(int me)
 
 static void play(int me)
 {
-    while (!t->finish) {
+    for (;;) {
         if (me == 0) {
+            if (t->finish) { /* only this side decides, so that nobody waits for one who has left */
+                t->last = 1;
+                send_to(1);
+                return;
+            }
             send_to(1);
             wait_as(0);
         } else {
             wait_as(1);
-            send_to(0);
+            if (t->last)
+                return;
         }
         long r = ++t->rounds[me];
-        if (me == 1)
-            CHECK(r <= t->rounds[0] + 1, "a wake-up too many");
-        if (me == 0)
-            CHECK(t->rounds[1] >= r - 1, "a wake-up too many");
+        if (me == 1) {
+            CHECK(r == t->rounds[0] + 1, "a wake-up too many");
+            send_to(0);
+        } else
+            CHECK(t->rounds[1] >= r && t->rounds[1] <= r + 1, "a wake-up too many");
     }
-    if (me == 0)
-        send_to(1);
 }
 
 int main(int argc, char **argv)

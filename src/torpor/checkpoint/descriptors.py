@@ -28,7 +28,8 @@ def look(pid: int) -> list[Descriptor]:
         found.append(
             Descriptor(
                 pid, comm, number, target, st.st_mode, st.st_dev, st.st_ino, st.st_rdev,
-                int(fields.get("flags", "0"), 8), int(fields.get("pos", "0")), int(fields.get("mnt_id", "0")), tuple(info),
+                int(fields.get("flags", "0"), 8), int(fields.get("pos", "0")), int(fields.get("mnt_id", "0")),
+                tuple(info),
             )
         )  # fmt: skip
     return found

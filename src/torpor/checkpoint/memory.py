@@ -22,6 +22,8 @@ from torpor.tracee.process import Process
 
 WORKERS = 2
 
+Progress = Callable[[str, int, int], None]
+
 
 class Saved(NamedTuple):
     """By host pid: the areas and contents of each process; and the memory objects of the job."""
@@ -36,7 +38,7 @@ def save(
     job: Job,
     file_number: Callable[[str], int],
     sink: Sink,
-    progress: Callable[[str, int, int], None] | None,
+    progress: Progress | None,
 ) -> Saved:
     """Save all memory. Raises Refused (before anything was sent to the sink) or CheckpointFailed."""
     seen = {pid: capture.look(process) for pid, process in frozen.processes.items()}
@@ -88,7 +90,7 @@ def _objects(
 
     An object that is also open somewhere in the job is saved by the service of that descriptor.
     """
-    open_files = {}
+    open_files: dict[tuple[int, int], int | None] = {}
     for seen in sorted(job.descriptors, key=lambda seen: seen.access != 2):
         if not seen.flags & os.O_PATH:
             open_files.setdefault((seen.dev, seen.ino), job.object_of(seen.pid, seen.number))

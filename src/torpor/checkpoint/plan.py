@@ -1,7 +1,8 @@
 """Who forks whom. Pure: from the processes of a manifest to a tree of births.
 
-What has to come out right is what only a fork at the right moment gives: parents, sessions, and the processes outside the job whose
-numbers the job remembers (its parent, the leader of its session, leaders of its groups). Those are played by *stand-ins*.
+What has to come out right is what only a fork at the right moment gives: parents, sessions, and the processes outside
+the job whose numbers the job remembers (its parent, the leader of its session, leaders of its groups). Those are
+played by *stand-ins*.
 
 A process inherits the session of whoever forks it, so
 - a child of the same session is forked after its parent's setsid,
@@ -23,10 +24,10 @@ PROCESS, ZOMBIE, STAND_IN, GHOST = "process", "zombie", "stand-in", "ghost"
 class Birth:
     """A process to be forked.
 
-    pid: the number it gets. role: a process of the job; a zombie; a stand-in that stays; a ghost that leads a group until
-    its members have joined. leads: it makes its own process group at once. setsid: it makes a session, after forking `early` and
-    before forking `late`. adopted: forked through a helper (of the pid given) that exits. subreaper: orphans below fall to it.
-    watches: the pid of the child whose end it reports (0: none).
+    pid: the number it gets. role: a process of the job; a zombie; a stand-in that stays; a ghost that leads a group
+    until its members have joined. leads: it makes its own process group at once. setsid: it makes a session, after
+    forking `early` and before forking `late`. adopted: forked through a helper (of the pid given) that exits.
+    subreaper: orphans below fall to it. watches: the pid of the child whose end it reports (0: none).
     """
 
     __slots__ = ("adopted", "early", "late", "leads", "pid", "role", "setsid", "subreaper", "watches")
@@ -58,9 +59,9 @@ class Plan:
 def plan(manifest: Manifest, keep_session: bool, numbered: bool = True) -> Plan:
     """The births of a job.
 
-    keep_session: processes whose session's leader was outside stay in the restarting process' session (for the sake of its
-    terminal); else a stand-in leads a session of the old number. numbered: stand-ins may have the old numbers (in a new PID
-    namespace); in place they cannot, and are left out.
+    keep_session: processes whose session's leader was outside stay in the restarting process' session (for the sake
+    of its terminal); else a stand-in leads a session of the old number. numbered: stand-ins may have the old numbers
+    (in a new PID namespace); in place they cannot, and are left out.
     """
     processes = {record.pid: record for record in manifest.processes}
     births = {pid: Birth(pid, ZOMBIE if record.state == "zombie" else PROCESS) for pid, record in processes.items()}
@@ -141,8 +142,8 @@ def _place(
             above.early.append(birth)
         else:
             raise RestartFailed(
-                f"process {record.pid} ({record.comm}) is in session {record.sid} and a child of process {record.parent}, "
-                "which was never in it: this family cannot be made again yet"
+                f"process {record.pid} ({record.comm}) is in session {record.sid} and a child of process "
+                f"{record.parent}, which was never in it: this family cannot be made again yet"
             )
         return
     # A child of the outside world: the root, or an orphan that fell to a reaper.

@@ -1,11 +1,11 @@
 """Fork the tree of a job: PID 1 of a new namespace, stand-ins for what was outside, and a stub for every process.
 
-A stub does nothing but fork those below it, at the right moment, and wait to be taken over (checkpoint/takeover.py). All
-descriptors of the restarting process are inherited by every stub; stand-ins close theirs. Until the release all of them die
-with the restarting process.
+A stub does nothing but fork those below it, at the right moment, and wait to be taken over (checkpoint/takeover.py).
+All descriptors of the restarting process are inherited by every stub; stand-ins close theirs. Until the release all
+of them die with the restarting process.
 
-The code below `_grow` runs in the forked processes. It must not fail silently: whatever goes wrong is reported through the
-same pipe on which every birth reports that it is there.
+The code below `_grow` runs in the forked processes. It must not fail silently: whatever goes wrong is reported
+through the same pipe on which every birth reports that it is there.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Ground(msgspec.Struct, frozen=True):
 
 
 class Planted(msgspec.Struct):
-    """A planted tree. hosts: host pid by the number in the job. release: writing one byte for each helper lets the helpers
-    outlive us. gate: closing it lets zombies end. events: where the root's parent reports."""
+    """A planted tree. hosts: host pid by the number in the job. release: writing one byte for each helper lets the
+    helpers outlive us. gate: closing it lets zombies end. events: where the root's parent reports."""
 
     init: int
     hosts: dict[int, int]

@@ -32,8 +32,8 @@ class Inventory:
     """
 
     def __init__(
-        self, manifest: Manifest, source: Source, checkpoint: str, standard: Sequence[int], files: str, changed_files: str,
-        say: Callable[[str], None],
+        self, manifest: Manifest, source: Source, checkpoint: str, standard: Sequence[int], files: str,
+        changed_files: str, say: Callable[[str], None],
     ) -> None:  # fmt: skip
         self.manifest, self.source, self.checkpoint = manifest, source, checkpoint
         self.standard, self.files, self.changed_files = standard, files, changed_files
@@ -118,7 +118,7 @@ class Inventory:
         if record.kind == memory_objects.ANONYMOUS:
             area = mmap.mmap(-1, record.size)
             for offset, length, ref in record.chunks:
-                area[offset : offset + length] = self.source.get(ref)  # type: ignore[assignment]
+                area[offset : offset + length] = self.source.get(ref)
             return -1, area
         if record.kind == memory_objects.MEMFD:
             fd = os.memfd_create(record.name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -127,7 +127,7 @@ class Inventory:
         else:
             fd = _nameless(record.name)
         os.ftruncate(fd, record.size)
-        for offset, length, ref in record.chunks:
+        for offset, _, ref in record.chunks:
             data = memoryview(self.source.get(ref))
             while data:
                 done = os.pwrite(fd, data, offset)

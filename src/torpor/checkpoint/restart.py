@@ -35,8 +35,8 @@ class RestartRequest(msgspec.Struct, kw_only=True):
     """What to start, and how.
 
     standard: descriptors for the job's standard streams. files: 'auto' (cut back what was written since) or 'keep'.
-    changed_files: 'refuse' or 'accept' files that were only read and differ now. terminal: a descriptor of our controlling
-    terminal, -1 if there is none or the job shall not have it.
+    changed_files: 'refuse' or 'accept' files that were only read and differ now. terminal: a descriptor of our
+    controlling terminal, -1 if there is none or the job shall not have it.
     """
 
     load: Load
@@ -74,7 +74,8 @@ def read(load: Load) -> Manifest:
 def restart(request: RestartRequest) -> Restarted:
     """Start a saved job. Raises Refused (before anything was done), RestartFailed or Damaged (nothing is left behind).
 
-    To be called in one thread, while this process has no other threads. The caller becomes the parent of the job's PID 1.
+    To be called in one thread, while this process has no other threads. The caller becomes the parent of the job's
+    PID 1.
     """
     began = time.perf_counter()
     manifest = read(request.load)
@@ -191,7 +192,8 @@ def _take_over(manifest: Manifest, inventory: Inventory, planted: Planted, reque
 
 
 def _to_the_front(tty: int, manifest: Manifest, planted: Planted) -> int:
-    """Put the job's foreground group in front of our terminal, with the job's settings, if we are in front ourselves."""
+    """Put the job's foreground group in front of our terminal, with the job's settings, if we are in front
+    ourselves."""
     saved = manifest.terminal
     if saved is None:
         return 0

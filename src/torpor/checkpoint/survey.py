@@ -9,7 +9,7 @@ import msgspec
 from torpor.checkpoint import descriptors
 from torpor.checkpoint.tree import Tree
 from torpor.linux import proc
-from torpor.model.data import Buffer, Ref
+from torpor.model.data import Buffer, Ref, Sink
 from torpor.model.errors import Refusal
 from torpor.posix import descriptor_services
 from torpor.posix.memory import obstacles
@@ -32,13 +32,14 @@ class Survey:
         self.streams = streams
         self.files, _, rest = files.partition(":")
         self._save_paths = frozenset(path for path in rest.split(",") if path)
-        self.sink = NoSink()
-        self.descriptors: list[Descriptor] = []
+        self.sink: Sink = NoSink()
+        found: list[Descriptor] = []
         for pid in pids:
             try:
-                self.descriptors += descriptors.look(pid)
+                found += descriptors.look(pid)
             except (FileNotFoundError, ProcessLookupError, PermissionError):
                 continue
+        self.descriptors: Sequence[Descriptor] = found
 
     def save_contents(self, path: str) -> bool:
         return self.files == "save" and (not self._save_paths or path in self._save_paths)

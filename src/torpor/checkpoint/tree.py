@@ -10,9 +10,9 @@ from torpor.linux import proc
 class Tree(msgspec.Struct, frozen=True):
     """Where a job hangs. All pids are the host's.
 
-    anchor: the process below which the job's processes are. include_anchor: it belongs to the job itself. skip: torpor's
-    own processes below the anchor (the stand-ins of a restarted job): not saved, but what is below them is. root: the job's
-    first process.
+    anchor: the process below which the job's processes are. include_anchor: it belongs to the job itself. skip:
+    torpor's own processes below the anchor (the stand-ins of a restarted job): not saved, but what is below them is.
+    root: the job's first process.
     """
 
     anchor: int

@@ -1,7 +1,8 @@
 """The manifest: what a checkpoint says of a job, as typed records.
 
-Services keep their own records (`posix`); here they stand opaque, by the name of the service, so that a reader without some
-third party's service can still list what there is. Fields may be added with a default, never changed in meaning.
+Services keep their own records (`posix`); here they stand opaque, by the name of the service, so that a reader
+without some third party's service can still list what there is. Fields may be added with a default, never changed in
+meaning.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ class TerminalRecord(msgspec.Struct, frozen=True):
 
 
 class FileRecord(msgspec.Struct, frozen=True):
-    """A file that is mapped or run. written: the job had it open for writing or mapped it shared and writable, so that it
-    may differ at the restart."""
+    """A file that is mapped or run. written: the job had it open for writing or mapped it shared and writable, so
+    that it may differ at the restart."""
 
     identity: FileIdentity
     written: bool
@@ -80,9 +81,9 @@ class ThreadRecord(msgspec.Struct, frozen=True):
 class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A process; pids as the job sees them.
 
-    parent: its parent's pid; `outside` if that is not in the job. state: 'running', 'stopped' or 'zombie'. stop_signal: what
-    it was stopped by. exit_code: the wait status of a zombie. The leader's thread comes first; if the leader has exited,
-    `leader_exited` is set and it is not among the threads.
+    parent: its parent's pid; `outside` if that is not in the job. state: 'running', 'stopped' or 'zombie'.
+    stop_signal: what it was stopped by. exit_code: the wait status of a zombie. The leader's thread comes first; if
+    the leader has exited, `leader_exited` is set and it is not among the threads.
     """
 
     pid: int

@@ -54,8 +54,8 @@ def capture(process: Process, task: Task) -> CpuRecord:
 def restarted_call(code: bytes) -> int:
     """Which call restart_syscall stands for, told from the code that ends in the `syscall` instruction; -1 if unknown.
 
-    The kernel puts the number of restart_syscall in the place of the call's own. Only four calls use a restart block, and the
-    number is loaded by `mov eax, imm32` shortly before.
+    The kernel puts the number of restart_syscall in the place of the call's own. Only four calls use a restart block,
+    and the number is loaded by `mov eax, imm32` shortly before.
     """
     found = -1, -1
     for number in (7, NR.nanosleep, NR.futex, NR.clock_nanosleep):
@@ -73,10 +73,10 @@ def registration(record: CpuRecord) -> list[Call]:
 def going_on(regs: Regs, handler_due: bool, restarting: int = -1) -> Regs:
     """The registers a recreated thread starts with. handler_due: a signal that has a handler is pending, unblocked.
 
-    A call that the kernel restarts by itself (-512..-514) keeps its state: the kernel decides, after the pending signals
-    were queued again. A call with a restart block (-516) has lost that block with the old task: if a handler runs it
-    returns EINTR as it would have, else it is made again. Its sleep may become longer, never shorter; nanosleep with a
-    `rem` argument goes on with what the kernel wrote there.
+    A call that the kernel restarts by itself (-512..-514) keeps its state: the kernel decides, after the pending
+    signals were queued again. A call with a restart block (-516) has lost that block with the old task: if a handler
+    runs it returns EINTR as it would have, else it is made again. Its sleep may become longer, never shorter;
+    nanosleep with a `rem` argument goes on with what the kernel wrote there.
     """
     new = regs.copy()
     if new.orig_rax >> 63:

@@ -106,7 +106,7 @@ class LockService(ProcessBase):
     """POSIX locks of one process."""
 
     name = "locks"
-    record = PosixLocks
+    record: type[msgspec.Struct] = PosixLocks
 
     def capture(self, process: Process, answers: Sequence[Answer]) -> PosixLocks | None:
         found = []

@@ -1,7 +1,7 @@
 """The terminal a job was started on: its settings, and which process group is in front.
 
-The terminal itself is outside the job; what comes back is how the job had set it (termios), so that an editor in raw mode
-finds it raw again. Read and set by ioctl(TCGETS, TCSETS), see ioctl_tty(2).
+The terminal itself is outside the job; what comes back is how the job had set it (termios), so that an editor in raw
+mode finds it raw again. Read and set by ioctl(TCGETS, TCSETS), see ioctl_tty(2).
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ class Save:
             raise ValueError(f"a chunk has 1 to {CHUNK_SIZE} bytes, not {length}")
         # Compares until the first difference; == would go through a memoryview byte by byte in slow motion.
         zero = ZEROS.startswith(data)
-        if zero:
+        if zero:  # noqa: SIM108
             name = self._zeros.get(length) or self._zero_name(length)
         else:
             name = blake3(data, key=self._key).digest()

@@ -1,8 +1,8 @@
 """Where the first bytes of code go in a living process: zero padding behind an executable segment.
 
 Text that can run is never overwritten. The linker pads an executable segment with zeros to the end of its last page;
-those bytes are mapped, executable, and never reached. What a killed tracer of ours left there is recognised by its magic
-and used again.
+those bytes are mapped, executable, and never reached. What a killed tracer of ours left there is recognised by its
+magic and used again.
 """
 
 from __future__ import annotations

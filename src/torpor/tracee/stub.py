@@ -120,8 +120,8 @@ class StubProcess(Process):
             self.tasks.append(task)
 
     def vacate(self, syscall_at: int, ranges: Sequence[tuple[int, int]]) -> None:
-        """Unmap what is ours, by a `syscall` instruction of the process' own memory; the leader then stands in a stop at
-        which registers may be set. ranges: (address, size)."""
+        """Unmap what is ours, by a `syscall` instruction of the process' own memory; the leader then stands in a stop
+        at which registers may be set. ranges: (address, size)."""
         task = self.leader
         for address, size in ranges:
             regs = task.regs.copy()

@@ -80,9 +80,9 @@ def assemble(
 ) -> Code:
     """The code for one task, to be put at address `base`.
 
-    tgid, tid: as the task itself sees them.  signal: what it sends itself.  home, mask: the way home.
-    scratch_size: what heal unmaps at the address in rbx (unless rbx is 0 or negative).  guest: the scratch memory belongs
-    to another thread of the process; instead of unmapping it, count down the word at r14 once it is no longer needed.
+    tgid, tid: as the task itself sees them.  signal: what it sends itself.  home, mask: the way home. scratch_size:
+    what heal unmaps at the address in rbx (unless rbx is 0 or negative).  guest: the scratch memory belongs to
+    another thread of the process; instead of unmapping it, count down the word at r14 once it is no longer needed.
     """
     regs, rip = {name: getattr(home, name) for name in _MOV}, home.rip
     if home.orig_rax < 1 << 63:

@@ -40,8 +40,9 @@ class AreaRecord(msgspec.Struct, frozen=True):
     """A memory area.
 
     kind: one of the constants above. prot: PROT_* bits. flags: those VmFlags that are kept. offset: into the mapped
-    file or object, bytes. what: the path of a mapped file (an index into Manifest.files), the number of a memory object,
-    or -1. descriptor: the open file description (Manifest.objects) an object is reached by, or -1. name: what maps shows ('[heap]', '[vdso]', ...). page: page size in bytes.
+    file or object, bytes. what: the path of a mapped file (an index into Manifest.files), the number of a memory
+    object, or -1. descriptor: the open file description (Manifest.objects) an object is reached by, or -1. name: what
+    maps shows ('[heap]', '[vdso]', ...). page: page size in bytes.
     """
 
     start: int

@@ -184,10 +184,7 @@ def touched_pages(process: Process, record: AreaRecord) -> bytes:
 
 def _swaps() -> bool:
     """Is any swap space in use?"""
-    for line in proc.text("/proc/swaps").splitlines()[1:]:
-        if int(line.split()[3]):
-            return True
-    return False
+    return any(int(line.split()[3]) for line in proc.text("/proc/swaps").splitlines()[1:])
 
 
 def refuse_unreadable(process: Process, error: OSError) -> Refused:

@@ -1,8 +1,8 @@
 """The layout of a process' memory that the kernel remembers: where code, data, heap, stack, arguments and environment
 begin and end, and the auxiliary vector.
 
-Read from /proc/PID/stat and /proc/PID/auxv, the break from brk(2); set again by prctl(PR_SET_MM, PR_SET_MM_MAP), which also
-renames /proc/PID/exe where privileges allow (kernel/sys.c, prctl_set_mm_map).
+Read from /proc/PID/stat and /proc/PID/auxv, the break from brk(2); set again by prctl(PR_SET_MM, PR_SET_MM_MAP),
+which also renames /proc/PID/exe where privileges allow (kernel/sys.c, prctl_set_mm_map).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Memory objects: memory that several mappings share and that no path leads to any more.
 
-Shared anonymous memory ('/dev/zero (deleted)'), a memfd or a deleted file that is mapped but not open. The kernel keeps an inode
-for each; mappings of the same inode are the same memory. Its contents are read through the memory of a task that maps it,
-since /proc/PID/map_files needs privilege. It comes back as a new object of the same kind, made once in the restarting
-process and inherited or mapped by everyone who had it.
+Shared anonymous memory ('/dev/zero (deleted)'), a memfd or a deleted file that is mapped but not open. The kernel
+keeps an inode for each; mappings of the same inode are the same memory. Its contents are read through the memory of a
+task that maps it, since /proc/PID/map_files needs privilege. It comes back as a new object of the same kind, made
+once in the restarting process and inherited or mapped by everyone who had it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The contents of memory, as chunks: which pages, in windows of 64, and how they are named in the manifest.
 
 A window is 64 pages on a fixed grid of addresses (256 KiB), so that pages never shift between checkpoints. A window's
-chunk is the concatenation of those of its pages that hold data; a 64-bit bitmap says which. All is kept in columns, since a process
-may have a hundred thousand windows.
+chunk is the concatenation of those of its pages that hold data; a 64-bit bitmap says which. All is kept in columns,
+since a process may have a hundred thousand windows.
 """
 
 from __future__ import annotations

@@ -1,0 +1,279 @@
+"""From a frozen job to its manifest: every service is asked, nothing is changed."""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from torpor import __version__
+from torpor.checkpoint import descriptors, machine, memory
+from torpor.checkpoint.survey import Survey
+from torpor.checkpoint.tree import Tree
+from torpor.image.manifest import (
+    ClockRecord,
+    DescriptorRecord,
+    FileRecord,
+    Manifest,
+    ObjectRecord,
+    ProcessRecord,
+    Services,
+    TerminalRecord,
+    ThreadRecord,
+)
+from torpor.linux import proc
+from torpor.linux.arch.x86_64 import NR
+from torpor.model.data import Sink
+from torpor.model.errors import Refused
+from torpor.posix import cpu, descriptor_services, paths, terminal
+from torpor.posix.memory import layout
+from torpor.posix.memory.area import FILE, PROT_WRITE, AreaRecord
+from torpor.posix.process_services import PROCESS_SERVICES, THREAD_SERVICES
+from torpor.posix.service import Descriptor, Job, Stream, ThreadService
+from torpor.tracee.call import Answer, Call, Out, call
+from torpor.tracee.freeze import Frozen
+from torpor.tracee.process import LivingProcess, Process
+from torpor.tracee.task import Task
+
+
+class _JobView(Survey):
+    """The `Job` that services are shown while a frozen job is captured."""
+
+    def __init__(self, frozen: Frozen, order: Sequence[int], streams: Sequence[Stream], files: str, sink: Sink) -> None:
+        super().__init__([pid for pid in order if pid in frozen.processes], streams, files)
+        self.sink = sink
+        self._frozen = frozen
+        self.groups = descriptors.group(self.descriptors)
+        self.groups = [part for whole in self.groups for part in self._by_role(whole)]
+        self._object = {(seen.pid, seen.number): number for number, group in enumerate(self.groups) for seen in group}
+
+    def _by_role(self, whole: list[Descriptor]) -> list[list[Descriptor]]:
+        """Standard streams that share one open file description may be given different files at the restart."""
+        parts: dict[int, list[Descriptor]] = {}
+        for seen in whole:
+            parts.setdefault(descriptor_services.role(seen, self), []).append(seen)
+        return list(parts.values())
+
+    def vpid(self, pid: int) -> int:
+        process = self._frozen.processes.get(pid)
+        if process is not None:
+            return process.vpid
+        return proc.inner_pid(proc.status(pid)) if pid in self._frozen.zombies else 0
+
+    def object_of(self, pid: int, number: int) -> int | None:
+        return self._object.get((pid, number))
+
+    def hold(self, pid: int, number: int) -> int:
+        return self._frozen.processes[pid].fd(number)
+
+
+class _Files:
+    """Files that are mapped or run, each listed once in the manifest."""
+
+    def __init__(self) -> None:
+        self.found: list[paths.FileIdentity] = []
+        self._number: dict[str, int] = {}
+
+    def records(self, view: Job, areas: Iterable[AreaRecord]) -> tuple[FileRecord, ...]:
+        """For the manifest; a file counts as written if the job could write to it in any way."""
+        open_for_writing = {(seen.dev, seen.ino) for seen in view.descriptors if seen.access}
+        mapped = {area.what for area in areas if area.kind == FILE and area.shared and area.prot & PROT_WRITE}
+        return tuple(
+            FileRecord(file, (file.dev, file.ino) in open_for_writing or number in mapped)
+            for number, file in enumerate(self.found)
+        )
+
+    def number(self, path: str) -> int:
+        """The place of a path in Manifest.files. Raises OSError."""
+        if path not in self._number:
+            self._number[path] = len(self.found)
+            self.found.append(paths.identity(path))
+        return self._number[path]
+
+
+def capture(
+    frozen: Frozen,
+    sink: Sink,
+    job: str,
+    tree: Tree,
+    streams: Sequence[Stream],
+    files_policy: str,
+    parent_is_reaper: bool,
+    progress: memory.Progress | None,
+) -> Manifest:
+    """The manifest of a frozen job; its bulk data goes to the sink.
+
+    Raises Refused before anything was run in the job, CheckpointFailed, and whatever shows that the job changed.
+    """
+    order = [pid for pid in tree.find() if pid in frozen.processes or pid in frozen.zombies]
+    view = _JobView(frozen, order, streams, files_policy, sink)
+    refusals = view.refusals()
+    if refusals:
+        raise Refused(refusals)
+    clocks = _clocks(frozen.processes[view.pids[0]])
+    files = _Files()
+    objects = []
+    for group in view.groups:
+        seen = group[0]
+        service = descriptor_services.service_for(seen, view)
+        record = service.capture(view.hold(seen.pid, seen.number), seen, view)
+        objects.append(ObjectRecord(service.name, _raw(record)))
+    asked = {pid: _ask(process) for pid, process in frozen.processes.items()}
+    saved = memory.save(frozen, view, files.number, sink, progress)
+    records = [_process(pid, tree, view, frozen, asked.get(pid), saved, files) for pid in order]
+    return Manifest(
+        job=job,
+        created=time.time(),
+        torpor=__version__,
+        machine=machine.look(max((len(t.cpu.xstate) for r in records for t in r.threads), default=0)),
+        clocks=clocks,
+        root=view.vpid(tree.root) or records[0].pid,
+        parent_is_reaper=parent_is_reaper,
+        processes=tuple(records),
+        objects=tuple(objects),
+        memory=saved.objects,
+        files=files.records(view, (area for found in saved.areas.values() for area in found)),
+        terminal=_terminal(order, view),
+    )
+
+
+class _Asked(NamedTuple):
+    """What the tasks of a process have answered."""
+
+    services: Services
+    threads: tuple[ThreadRecord, ...]
+    layout: layout.LayoutRecord
+
+
+def _process(
+    pid: int, tree: Tree, view: _JobView, frozen: Frozen, asked: _Asked | None, saved: memory.Saved, files: _Files
+) -> ProcessRecord:
+    """The record of one process."""
+    stat = proc.stat(pid)
+    fields = proc.status(pid)
+    parent = view.vpid(stat.ppid)
+    record = ProcessRecord(
+        pid=proc.inner_pid(fields),
+        parent=parent or _parent_number(stat.ppid, fields),
+        outside=not parent,
+        pgid=proc.inner_pid(fields, "NSpgid"),
+        sid=proc.inner_pid(fields, "NSsid"),
+        comm=stat.comm,
+        has_terminal=stat.tty_nr != 0,
+        state="zombie",
+        exit_code=stat.exit_code,
+    )
+    if asked is None:
+        return record
+    process = frozen.processes[pid]
+    stop = process.leader.stop_signal or _stopping(process)
+    return msgspec.structs.replace(
+        record,
+        state="stopped" if stop else "running",
+        exit_code=0,
+        stop_signal=stop,
+        leader_exited=process.leader.tid != pid,
+        threads=asked.threads,
+        descriptors=_descriptors_of(view, pid),
+        areas=saved.areas[pid],
+        pages=saved.pages[pid],
+        layout=asked.layout,
+        exe=files.number(asked.layout.exe),
+        services=asked.services,
+    )
+
+
+def _stopping(process: Process) -> int:
+    """SIGSTOP, if one reached the process while calls ran in it; 0 otherwise."""
+    return 19 if any(info[:4] == b"\x13\0\0\0" for task in process.tasks for info in task.held) else 0
+
+
+def _clocks(process: Process) -> ClockRecord:
+    """The clocks as the job sees them, which may be in a time namespace of its own."""
+    answers = process.run([call(NR.clock_gettime, clock, Out(16)) for clock in (0, 1, machine.CLOCK_BOOTTIME)])
+    return ClockRecord(*(s * 10**9 + ns for s, ns in (struct.unpack("<qq", answer.outs[0]) for answer in answers)))
+
+
+def _raw(record: msgspec.Struct) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.msgpack.encode(record))
+
+
+def _descriptors_of(view: _JobView, pid: int) -> tuple[DescriptorRecord, ...]:
+    found = []
+    for seen in view.descriptors:
+        if seen.pid == pid:
+            number = view.object_of(pid, seen.number)
+            assert number is not None
+            found.append(DescriptorRecord(seen.number, number, bool(seen.flags & descriptors.O_CLOEXEC)))
+    return tuple(found)
+
+
+def _ask(process: LivingProcess) -> _Asked:
+    """Everything that the services keep for a process and its threads: one batch per task."""
+    plans = [(service, list(service.ask(process))) for service in PROCESS_SERVICES]
+    calls = [question for _, asked in plans for question in asked]
+    own = layout.questions()
+    kept: Services = {}
+    threads = []
+    brk = 0
+    for i, task in enumerate(process.tasks):
+        thread_plans = [(service, list(service.ask(task))) for service in THREAD_SERVICES]
+        thread_calls = [question for _, asked in thread_plans for question in asked]
+        if i:
+            answers = task.run(thread_calls)
+        else:
+            answers = task.run([*calls, *own, *thread_calls])
+            at = 0
+            for service, asked in plans:
+                record = service.capture(process, answers[at : at + len(asked)])
+                at += len(asked)
+                if record is not None:
+                    kept[service.name] = _raw(record)
+            brk = answers[at].value
+            answers = answers[at + len(own) :]
+        threads.append(_thread(process, task, thread_plans, answers))
+    exe = os.readlink(f"/proc/{process.pid}/exe")
+    return _Asked(kept, tuple(threads), layout.capture(process.pid, process.leader.tid, brk, exe))
+
+
+def _thread(
+    process: Process, task: Task, plans: Sequence[tuple[ThreadService, list[Call]]], answers: Sequence[Answer]
+) -> ThreadRecord:
+    at = 0
+    kept: Services = {}
+    for service, asked in plans:
+        record = service.capture(task, answers[at : at + len(asked)])
+        at += len(asked)
+        if record is not None:
+            kept[service.name] = _raw(record)
+    return ThreadRecord(task.vtid, cpu.capture(process, task), kept)
+
+
+def _parent_number(ppid: int, fields: dict[str, str]) -> int:
+    """What getppid() tells a process whose parent is not in the job.
+
+    In a namespace of its own the parent's number there counts; a parent outside of it shows as 0.
+    """
+    depth = len(fields["NSpid"].split())
+    if depth == 1 or not ppid:
+        return ppid
+    numbers = proc.status(ppid)["NSpid"].split()
+    return int(numbers[-1]) if len(numbers) == depth else 0
+
+
+def _terminal(order: Sequence[int], view: _JobView) -> TerminalRecord | None:
+    """The terminal of the job's first process, if it has one."""
+    for pid in order:
+        stat = proc.stat(pid)
+        if stat.tty_nr:
+            foreground = 0
+            for other in order:
+                if proc.stat(other).pgrp == stat.tpgid:
+                    foreground = proc.inner_pid(proc.status(other), "NSpgid")
+                    break
+            return TerminalRecord(foreground, terminal.settings_of(view, terminal.device_of(stat.tty_nr)))
+    return None
