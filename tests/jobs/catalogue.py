@@ -58,7 +58,7 @@ LATER = (
 INTERRUPTED = [Program(source, mode) for source, modes in CALLS.items() for mode in modes.split()]
 """One interrupted system call each."""
 
-GOING_ON = [Program("call_later.c", mode) for mode in LATER.split()]
+GOING_ON = [*(Program("call_later.c", mode) for mode in LATER.split()), Program("fifo.c")]
 """Interrupted calls on services that a restart does not bring back yet: they must go on unharmed all the same."""
 
 STATE = [
@@ -71,8 +71,27 @@ STATE = [
     Program("shared.c", wrong=3, rewind=False),
     Program("stack.c", wrong=2),
     Program("signals.c", wrong=4),
+    Program("timers.c", wrong=4),
+    Program("clocks.c", wrong=2),
+    Program("files.c", wrong=5),
+    Program("pipes.c", wrong=5),
+    Program("events.c", wrong=5),
+    Program("identity.c", wrong=4),
+    Program("identity.c", "privileges"),
 ]
 """One service each."""
+
+ROOT_ONLY = [Program("identity.c", "undumpable"), Program("identity.c", "other-uid")]
+"""What an ordinary user cannot have, or cannot have saved."""
+
+PING_PONG = [
+    Program("pingpong.c", mode)
+    for mode in (
+        "futex semaphore condition eventfd sigsuspend sigwait signalfd epoll epoll-timeout epoll-eventfd poll "
+        "poll-timeout ppoll select pipe"
+    ).split()
+]
+"""Processes that wake each other all the time: checkpoints fall into every moment of a wake-up."""
 
 
 def parameters(programs: list[Program]) -> list[object]:

@@ -120,6 +120,19 @@ def describe(pids: Iterable[int]) -> str:
     return "; ".join(lines)
 
 
+def state_of(pid: int) -> str:
+    """The letter of /proc/PID/stat; '' once the process is gone."""
+    return text_of_proc(f"/proc/{pid}/stat").rpartition(")")[2][1:2]
+
+
+def text_of_proc(path: str) -> str:
+    """A file of /proc, '' if the process is gone."""
+    try:
+        return text(path)
+    except OSError:
+        return ""
+
+
 def children(pid: int) -> list[int]:
     """Direct children of a process, by any of its threads."""
     out: list[int] = []
@@ -282,9 +295,10 @@ class Bench:
 
     def output_file(self) -> str:
         path = os.path.join(self.folder, f"out.{next(_numbers)}")
-        with open(path, "w"):
-            pass
-        os.chown(path, self.account.uid, self.account.gid)
+        for name in (path, path + ".err"):
+            with open(name, "w"):
+                pass
+            os.chown(name, self.account.uid, self.account.gid)
         return path
 
     # -- jobs
@@ -339,19 +353,23 @@ class Bench:
         return Running(self, process, out, job, "restart")
 
     def kill(self) -> None:
-        """SIGKILL to everything this test has started: job, supervisor, helpers."""
+        """SIGKILL to everything this test has started: job, supervisor, helpers. Returns when all of it is dead."""
         end = time.monotonic() + PATIENCE
+        killed: set[int] = set()
         while True:
             found = tagged(self.tag)
             for pid in found:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+            killed.update(found)
             for process in self.started:
                 process.poll()
-            if not found:
+            # The memory of a dying process is gone before it is: it carries no mark any more, and still counts.
+            killed = {pid for pid in killed if state_of(pid) not in ("", "Z", "X")}
+            if not found and not killed:
                 return
             if time.monotonic() > end:
-                raise Failed(f"not to be killed: {describe(found)}")
+                raise Failed(f"not to be killed: {describe(found or killed)}")
             time.sleep(TICK)
 
     def gone(self, what: str) -> None:

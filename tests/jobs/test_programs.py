@@ -12,12 +12,13 @@ import catalogue
 import harness
 import pytest
 
-ALL = [*catalogue.STATE, *catalogue.INTERRUPTED, *catalogue.GOING_ON]
+ALL = [*catalogue.STATE, *catalogue.INTERRUPTED, *catalogue.GOING_ON, *catalogue.PING_PONG]
 pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc")
 
 
 def _run(command: list[str], bench: harness.Bench) -> tuple[int, str]:
     bench.tell()
+    bench.env["TORPOR_TEST_SPAN"] = "0.3"
     out = bench.output_file()
     with open(out, "wb") as f:
         process = bench.popen(command, stdout=f, stderr=subprocess.STDOUT, start_new_session=True)

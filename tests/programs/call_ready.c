@@ -9,7 +9,6 @@
 
 static int ends[2], epoll;
 static sigset_t mask;
-static const struct timespec long_span = {3600, 0};
 
 static void write_byte(void) { MUST(write(ends[1], "x", 1) == 1); }
 

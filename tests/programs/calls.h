@@ -22,6 +22,7 @@ static double began;
 /* Seconds, of sleeps and timeouts that run out: long enough for a checkpoint to fall into them. */
 static double SPAN = 2.0;
 static struct timespec span;
+UNUSED static const struct timespec long_span = {3600, 0};
 
 __attribute__((constructor)) static void set_span(void)
 {

@@ -176,6 +176,8 @@ def _process(
         state="stopped" if stop else "running",
         exit_code=0,
         stop_signal=stop,
+        # While a process is stopped, field 52 of stat is what its parent's wait has yet to report (fs/proc/array.c).
+        stop_reported=bool(stop) and stat.exit_code == 0,
         leader_exited=process.leader.tid != pid,
         threads=asked.threads,
         descriptors=_descriptors_of(view, pid),

@@ -7,8 +7,10 @@ played by *stand-ins*.
 A process inherits the session of whoever forks it, so
 - a child of the same session is forked after its parent's setsid,
 - a child of the session its parent was in before is forked before that,
-- an orphan of a session led by somebody else is forked by that leader through a helper that exits at once, so that
-  it falls to the reaper again.
+- an orphan of a session led by somebody else is forked by that leader through a helper that exits at once, so that it
+  falls to its reaper again,
+- an orphan of a session whose leader is gone is forked by a helper that has the leader's number, makes the session and
+  exits.
 """
 
 from __future__ import annotations
@@ -21,16 +23,27 @@ from torpor.model.errors import RestartFailed
 PROCESS, ZOMBIE, STAND_IN, GHOST = "process", "zombie", "stand-in", "ghost"
 
 
+class Helper:
+    """A process that forks others and exits at once, so that they fall to a reaper. pid: its number. setsid: it makes a
+    session first, which then has lost its leader."""
+
+    __slots__ = ("births", "pid", "setsid")
+
+    def __init__(self, pid: int, setsid: bool = False) -> None:
+        self.pid, self.setsid = pid, setsid
+        self.births: list[Birth] = []
+
+
 class Birth:
     """A process to be forked.
 
     pid: the number it gets. role: a process of the job; a zombie; a stand-in that stays; a ghost that leads a group
     until its members have joined. leads: it makes its own process group at once. setsid: it makes a session, after
-    forking `early` and before forking `late`. adopted: forked through a helper (of the pid given) that exits.
-    subreaper: orphans below fall to it. watches: the pid of the child whose end it reports (0: none).
+    forking `early` and before forking `late`. helpers: see Helper. subreaper: orphans below fall to it. watches: the
+    pid of the child whose end it reports (0: none).
     """
 
-    __slots__ = ("adopted", "early", "late", "leads", "pid", "role", "setsid", "subreaper", "watches")
+    __slots__ = ("early", "helpers", "late", "leads", "pid", "role", "setsid", "subreaper", "watches")
 
     def __init__(self, pid: int, role: str) -> None:
         self.pid, self.role = pid, role
@@ -38,12 +51,12 @@ class Birth:
         self.watches = 0
         self.early: list[Birth] = []
         self.late: list[Birth] = []
-        self.adopted: list[tuple[int, Birth]] = []
+        self.helpers: list[Helper] = []
 
     def all(self) -> list[Birth]:
         """This birth and all below it."""
         found = [self]
-        for below in (*self.early, *self.late, *(birth for _, birth in self.adopted)):
+        for below in (*self.early, *self.late, *(birth for helper in self.helpers for birth in helper.births)):
             found += below.all()
         return found
 
@@ -59,123 +72,134 @@ class Plan:
 def plan(manifest: Manifest, keep_session: bool, numbered: bool = True) -> Plan:
     """The births of a job.
 
-    keep_session: processes whose session's leader was outside stay in the restarting process' session (for the sake
-    of its terminal); else a stand-in leads a session of the old number. numbered: stand-ins may have the old numbers
-    (in a new PID namespace); in place they cannot, and are left out.
+    keep_session: processes whose session's leader was outside stay in the restarting process' session (for the sake of
+    its terminal); else a stand-in leads a session of the old number. numbered: stand-ins may have the old numbers (in a
+    new PID namespace); in place they cannot, and are left out.
     """
-    processes = {record.pid: record for record in manifest.processes}
-    births = {pid: Birth(pid, ZOMBIE if record.state == "zombie" else PROCESS) for pid, record in processes.items()}
-    threads = {thread.tid for record in manifest.processes for thread in record.threads}
-    free = _free_numbers(manifest, threads)
-    init = Birth(1, STAND_IN)
-    root = processes[manifest.root]
-    holders: dict[int, Birth] = {1: init}
+    return _Planner(manifest, keep_session, numbered).plan()
 
-    def stand_in(pid: int, below: Birth) -> Birth:
-        if pid not in holders:
-            holders[pid] = Birth(pid, STAND_IN)
-            below.late.append(holders[pid])
-        return holders[pid]
 
-    # The session of the outside world, if the job is in one.
-    outer = init
-    if root.sid not in processes and not keep_session and numbered and root.sid > 1:
-        outer = stand_in(root.sid, init)
-        outer.setsid = True
-    # The parent of the outside world.
-    parent = init
-    if root.outside and root.parent > 1 and numbered:
-        parent = stand_in(root.parent, outer)
-        parent.subreaper = manifest.parent_is_reaper
-    parent.watches = root.pid
+class _Planner:
+    def __init__(self, manifest: Manifest, keep_session: bool, numbered: bool) -> None:
+        self.manifest, self.keep_session, self.numbered = manifest, keep_session, numbered
+        self.processes = {record.pid: record for record in manifest.processes}
+        self.births = {
+            pid: Birth(pid, ZOMBIE if record.state == "zombie" else PROCESS) for pid, record in self.processes.items()
+        }
+        self.free = _free_numbers(manifest)
+        self.init = self.outer = self.parent = Birth(1, STAND_IN)
+        self.stand_ins: dict[int, Birth] = {1: self.init}
+        self.gone: dict[int, Helper] = {}
+        """Helpers that make sessions whose leader is gone, by session."""
 
-    # Groups first led by somebody who is not there any more.
-    for record in manifest.processes:
-        if record.pgid in processes:
-            births[record.pgid].leads = True
+    def plan(self) -> Plan:
+        root = self.processes[self.manifest.root]
+        self.outer_sid = root.sid if root.sid not in self.processes else 0
+        if self.outer_sid > 1 and self.numbered and not self.keep_session:
+            self.outer = self._stand_in(self.outer_sid, self.init)
+            self.outer.setsid = True
+        if root.outside and root.parent > 1 and self.numbered:
+            self.parent = self._stand_in(root.parent, self.outer)
+            self.parent.subreaper = self.manifest.parent_is_reaper
+        self.parent.watches = root.pid
+        for record in self.manifest.processes:
+            birth = self.births[record.pid]
+            birth.setsid = record.sid == record.pid
+            if record.pgid in self.processes:
+                self.births[record.pgid].leads = True
+        for record in self.manifest.processes:
+            self._place(record)
+        for record in self.manifest.processes:
+            self._lead(record)
+        return Plan(self.init)
 
-    for record in manifest.processes:
-        birth = births[record.pid]
-        birth.setsid = record.sid == record.pid
-        _place(record, birth, births, processes, parent, outer, init, keep_session, free, holders)
+    def _stand_in(self, pid: int, below: Birth) -> Birth:
+        if pid not in self.stand_ins:
+            self.stand_ins[pid] = Birth(pid, STAND_IN)
+            below.late.append(self.stand_ins[pid])
+        return self.stand_ins[pid]
 
-    for record in manifest.processes:
-        if record.pgid in processes or record.pgid == record.sid or record.pgid <= 1 or not numbered:
-            continue
-        if record.pgid in holders:
-            holders[record.pgid].leads = True
-        elif record.pgid not in births:
-            ghost = Birth(record.pgid, GHOST)
-            ghost.leads = True
-            births[record.pgid] = ghost
-            leader = births.get(record.sid) if record.sid in processes else holders.get(record.sid)
-            if leader is None:
-                outer.late.append(ghost)
-                # A group of the outside world: its leader may well be alive there.
-                ghost.role = STAND_IN
-            elif leader.role == STAND_IN:
-                leader.late.append(ghost)
-                ghost.role = STAND_IN
+    def _place(self, record: ProcessRecord) -> None:
+        """Hang one birth below whoever has to fork it."""
+        birth = self.births[record.pid]
+        if not record.outside and record.parent in self.processes:
+            over = self.processes[record.parent]
+            above = self.births[record.parent]
+            if record.sid in (record.pid, over.sid):
+                above.late.append(birth)
+            elif over.sid == over.pid and self._session_before(over) == self._session(record.sid):
+                above.early.append(birth)
             else:
-                leader.adopted.append((free.pop(), ghost))
-    return Plan(init)
-
-
-def _place(
-    record: ProcessRecord,
-    birth: Birth,
-    births: dict[int, Birth],
-    processes: dict[int, ProcessRecord],
-    parent: Birth,
-    outer: Birth,
-    init: Birth,
-    keep_session: bool,
-    free: list[int],
-    holders: dict[int, Birth],
-) -> None:
-    """Hang one birth below whoever has to fork it."""
-    if record.parent in processes and not record.outside:
-        above, over = births[record.parent], processes[record.parent]
-        if record.sid == record.pid or record.sid == over.sid:
-            above.late.append(birth)
-        elif over.sid == over.pid and _before(over, processes) == _visible(record.sid, processes):
-            above.early.append(birth)
-        else:
-            raise RestartFailed(
-                f"process {record.pid} ({record.comm}) is in session {record.sid} and a child of process "
-                f"{record.parent}, which was never in it: this family cannot be made again yet"
-            )
-        return
-    # A child of the outside world: the root, or an orphan that fell to a reaper.
-    reaper = parent if record.pid == parent.watches or record.parent == parent.pid else init
-    leader = births.get(record.sid) if record.sid in processes else holders.get(record.sid)
-    if record.sid == record.pid or (_visible(record.sid, processes) == 0 and (keep_session or leader in (None, outer))):
-        if record.sid != record.pid and reaper is init and outer is not init:
-            outer.adopted.append((free.pop(), birth))
-        else:
+                # It has fallen to its parent, which must have been a reaper for that.
+                above.subreaper = True
+                self._adopt(record, above)
+            return
+        # A child of the outside world: the root, or an orphan that fell to a reaper there.
+        is_parents = record.pid == self.manifest.root or record.parent == self.parent.pid
+        reaper = self.parent if is_parents else self.init
+        if (
+            record.sid == record.pid
+            or (self._session(record.sid) == 0
+            and (reaper is self.parent or self.outer is self.init))
+        ):
             reaper.late.append(birth)
-    elif leader is not None:
-        leader.adopted.append((free.pop(), birth))
-    else:
-        reaper.late.append(birth)
+        else:
+            self._adopt(record, reaper)
+
+    def _adopt(self, record: ProcessRecord, reaper: Birth) -> None:
+        """A process of a session that its parent is not in: forked through a helper."""
+        birth = self.births[record.pid]
+        session = self._session(record.sid)
+        if session == 0:
+            self._helper(self.outer).births.append(birth)
+        elif session in self.births:
+            self._helper(self.births[session]).births.append(birth)
+        else:
+            if session not in self.gone:
+                self.gone[session] = Helper(session, setsid=True)
+                reaper.helpers.append(self.gone[session])
+            self.gone[session].births.append(birth)
+
+    def _helper(self, below: Birth) -> Helper:
+        helper = Helper(self.free.pop())
+        below.helpers.append(helper)
+        return helper
+
+    def _lead(self, record: ProcessRecord) -> None:
+        """See to it that the group of a process exists when it joins, also if its leader is not in the job."""
+        pgid = record.pgid
+        if pgid in self.births or pgid in self.gone or pgid <= 1 or not self.numbered:
+            return
+        if pgid in self.stand_ins:
+            if not self.stand_ins[pgid].setsid:
+                self.stand_ins[pgid].leads = True
+            return
+        session = self._session(record.sid)
+        ghost = Birth(pgid, GHOST if session else STAND_IN)
+        ghost.leads = True
+        self.births[pgid] = ghost
+        if not session:
+            # A group of the outside world: its leader may well be alive there.
+            self.outer.late.append(ghost)
+            self.stand_ins[pgid] = ghost
+        elif session in self.gone:
+            self.gone[session].births.append(ghost)
+        else:
+            self._helper(self.births[session]).births.append(ghost)
+
+    def _session(self, sid: int) -> int:
+        """A session by its number, 0 for the one of the outside world."""
+        return 0 if sid in (0, self.outer_sid) else sid
+
+    def _session_before(self, leader: ProcessRecord) -> int:
+        """The session a session leader was forked in."""
+        over = self.processes.get(leader.parent)
+        return 0 if over is None or leader.outside else self._session(over.sid)
 
 
-def _visible(sid: int, processes: dict[int, ProcessRecord]) -> int:
-    """A session by its leader, 0 for one whose leader is not in the job."""
-    return sid if sid in processes else 0
-
-
-def _before(record: ProcessRecord, processes: dict[int, ProcessRecord]) -> int:
-    """The session a session leader was forked in."""
-    over = processes.get(record.parent)
-    if over is None or record.outside:
-        return 0
-    return _visible(over.sid, processes)
-
-
-def _free_numbers(manifest: Manifest, threads: set[int]) -> list[int]:
+def _free_numbers(manifest: Manifest) -> list[int]:
     """Pids that nobody of the job has, for helpers that exit at once."""
-    taken = set(threads)
+    taken = {thread.tid for record in manifest.processes for thread in record.threads}
     for record in manifest.processes:
         taken.update((record.pid, record.parent, record.pgid, record.sid))
     return [pid for pid in range(2, 32000) if pid not in taken][: 2 * len(manifest.processes) + 16]

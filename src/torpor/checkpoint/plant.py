@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from torpor.checkpoint.plan import GHOST, PROCESS, STAND_IN, ZOMBIE, Birth, Plan
+from torpor.checkpoint.plan import GHOST, PROCESS, STAND_IN, ZOMBIE, Birth, Helper, Plan
 from torpor.image.manifest import Manifest
 from torpor.linux import clone, namespaces, proc
 from torpor.model.errors import RestartFailed
@@ -60,6 +60,8 @@ class Planted(msgspec.Struct):
     gate: int
     events: int
     notes: tuple[str, ...]
+    ghosts: tuple[int, ...]
+    """Numbers of processes that end when the gate closes and are nobody's children but a reaper's."""
 
 
 def plant(plan: Plan, manifest: Manifest, ground: Ground, timeout: float = 30.0) -> Planted:
@@ -100,7 +102,8 @@ def plant(plan: Plan, manifest: Manifest, ground: Ground, timeout: float = 30.0)
     finally:
         os.close(report_r)
     helpers = tuple(hosts[birth.pid] for birth in plan.births.values() if birth.role == STAND_IN and birth.pid in hosts)
-    return Planted(init, hosts, helpers, release_w, gate_w, events_r, notes)
+    ghosts = tuple(birth.pid for birth in plan.births.values() if birth.role == GHOST)
+    return Planted(init, hosts, helpers, release_w, gate_w, events_r, notes, ghosts)
 
 
 def _await(fd: int, births: int, timeout: float) -> tuple[str, ...]:
@@ -215,12 +218,8 @@ def _grow(birth: Birth, world: _World) -> None:
         _guard(world, birth.pid, 4, lambda: os.setpgid(0, 0))
     for below in birth.late:
         _bear(below, world)
-    for number, below in birth.adopted:
-        helper = clone.fork(number)
-        if helper == 0:
-            _bear(below, world)
-            os._exit(0)
-        os.waitpid(helper, 0)
+    for helper in birth.helpers:
+        _help(helper, world)
     world.tell(birth.pid)
     if birth.role == STAND_IN:
         _stand_in(birth, world)
@@ -229,6 +228,22 @@ def _grow(birth: Birth, world: _World) -> None:
             signal.pause()
     else:
         _end_at_the_gate(birth, world)
+
+
+def _help(helper: Helper, world: _World) -> None:
+    """Fork a helper, which forks its births and exits."""
+    try:
+        pid = clone.fork(helper.pid)
+    except OSError as error:
+        world.tell(helper.pid, error.errno or errno.EIO, 1)
+        os._exit(1)
+    if pid == 0:
+        if helper.setsid:
+            _guard(world, helper.pid, 4, os.setsid)
+        for below in helper.births:
+            _bear(below, world)
+        os._exit(0)
+    os.waitpid(pid, 0)
 
 
 def _end_at_the_gate(birth: Birth, world: _World) -> None:

@@ -163,7 +163,10 @@ def _take_over(manifest: Manifest, inventory: Inventory, planted: Planted, reque
         each.seize()
     for each in takeovers:
         each.join()
+    reapers = {ghost: proc.stat(planted.hosts[ghost]).ppid for ghost in planted.ghosts}
     os.close(planted.gate)
+    for each in takeovers:
+        each.reap([ghost for ghost, parent in reapers.items() if parent == each.process.pid])
     placed: set[int] = set()
     for each in takeovers:
         each.place(placed)
@@ -180,6 +183,11 @@ def _take_over(manifest: Manifest, inventory: Inventory, planted: Planted, reque
         each.restore()
     for each in takeovers:
         each.threads()
+    for each in takeovers:
+        each.halt()
+    for each in takeovers:
+        pid = each.record.pid
+        each.know_stops([record for record in living if record.parent == pid and record.stop_signal])
     inventory.finish()
     for each in takeovers:
         each.clocks()

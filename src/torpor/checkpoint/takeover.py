@@ -6,7 +6,6 @@ processes before the next, so that whatever one process needs of another is ther
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Sequence
 from typing import Any
@@ -61,6 +60,10 @@ class Takeover:
         """Join the process group. A group of the outside world whose number is not here is left alone."""
         outer = (1, 3) if self.record.pgid > 1 else ANY
         self.process.run([call(NR.setpgid, 0, self.record.pgid, accept=outer)])
+
+    def reap(self, ghosts: Sequence[int]) -> None:
+        """Wait for ghosts (pids) that have fallen to this process and are ending."""
+        self.process.run([call(NR.wait4, ghost, 0, 0, 0) for ghost in ghosts])
 
     def place(self, first: set[int]) -> None:
         """Stage PLACE for those of our objects that no other process has done already (`first` collects them)."""
@@ -161,6 +164,19 @@ class Takeover:
             for service, state in self._states(THREAD_SERVICES, thread.services):
                 service.outside(state, task)
 
+    def halt(self) -> None:
+        """Stop again what was stopped."""
+        if self.record.stop_signal:
+            self.process.halt()
+
+    def know_stops(self, children: Sequence[ProcessRecord]) -> None:
+        """See the stops of children that this process had seen already, and forget the signals that told of them."""
+        calls = [call(NR.wait4, child.pid, 0, 2, 0) for child in children if child.stop_reported]
+        if children:
+            chld = In((1 << (signal.SIGCHLD - 1)).to_bytes(8, "little"))
+            calls.append(call(NR.rt_sigtimedwait, chld, 0, In(bytes(16)), 8, accept=(11,)))
+        self.process.run(calls)
+
     def clocks(self) -> None:
         """Whatever starts to run."""
         self.process.run(self._process_calls(Stage.CLOCKS))
@@ -195,8 +211,6 @@ class Takeover:
 
     def release(self) -> None:
         """Let all threads go."""
-        if self.record.stop_signal:
-            os.kill(self.process.pid, signal.SIGSTOP)
         for task in self.process.tasks[::-1]:
             ptrace.request(ptrace.DETACH, task.tid)
         self.process.close()

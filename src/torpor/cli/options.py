@@ -36,7 +36,7 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
 def describe(parser: argparse.ArgumentParser, module: ModuleType) -> None:
     """Give a parser the command's text and options."""
     parser.description = module.HELP
-    parser.epilog = f"example:\n{module.EXAMPLE}"
+    parser.epilog = f"example:\n{module.EXAMPLE.rstrip()}"
     parser.formatter_class = _formatter
     module.options(parser)
 

@@ -94,6 +94,7 @@ class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True):
     comm: str
     state: str
     stop_signal: int = 0
+    stop_reported: bool = False
     exit_code: int = 0
     leader_exited: bool = False
     has_terminal: bool = False

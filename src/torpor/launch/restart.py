@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.launch import program
-from torpor.launch.run import say
+from torpor.launch.run import say, supervised
 from torpor.model.errors import Damaged, Refusal, Refused, TorporError, UsageError
 from torpor.supervise import registry
 from torpor.supervise.registry import Entry, Pid
@@ -214,6 +214,7 @@ def _supervise(
         anchor=job.tree.anchor,
         include_anchor=job.tree.include_anchor,
         skip=tuple(job.tree.skip),
+        parent_is_reaper=bool(getattr(job, "parent_is_reaper", False)),
     )
     try:
         entry = registry.update(entry)
@@ -224,4 +225,5 @@ def _supervise(
         from torpor.launch.detach import Started
 
         report.started(Started(entry.name, job.root, job.root_vpid, entry.log, tuple(job.notes), job.seconds))
-    return supervisor.run()
+        return supervisor.run()
+    return supervised(supervisor)

@@ -16,6 +16,7 @@ from torpor.supervise.signals import Signals
 if TYPE_CHECKING:
     from torpor.launch.detach import Report, Started
     from torpor.store import Store
+    from torpor.supervise.supervisor import Supervisor
 
 
 def run(argv: Sequence[str], name: str | None = None, store: str = "") -> int:
@@ -44,7 +45,7 @@ def run(argv: Sequence[str], name: str | None = None, store: str = "") -> int:
 
     entry = _register(entry._replace(root=Pid.of(pid), root_vpid=pid))
     terminal = Terminal(open_terminal(), relay=False)
-    return Supervisor(entry, signals, terminal, streams).run()
+    return supervised(Supervisor(entry, signals, terminal, streams))
 
 
 def run_detached(
@@ -100,6 +101,15 @@ def run_detached(
         if left is not None and not left.root.alive:
             registry.release(left)
         raise
+
+
+def supervised(supervisor: Supervisor) -> int:
+    """Supervise to the end, in the foreground; the wait status. If the job was saved and ended from
+    elsewhere, say so: otherwise there would only be the shell's `Killed`."""
+    status = supervisor.run()
+    if supervisor.stopped_as:
+        say(f"torpor: saved as {supervisor.stopped_as} and stopped (torpor restart {supervisor.stopped_as})")
+    return status
 
 
 def claim(entry: Entry, name: str) -> Entry:

@@ -78,9 +78,9 @@ def raised(plain: Message) -> errors.TorporError:
         refusals = [errors.Refusal(*fields) for fields in plain["refusals"]]
         return errors.Refused(refusals, text.partition(": ")[0])
     kind = getattr(errors, str(plain.get("kind")), None)
-    if isinstance(kind, type) and issubclass(kind, errors.TorporError) and kind is not errors.Refused:
-        return kind(text)
-    error = errors.TorporError(text)
+    if not (isinstance(kind, type) and issubclass(kind, errors.TorporError)) or kind is errors.Refused:
+        kind = errors.TorporError
+    error: errors.TorporError = kind(text)
     error.status = int(plain.get("status", 1))
     return error
 

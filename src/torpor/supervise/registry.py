@@ -7,6 +7,8 @@ to; a job started without the variable (cron) is still found by a command that h
 at. A folder in /tmp might have been prepared by somebody else, so owner, type and mode are checked before
 anything in it is believed.
 
+With $TORPOR_RUNTIME, that folder is used and no other: jobs started so are apart from all others (tests).
+
 A job is put in by renaming a complete folder into place: a name can be taken once, and nobody ever sees half
 an entry. Changes are made under flock(2) on the runtime folder.
 """
@@ -69,6 +71,7 @@ class Entry(NamedTuple):
     root: the job's first process, by its host pid; root_vpid: the same as the job sees it.
     anchor, include_anchor, skip: the tree of the job (checkpoint Tree); `anchor` is 0 where that is the
     supervisor's own subtree while it lives, and else the root's.
+    parent_is_reaper: with `anchor`, whether the root's parent is where the job's orphans go.
     store: absolute location of the store, '' for the default one.  started, saved_at: seconds since the
     epoch. saved: the newest checkpoint made in this run, `train@3`, or ''.  origin: the checkpoint it was
     restarted from.
@@ -83,6 +86,7 @@ class Entry(NamedTuple):
     anchor: int = 0
     include_anchor: bool = False
     skip: tuple[int, ...] = ()
+    parent_is_reaper: bool = False
     store: str = ""
     started: float = 0.0
     argv: tuple[str, ...] = ()
@@ -136,6 +140,8 @@ def _ours(path: str) -> bool:
 
 
 def _candidates() -> list[str]:
+    if only := os.environ.get("TORPOR_RUNTIME", ""):
+        return [os.path.abspath(only)]
     out = []
     session = os.environ.get("XDG_RUNTIME_DIR", "")
     if session.startswith("/"):
@@ -162,6 +168,13 @@ def folders() -> list[str]:
 
 def runtime() -> str:
     """The runtime folder for a new job, made if need be. Raises TorporError where none can be used."""
+    if only := os.environ.get("TORPOR_RUNTIME", ""):
+        only = os.path.abspath(only)
+        try:
+            _make(only)
+        except OSError as error:
+            raise TorporError(f"no runtime folder: {only}: {error.strerror}") from None
+        return only
     session = os.environ.get("XDG_RUNTIME_DIR", "")
     if session.startswith("/"):
         try:

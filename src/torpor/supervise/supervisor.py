@@ -44,6 +44,8 @@ class Supervisor:
         self.entry = entry
         self.status: int | None = None
         """The root's wait status, once it has ended."""
+        self.stopped_as = ""
+        """The checkpoint, `train@3`, after which the job was ended on request; '' if it was not."""
         self._signals = signals
         self._terminal = terminal
         self._streams = streams
@@ -298,6 +300,8 @@ class Supervisor:
                 return
             self.entry = self.entry._replace(saved=f"{result['job']}@{result['number']}", saved_at=time.time())
             self._write_down()
+            if stop:
+                self.stopped_as = self.entry.saved
             self._tell({"event": "saved", **result})
             connection.finish({"result": result})
 

@@ -76,6 +76,10 @@ class Terminal:
         """
         if self.fd < 0 or (number == signal.SIGSTOP and not _noticed()):
             return False
+        if self.relay and number in (signal.SIGTTIN, signal.SIGTTOU) and self._has_it(root):
+            # It was stopped for touching a terminal that has become its own in the meantime.
+            _continue_group(_group(root.pid))
+            return True
         self._take(members)
         watcher = _watch(root)
         set_aside(watcher)
@@ -122,6 +126,13 @@ class Terminal:
             self._set(self._modes)
         except OSError:
             pass  # hung up, or the group we were started in is no more
+
+    def _has_it(self, root: Pid) -> bool:
+        """Is the root in the terminal's foreground group?"""
+        try:
+            return os.tcgetpgrp(self.fd) == _group(root.pid)
+        except OSError:
+            return False
 
     def _take(self, members: Callable[[], Iterable[int]]) -> None:
         """Take the terminal from the job, if one of its groups has it: note which, and put our own in front.

@@ -46,7 +46,7 @@ def reach(entry: Entry) -> Reach:
     """The extent of a job. While the supervisor lives it is a subreaper, so that orphans are below it; after
     its death, what is left is found below the root (or the namespace's PID 1)."""
     if entry.anchor:
-        return Reach(entry.anchor, entry.include_anchor, entry.skip, entry.root.pid)
+        return Reach(entry.anchor, entry.include_anchor, entry.skip, entry.root.pid, entry.parent_is_reaper)
     if entry.supervisor.alive:
         return Reach(entry.supervisor.pid, False, entry.skip, entry.root.pid, parent_is_reaper=True)
     return Reach(entry.root.pid, True, entry.skip, entry.root.pid)

@@ -7,6 +7,7 @@ addresses that neither the stub as it is nor the process it will be uses.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterable, Sequence
 
 from torpor.linux import clone, proc, ptrace, uio
@@ -118,6 +119,21 @@ class StubProcess(Process):
             task = Task(tid, self.pid, vtid, self)
             task.look()
             self.tasks.append(task)
+
+    def halt(self) -> None:
+        """Put the whole process into a group stop, as SIGSTOP does; calls can still be run in it, and it stays stopped
+        once it is released."""
+        os.kill(self.pid, signal.SIGSTOP)
+        for task in self.tasks:
+            deliver = 0
+            while True:
+                ptrace.request(ptrace.CONT, task.tid, 0, deliver)
+                status = ptrace.wait(task.tid)
+                if not os.WIFSTOPPED(status):
+                    raise RestartFailed(f"process {self.vpid} ended while it was being made")
+                if status >> 16 == ptrace.EVENT_STOP and os.WSTOPSIG(status) == signal.SIGSTOP:
+                    break
+                deliver = signal.SIGSTOP if os.WSTOPSIG(status) == signal.SIGSTOP and not status >> 16 else 0
 
     def vacate(self, syscall_at: int, ranges: Sequence[tuple[int, int]]) -> None:
         """Unmap what is ours, by a `syscall` instruction of the process' own memory; the leader then stands in a stop

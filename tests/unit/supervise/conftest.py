@@ -80,7 +80,7 @@ def env(tmp_path: Path) -> dict[str, str]:
     return {
         "PATH": f"{bin_folder}:{os.environ['PATH']}",
         "HOME": str(tmp_path),
-        "XDG_RUNTIME_DIR": str(runtime),
+        "TORPOR_RUNTIME": str(runtime),
         "XDG_STATE_HOME": str(tmp_path / "state"),
         "PYTHONPATH": SOURCE,
         "TERM": "dumb",
@@ -99,7 +99,10 @@ def torpor(env: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., subpro
         }  # fmt: skip
         return subprocess.run([*TORPOR, *words], **{**options, **more})
 
+    apart = dict(env)  # what is stopped at the end are jobs of this test and no others
     yield run
+    env.clear()
+    env.update(apart)
     import json
 
     for job in json.loads(run("jobs", "--json").stdout or "[]"):

@@ -144,9 +144,9 @@ sys.exit(main())
 @pytest.fixture
 def job(env: Env, tmp_path: Path) -> subprocess.Popen[bytes]:
     """`torpor run` of a program that exits after a while, with a pipeline that saves nothing."""
-    program = "sleep 3; exit 3"
+    program = "sleep 6; exit 3"  # long enough for the slowest machine
     process = subprocess.Popen([sys.executable, "-c", FAKE, "run", "--name", "fake", "sh", "-c", program], env=env)
-    socket_path = Path(env["XDG_RUNTIME_DIR"], "torpor", "fake", "socket")
+    socket_path = Path(env["TORPOR_RUNTIME"], "fake", "socket")
     for _ in range(200):
         if socket_path.exists():
             break
@@ -178,7 +178,7 @@ def test_errors_of_a_checkpoint(job: subprocess.Popen[bytes], torpor: Torpor) ->
 def test_one_checkpoint_at_a_time_and_the_end_waits_for_it(env: Env, tmp_path: Path, torpor: Torpor) -> None:
     words = ["run", "--name", "fake", "sh", "-c", "sleep 1.5; exit 3"]
     process = subprocess.Popen([sys.executable, "-c", FAKE, *words], env=env | {"FAKE_SECONDS": "4"})
-    while not Path(env["XDG_RUNTIME_DIR"], "torpor", "fake", "socket").exists():
+    while not Path(env["TORPOR_RUNTIME"], "fake", "socket").exists():
         time.sleep(0.05)
     first = subprocess.Popen([*TORPOR, "checkpoint"], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     time.sleep(0.7)
@@ -197,7 +197,7 @@ def test_stopping_checkpoint(job: subprocess.Popen[bytes], torpor: Torpor) -> No
 
 
 def test_rude_visitors(job: subprocess.Popen[bytes], env: Env, torpor: Torpor) -> None:
-    path = str(Path(env["XDG_RUNTIME_DIR"], "torpor", "fake", "socket"))
+    path = str(Path(env["TORPOR_RUNTIME"], "fake", "socket"))
 
     def say(data: bytes) -> bytes:
         with socket.socket(socket.AF_UNIX) as visitor:
@@ -235,7 +235,7 @@ def test_following(job: subprocess.Popen[bytes], env: Env, monkeypatch: pytest.M
 
     from torpor.supervise.client import ask
 
-    monkeypatch.setenv("XDG_RUNTIME_DIR", env["XDG_RUNTIME_DIR"])
+    monkeypatch.setenv("TORPOR_RUNTIME", env["TORPOR_RUNTIME"])
     entry = registry.find("fake")
     events: list[protocol.Message] = []
     results: list[protocol.Message] = []

@@ -33,6 +33,7 @@ def saved(shell: Screen, env: dict[str, str], tmp_path: Path) -> Screen:
     shell.expect("line one")
     done = subprocess.run([*TORPOR, "checkpoint", "j", "--stop"], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    shell.expect(r"torpor: saved as j@1 and stopped \(torpor restart j@1\)")
     shell.expect("Killed")
     shell.send("echo status $?\n")
     shell.expect("status 137")

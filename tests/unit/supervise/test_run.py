@@ -25,7 +25,7 @@ def started(env: Env, tmp_path: Path, *words: str, **more: object) -> subprocess
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more,  # type: ignore[call-overload]
     )  # fmt: skip
     for _ in range(200):
-        if any(Path(env["XDG_RUNTIME_DIR"], "torpor").glob("*/socket")) or process.poll() is not None:
+        if any(Path(env["TORPOR_RUNTIME"]).glob("*/socket")) or process.poll() is not None:
             break
         time.sleep(0.05)
     return process
@@ -142,7 +142,7 @@ def test_jobs_lists_and_cleans_up(env: Env, torpor: Torpor, tmp_path: Path) -> N
     assert job["state"] == "running, unsupervised"
     assert torpor("stop", "one").stdout == "stopped one\n"
     assert torpor("jobs").stdout == "no job is running\n"
-    assert not [p for p in Path(env["XDG_RUNTIME_DIR"], "torpor").iterdir() if not p.name.startswith(".new")]
+    assert not [p for p in Path(env["TORPOR_RUNTIME"]).iterdir() if not p.name.startswith(".new")]
     process.communicate()
 
 
@@ -209,8 +209,9 @@ def test_stop_kills_what_does_not_go(env: Env, torpor: Torpor, tmp_path: Path) -
 
 @pytest.mark.parametrize("kind", ["unset", "missing", "unwritable", "foreign"])
 def test_runtime_folders(env: Env, torpor: Torpor, tmp_path: Path, kind: str) -> None:
+    del env["TORPOR_RUNTIME"]
     if kind == "unset":
-        del env["XDG_RUNTIME_DIR"]
+        env.pop("XDG_RUNTIME_DIR", None)
     elif kind == "missing":
         env["XDG_RUNTIME_DIR"] = str(tmp_path / "nowhere")
     elif kind == "unwritable":
@@ -229,8 +230,10 @@ def test_runtime_folders(env: Env, torpor: Torpor, tmp_path: Path, kind: str) ->
 def test_somebody_elses_runtime_folder_is_refused(env: Env, torpor: Torpor, tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root, to make a folder of another user")
-    folder = Path(env["XDG_RUNTIME_DIR"], "torpor")
-    folder.mkdir()
+    folder = tmp_path / "theirs" / "torpor"
+    folder.mkdir(parents=True)
+    del env["TORPOR_RUNTIME"]
+    env["XDG_RUNTIME_DIR"] = str(folder.parent)
     os.chown(folder, 12345, 12345)
     (folder / "x").mkdir()
     program = (
@@ -245,7 +248,7 @@ def test_somebody_elses_runtime_folder_is_refused(env: Env, torpor: Torpor, tmp_
 def test_long_socket_path(env: Env, torpor: Torpor, tmp_path: Path) -> None:
     folder = tmp_path / ("long" * 30)
     folder.mkdir(mode=0o700)
-    env["XDG_RUNTIME_DIR"] = str(folder)
+    env["TORPOR_RUNTIME"] = str(folder)
     assert torpor("run", "--detach", "--name", "far", "sh", "-c", "sleep 1; exit 5").returncode == 0
     assert torpor("wait", "far").returncode == 5
 
@@ -270,7 +273,7 @@ def test_an_entry_that_vanished_comes_back(env: Env, torpor: Torpor, tmp_path: P
     code = "import torpor.supervise.supervisor as s; s.TICK_SECONDS = 0.3\n"
     code += "from torpor.cli.main import main; main()"
     process = subprocess.Popen([sys.executable, "-c", code, "run", "--name", "back", "sleep", "60"], env=env)
-    folder = Path(env["XDG_RUNTIME_DIR"], "torpor")
+    folder = Path(env["TORPOR_RUNTIME"])
     for _ in range(100):
         if (folder / "back" / "socket").exists():
             break

@@ -77,6 +77,7 @@ class NR(IntEnum):
     chroot = 161
     gettid = 186
     tkill = 200
+    rt_sigtimedwait = 128
     futex = 202
     sched_setaffinity = 203
     sched_getaffinity = 204

@@ -1,0 +1,61 @@
+"""The jobs that are measured, and the program that plays them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from typing import NamedTuple
+
+PROGRAMS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "programs")
+
+
+class Case(NamedTuple):
+    """A job: `mib` of random memory, so many threads and processes in all."""
+
+    name: str
+    mib: int
+    threads: int = 1
+    processes: int = 1
+
+    @property
+    def bytes(self) -> int:
+        return self.mib << 20
+
+    def words(self) -> list[str]:
+        return [str(self.mib), str(self.threads), str(self.processes)]
+
+
+CASES = (
+    Case("small", 0),
+    Case("64MiB", 64),
+    Case("1GiB", 1024),
+    Case("4GiB", 4096),
+    Case("100threads", 0, threads=100),
+    Case("50processes", 0, processes=50),
+)
+QUICK = ("small", "64MiB", "1GiB", "100threads", "50processes")
+
+
+def program(folder: str) -> list[str]:
+    """The command that runs a case: hold.c if there is a compiler, else hold.py."""
+    compiler = next((path for path in map(shutil.which, ("cc", "gcc", "clang")) if path), None)
+    if compiler:
+        out = f"{folder}/hold"
+        built = subprocess.run([compiler, "-O2", "-pthread", "-o", out, f"{PROGRAMS}/hold.c"], check=False)
+        if not built.returncode:
+            return [out]
+    return [sys.executable, f"{PROGRAMS}/hold.py"]
+
+
+def no_room(case: Case, folder: str) -> str:
+    """Why this machine cannot run a case; '' if it can."""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        available = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:")) << 10
+    if available < 2.5 * case.bytes:
+        return f"{available >> 20} MiB of memory are free"
+    disk = shutil.disk_usage(folder).free
+    if disk < 2.5 * case.bytes + (1 << 30):
+        return f"{disk >> 20} MiB are free in {folder}"
+    return ""
