@@ -39,7 +39,7 @@ class Show:
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        self.name = "darts"
+        self.name = f"darts-{os.getpid()}"
         # Jobs, logs and checkpoints of this user's own are not to be touched, nor to be seen.
         self.env = {
             **os.environ,
@@ -74,7 +74,8 @@ class Show:
     def job(self) -> dict[str, Any] | None:
         """What `torpor jobs` knows of the job; None if it does not run."""
         jobs = json.loads(self.torpor("jobs", "--json", quiet=True)[0])
-        return next((job for job in jobs if job["name"] == self.name), None)
+        # Jobs of other runtime folders are shown too: those are not ours.
+        return next((job for job in jobs if job["store"] == self.env["TORPOR_STORE"]), None)
 
     def steps(self) -> int:
         """How many steps the job's log tells of."""

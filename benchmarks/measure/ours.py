@@ -22,6 +22,7 @@ class Torpor:
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
+        self.name = f"bench-{os.getpid()}"
         self.env = {
             **os.environ,
             "XDG_RUNTIME_DIR": f"{folder}/run",
@@ -44,10 +45,11 @@ class Torpor:
         return json.loads(done.stdout)
 
     def kill(self) -> None:
-        """SIGKILL to all jobs, their reapers' namespaces and their supervisors, as a power cut would."""
+        """SIGKILL to all processes of our jobs and to their supervisors, as a power cut would."""
         pids = []
         for job in self("jobs", "--json"):
-            pids += [job["supervisor"], *(member["pid"] for member in job["processes"])]
+            if job["store"] == f"{self.folder}/store":  # jobs of other runtime folders are shown too: not ours
+                pids += [job["supervisor"], *(member["pid"] for member in job["processes"])]
         for pid in pids:
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -63,11 +65,11 @@ class Torpor:
         output = f"{self.folder}/restarted"
         restarted = None
         try:
-            started = self("run", "--detach", "--json", "--name", "bench", "--", *program, *case.words())
+            started = self("run", "--detach", "--json", "--name", self.name, "--", *program, *case.words())
             figures = {"fork": look.fork_seconds(started["log"])}
             time.sleep(0.2)
             began = time.time_ns()
-            saved = self("checkpoint", "bench", "--json")
+            saved = self("checkpoint", self.name, "--json")
             ended = time.time_ns()
             figures["save"] = (ended - began) / 1e9
             figures["save_inside"] = saved["seconds"]
@@ -79,7 +81,7 @@ class Torpor:
             out = look.empty_file(output)
             began = time.time_ns()
             restarted = subprocess.Popen(
-                [*self.words, "restart", "bench"],
+                [*self.words, "restart", self.name],
                 env=self.env, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE, start_new_session=True,
             )  # fmt: skip
             os.close(out)

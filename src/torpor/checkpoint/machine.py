@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 
 from torpor.image.manifest import ClockRecord, MachineRecord
-from torpor.linux import proc
+from torpor.linux import cpuid, proc, xsave
+from torpor.linux.xsave import Layout
 
 CLOCK_BOOTTIME = 7
 
@@ -24,11 +26,13 @@ def cpu_flags() -> tuple[str, ...]:
     return ()
 
 
-def look(xsave: int) -> MachineRecord:
-    """This machine. xsave: bytes of the extended state of a thread here."""
+def look(size: int, unlisted: Iterable[str] = ()) -> MachineRecord:
+    """This machine. size: bytes of the extended state of a thread here. unlisted: features that /proc/cpuinfo leaves
+    out."""
     name = os.uname()
+    flags = dict.fromkeys((*cpu_flags(), *unlisted))
     return MachineRecord(
-        name.nodename, name.release, name.machine, proc.boot_id(), cpu_flags(), xsave, os.getuid(), os.getgid()
+        name.nodename, name.release, name.machine, proc.boot_id(), tuple(flags), size, os.getuid(), os.getgid()
     )
 
 
@@ -39,94 +43,43 @@ def clocks() -> ClockRecord:
     )
 
 
-# Features a program chooses code by (through CPUID, at its start); what is not listed cannot make a program die.
 USED = frozenset(
-    [
-        "fpu",
-        "cx8",
-        "cmov",
-        "mmx",
-        "fxsr",
-        "sse",
-        "sse2",
-        "pni",
-        "ssse3",
-        "sse4_1",
-        "sse4_2",
-        "sse4a",
-        "popcnt",
-        "movbe",
-        "aes",
-        "pclmulqdq",
-        "rdrand",
-        "rdseed",
-        "f16c",
-        "fma",
-        "avx",
-        "avx2",
-        "bmi1",
-        "bmi2",
-        "abm",
-        "adx",
-        "sha_ni",
-        "lzcnt",
-        "xsave",
-        "xsavec",
-        "xsaves",
-        "xsaveopt",
-        "erms",
-        "fsrm",
-        "clflushopt",
-        "clwb",
-        "vaes",
-        "vpclmulqdq",
-        "gfni",
-        "avx512f",
-        "avx512dq",
-        "avx512cd",
-        "avx512bw",
-        "avx512vl",
-        "avx512ifma",
-        "avx512vbmi",
-        "avx512_vbmi2",
-        "avx512_vnni",
-        "avx512_bitalg",
-        "avx512_vpopcntdq",
-        "avx512_bf16",
-        "avx512_fp16",
-        "avx512_vp2intersect",
-        "avx_vnni",
-        "amx_tile",
-        "amx_int8",
-        "amx_bf16",
-        "rdtscp",
-        "rdpid",
-        "fsgsbase",
-        "pku",
-        "ospke",
-        "rtm",
-        "hle",
-        "cx16",
-        "lahf_lm",
-        "syscall",
-        "nx",
-        "tsc",
-        "movdiri",
-        "movdir64b",
-        "serialize",
-        "waitpkg",
-    ]
-)
+    (
+        # The base of x86-64 and its levels 2 to 4.
+        "fpu cx8 cmov mmx fxsr sse sse2 syscall tsc cx16 lahf_lm popcnt pni ssse3 sse4_1 sse4_2 "
+        "avx avx2 bmi1 bmi2 f16c fma abm movbe xsave osxsave avx512f avx512bw avx512cd avx512dq avx512vl "
+        # More vectors.
+        "avx_vnni avx512ifma avx512vbmi avx512_vbmi2 avx512_vnni avx512_bitalg avx512_vpopcntdq avx512_bf16 "
+        "avx512_fp16 avx512_vp2intersect avx512er avx512pf avx512_4vnniw avx512_4fmaps "
+        "amx_tile amx_int8 amx_bf16 vaes vpclmulqdq gfni sse4a fma4 xop tbm 3dnow 3dnowext mmxext "
+        # Ciphers, random numbers, transactions.
+        "aes pclmulqdq sha_ni rdrand rdseed adx rtm "
+        # The state of a thread, clocks, protection keys, cache lines, waiting.
+        "xsavec xsaveopt xgetbv1 fsgsbase rdtscp rdpid rdpru ospke clflush clflushopt clwb clzero "
+        "movdiri movdir64b enqcmd serialize waitpkg mwaitx"
+    ).split()
+) | frozenset(cpuid.UNLISTED.values())
+"""Features whose instructions a program may have chosen at its start (by CPUID), and without which they kill it
+(SIGILL, SIGSEGV), as /proc/cpuinfo names them. Not among them: hints that older processors ignore (erms, fsrm, hle,
+prefetch), and what only the kernel uses (nx, xsaves, pcid)."""
 
 
 def missing(saved: MachineRecord, here: MachineRecord) -> list[str]:
     """What this machine lacks that the saved job may be using; each in a few words."""
-    lacks = []
     if saved.arch != here.arch:
         return [f"the architecture {saved.arch} (this is {here.arch})"]
+    lacks = []
     gone = [flag for flag in saved.cpu if flag in USED and flag not in here.cpu]
     if gone:
         lacks.append(f"the CPU features {' '.join(gone)}")
-    if saved.xsave > here.xsave > 0:
-        lacks.append(f"an extended CPU state of {saved.xsave} bytes (this CPU has {here.xsave})")
+    if saved.xsave and here.xsave and saved.xsave != here.xsave:
+        # Not even a larger one will do: components stand elsewhere, and PTRACE_SETREGSET wants the exact size.
+        lacks.append(f"the layout of the extended CPU state: {saved.xsave} bytes there, {here.xsave} here")
     return lacks
+
+
+def missing_states(saved: Layout, here: Layout) -> list[str]:
+    """The same for components of the extended state, such as AVX-512, that the kernel here has not turned on. With
+    equal sizes (see `missing`) and no component missing the layout is the same (linux/xsave.py)."""
+    gone = saved.states & ~here.states if here.states else 0
+    return [f"CPU state of {xsave.names(gone)}"] if gone else []

@@ -23,6 +23,7 @@ from torpor.linux import proc, ptrace
 from torpor.model.errors import Refusal, Refused, RestartFailed
 from torpor.posix import paths, terminal
 from torpor.tracee.call import CallFailed
+from torpor.tracee.freeze import await_state
 from torpor.tracee.task import Gone
 
 if TYPE_CHECKING:
@@ -106,7 +107,6 @@ def restart(request: RestartRequest) -> Restarted:
         raise
     os.write(planted.release, bytes(len(planted.helpers) + 1))
     os.close(planted.release)
-    inventory.close()
     root = planted.hosts[manifest.root]
     return Restarted(
         root=root,
@@ -195,8 +195,17 @@ def _take_over(manifest: Manifest, inventory: Inventory, planted: Planted, reque
         each.last()
     for each in takeovers:
         each.dress()
-    for each in takeovers:
+    # Were our copies still open when the job runs, it would see pipes with a writer that is not there.
+    inventory.close()
+    # What is stopped is so before anybody who might look at it runs.
+    stopped = [each for each in takeovers if each.record.stop_signal]
+    for each in stopped:
         each.release()
+    for each in stopped:
+        await_state(each.process.pid, "T")
+    for each in takeovers[::-1]:
+        if each not in stopped:
+            each.release()
 
 
 def _to_the_front(tty: int, manifest: Manifest, planted: Planted) -> int:

@@ -98,7 +98,7 @@ def restart_detached(checkpoint: str | None, store: str, wishes: Wishes) -> Star
         standard = _standard(wishes, (0, 1, 2))
         job = _restart(opened, info, wishes._replace(progress=progress), standard, -1)
         os.chdir("/")
-        state.record_end(path, _supervise(entry, job, Terminal(-1, relay=False), standard, report))
+        _supervise(entry, job, Terminal(-1, relay=False), standard, report)
 
     def on_event(event: dict[str, object]) -> None:
         if wishes.progress is not None and event.get("event") == "progress":

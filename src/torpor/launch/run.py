@@ -92,7 +92,7 @@ def run_detached(
         os.chdir("/")
         supervisor = Supervisor(entry, signals, Terminal(-1, relay=False), streams)
         report.started(Started(entry.name, pid, pid, path))
-        state.record_end(path, supervisor.run())
+        supervisor.run()
 
     try:
         return detach(body, log)

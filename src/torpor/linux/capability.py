@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import struct
 
+from torpor.linux import proc
+
 SETGID = 6
 SETUID = 7
 SETPCAP = 8
+SYS_PTRACE = 19
+SYS_ADMIN = 21
 SYS_RESOURCE = 24
 WAKE_ALARM = 35
+CHECKPOINT_RESTORE = 40
 
 NAMES = (
     "chown", "dac_override", "dac_read_search", "fowner", "fsetid", "kill", "setgid", "setuid",
@@ -50,3 +55,25 @@ def data(effective: int, permitted: int, inheritable: int) -> bytes:
     low = [mask & 0xFFFFFFFF for mask in (effective, permitted, inheritable)]
     high = [mask >> 32 for mask in (effective, permitted, inheritable)]
     return struct.pack("<6I", *low, *high)
+
+
+def effective() -> int:
+    """The effective set of the calling thread."""
+    for line in proc.text("/proc/thread-self/status").splitlines():
+        if line.startswith("CapEff:"):
+            return int(line.split()[1], 16)
+    return 0
+
+
+def have(number: int) -> bool:
+    """Is it in our effective set?"""
+    return bool(effective() >> number & 1)
+
+
+def probe(number: int = SYS_ADMIN) -> tuple[bool, str]:
+    """Have we got it?"""
+    if have(number):
+        return True, ""
+    if number == CHECKPOINT_RESTORE and have(SYS_ADMIN):
+        return True, "implied by cap_sys_admin"
+    return False, f"root has it; in a container: --cap-add {NAMES[number].upper()}"

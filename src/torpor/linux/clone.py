@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import os
 import struct
 
+from torpor.linux import masks, proc
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.libc import syscall
 
@@ -24,11 +27,56 @@ def arguments(flags: int, exit_signal: int, set_tid: int, tids: int) -> bytes:
 def fork(pid: int = 0, flags: int = 0) -> int:
     """Fork; 0 in the child. pid: the number it shall have (0: any). Raises OSError (EEXIST: taken, EPERM).
 
-    Without CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN over the pid namespace a pid cannot be chosen. The child must not
+    A namespace that is masked (TORPOR_WITHOUT=user_namespace, pid_namespace) is refused with EPERM. Without CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN over the pid namespace a pid cannot be chosen. The child must not
     be forked while other threads of ours run: what they hold stays locked in it.
     """
+    if flags & NEWUSER and masks.masked("user_namespace") or flags & NEWPID and masks.masked("pid_namespace"):
+        raise OSError(errno.EPERM, masks.REASON)
     room = ctypes.c_int(pid)
     args = ctypes.create_string_buffer(
         arguments(flags, 17, ctypes.addressof(room) if pid else 0, 1 if pid else 0), SIZE
     )
     return syscall(NR.clone3, ctypes.addressof(args), SIZE)
+
+
+WALK = 40e-6
+"""Seconds that it takes to go on by one number, where numbers cannot be chosen."""
+
+
+def _make(pid: int) -> None:
+    """Make a process with that number, which ends at once. Raises OSError."""
+    made = fork(pid)
+    if made == 0:
+        os._exit(0)
+    os.waitpid(made, 0)
+
+
+def can_choose() -> tuple[bool, str]:
+    """Does `fork` take a number in the PID namespace we are in? Tried with a free one. Masked by
+    TORPOR_WITHOUT=set_tid."""
+    if masks.masked("set_tid"):
+        return False, masks.REASON
+    highest = int(proc.sysctl("kernel/pid_max") or 32768)
+    for pid in range(highest - 1, max(300, highest - 100), -1):
+        if os.path.exists(f"/proc/{pid}"):
+            continue
+        try:
+            _make(pid)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            way = "needs CAP_CHECKPOINT_RESTORE (root); else numbers are walked to"
+            return False, f"{error.strerror}; {way}, up to {highest * WALK:.1f} s with kernel.pid_max {highest}"
+        return True, ""
+    return False, "no free number was found"
+
+
+def probe() -> tuple[bool, str]:
+    """Can a number be chosen right here, without a namespace?"""
+    return can_choose()
+
+
+def choose_inside() -> tuple[bool, str]:
+    """To be called by PID 1 of a new PID namespace: can it choose the numbers of its children?"""
+    _make(300)
+    return True, ""

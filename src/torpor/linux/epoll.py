@@ -70,6 +70,7 @@ def probe() -> tuple[bool, str]:
         try:
             instance.register(fd, select.EPOLLIN)
             with open(f"/proc/self/fdinfo/{instance.fileno()}") as info:
-                return bool(watches(info)), "epoll watches"
+                shown = bool(watches(info))
+            return shown, "" if shown else "fdinfo does not name the watches"
         finally:
             os.close(fd)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from torpor.linux.masks import REASON, masked
+
 _LARGEST_START = (1 << 32) - 1
 
 
@@ -15,13 +17,20 @@ def create(count: int, flags: int) -> int:
     return fd
 
 
+def tells() -> bool:
+    """Is what fdinfo says of semaphores to be believed? Not where TORPOR_WITHOUT=eventfd_semaphore masks it."""
+    return not masked("eventfd_semaphore")
+
+
 def probe() -> tuple[bool, str]:
     """Does fdinfo tell a semaphore (Linux 6.5)? Without it every eventfd is taken for a plain counter."""
+    if not tells():
+        return False, REASON
     fd = create(0, os.EFD_CLOEXEC)
     try:
         with open(f"/proc/self/fdinfo/{fd}") as info:
             if "eventfd-semaphore" in info.read():
-                return True, "eventfd semaphore flag"
-        return False, "eventfd semaphore flag: not in fdinfo (Linux 6.5)"
+                return True, ""
+        return False, "needs Linux 6.5; every eventfd is taken for a plain counter"
     finally:
         os.close(fd)

@@ -53,8 +53,8 @@ def probe() -> tuple[bool, str]:
     me = os.getpid()
     fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return file_order(me, fd, me, fd) == 0, "kcmp"
+        return file_order(me, fd, me, fd) == 0, ""
     except OSError as error:
-        return False, f"kcmp: {error.strerror} (CONFIG_KCMP)"
+        return False, f"{error.strerror}; use a kernel with CONFIG_KCMP, and no filter on kcmp(2)"
     finally:
         os.close(fd)

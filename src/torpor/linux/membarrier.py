@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.libc import syscall
-from torpor.linux.masks import masked
+from torpor.linux.masks import REASON, masked
 
 PRIVATE_EXPEDITED = 1 << 3
 PRIVATE_EXPEDITED_SYNC_CORE = 1 << 5
@@ -38,5 +38,5 @@ def tells() -> bool:
 def probe() -> tuple[bool, str]:
     """Can registrations be read?"""
     if tells():
-        return True, "membarrier registrations"
-    return False, "membarrier registrations cannot be read (Linux 6.3); found out by trying instead"
+        return True, ""
+    return False, REASON if masked("membarrier_query") else "needs Linux 6.3; found out by trying instead"

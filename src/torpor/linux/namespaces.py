@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Callable
 
-from torpor.linux import clone
+from torpor.linux import capability, clone, masks, proc
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.libc import libc, syscall
+from torpor.linux.trial import Verdict, trial
 
 _MS_REC, _MS_SLAVE = 0x4000, 0x80000
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
@@ -26,8 +29,11 @@ def map_ids(uid: int, gid: int) -> None:
 def shift_clocks(monotonic_ns: int, boottime_ns: int) -> None:
     """Make a time namespace for our future children whose clocks are ahead of the host's by so many nanoseconds.
 
-    Raises OSError where there are none, or where a clock would become negative (time_namespaces(7)).
+    Raises OSError where there are none, or where a clock would become negative (time_namespaces(7)). Masked by
+    TORPOR_WITHOUT=time_namespace.
     """
+    if masks.masked("time_namespace"):
+        raise OSError(errno.EINVAL, masks.REASON)
     syscall(NR.unshare, clone.NEWTIME)
     lines = []
     for name, ns in (("monotonic", monotonic_ns), ("boottime", boottime_ns)):
@@ -42,9 +48,12 @@ def shift_clocks(monotonic_ns: int, boottime_ns: int) -> None:
 def mount_proc() -> None:
     """In a new mount namespace: cut propagation to the outside and mount a /proc of our PID namespace.
 
-    Raises OSError (EPERM in a user namespace where something is mounted over a part of the old /proc).
+    Raises OSError (EPERM in a user namespace where something is mounted over a part of the old /proc). Masked by
+    TORPOR_WITHOUT=proc_mount.
     """
     _mount(b"none", b"/", None, _MS_REC | _MS_SLAVE)
+    if masks.masked("proc_mount"):
+        raise OSError(errno.EPERM, masks.REASON)
     _mount(b"proc", b"/proc", b"proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
 
 
@@ -64,3 +73,104 @@ def die_with_parent(signal: int = 9) -> None:
 def become_subreaper() -> None:
     """PR_SET_CHILD_SUBREAPER: orphans among our descendants become our children."""
     syscall(NR.prctl, _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def user_needed() -> bool:
+    """Do other namespaces need a user namespace around them? True without CAP_SYS_ADMIN, whatever the uid."""
+    return not capability.have(capability.SYS_ADMIN)
+
+
+def _inside(attempt: Callable[[], Verdict], user: bool | None = None) -> Verdict:
+    """The verdict of `attempt`, called by PID 1 of new PID and mount namespaces.
+
+    user: inside a new user namespace (default: if that is needed).
+    """
+    user = user_needed() if user is None else user
+    uid, gid = os.getuid(), os.getgid()
+
+    def first() -> Verdict:
+        if user:
+            map_ids(uid, gid)
+        return attempt()
+
+    flags = clone.NEWPID | clone.NEWNS | (clone.NEWUSER if user else 0)
+    return trial(first, lambda: clone.fork(0, flags))
+
+
+def _why_not(reason: str) -> str:
+    """Why an ordinary user gets no namespaces, and what changes that."""
+    if reason == masks.REASON:
+        return reason
+    if not os.path.exists("/proc/self/ns/user"):
+        return "use a kernel with CONFIG_USER_NS"
+    if proc.sysctl("user/max_user_namespaces") == "0":
+        return "user.max_user_namespaces is 0: sysctl user.max_user_namespaces=15000"
+    if proc.sysctl("kernel/unprivileged_userns_clone") == "0":
+        return "kernel.unprivileged_userns_clone is 0: sysctl kernel.unprivileged_userns_clone=1"
+    if proc.sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1":
+        name = "kernel.apparmor_restrict_unprivileged_userns"
+        return f"{name} is 1: sysctl {name}=0, or an AppArmor profile for Python that has `userns,`"
+    return f"{reason}; in a container: another seccomp profile, or --cap-add SYS_ADMIN"
+
+
+def probe_user() -> Verdict:
+    """Can we have a user namespace, with capabilities in it? (AppArmor may give one without.)"""
+
+    def attempt() -> Verdict:
+        _mount(b"none", b"/", None, _MS_REC | _MS_SLAVE)
+        return True, ""
+
+    ok, reason = _inside(attempt, user=True)
+    return (True, "") if ok else (False, _why_not(reason))
+
+
+def probe_pid() -> Verdict:
+    """Can we have PID and mount namespaces, inside a user namespace if need be?"""
+    ok, reason = _inside(lambda: (os.getpid() == 1, "the first process is not PID 1"))
+    return (True, "") if ok else (False, _why_not(reason))
+
+
+def probe_set_tid() -> Verdict:
+    """Can the first process of a new PID namespace choose the numbers of its children?"""
+    ok, reason = _inside(clone.choose_inside)
+    return (True, "") if ok else (False, _why_not(reason))
+
+
+def probe_time() -> Verdict:
+    """Can a child have clocks of its own?"""
+
+    def attempt() -> Verdict:
+        import time
+
+        before = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        shift_clocks(10**12, 10**12)
+        return trial(lambda: (time.clock_gettime_ns(time.CLOCK_MONOTONIC) - before >= 10**12, "the clock is not ahead"))
+
+    ok, reason = _inside(attempt)
+    if ok or reason == masks.REASON:
+        return ok, "" if ok else reason
+    if not os.path.exists("/proc/self/ns/time"):
+        return False, "use a kernel with CONFIG_TIME_NS"
+    return False, _why_not(reason)
+
+
+def overmounts(mountinfo: str) -> list[str]:
+    """What is mounted over parts of /proc, from the text of /proc/PID/mountinfo."""
+    points = [line.split(" ")[4] for line in mountinfo.splitlines()]
+    return sorted({point for point in points if point.startswith("/proc/")})
+
+
+def probe_proc() -> Verdict:
+    """Can a new /proc be mounted in new namespaces?"""
+
+    def attempt() -> Verdict:
+        mount_proc()
+        return os.readlink("/proc/self") == "1", "the new /proc does not show the new namespace"
+
+    ok, reason = _inside(attempt)
+    if ok or reason == masks.REASON:
+        return ok, "" if ok else reason
+    over = overmounts(proc.text("/proc/self/mountinfo"))
+    if over and user_needed():
+        return False, f"{over[0]} is mounted over (a container); there: --security-opt systempaths=unconfined"
+    return False, _why_not(reason)

@@ -11,7 +11,7 @@ import os
 import struct
 from array import array
 
-from torpor.linux.masks import masked
+from torpor.linux.masks import REASON, masked
 
 PAGE = 4096
 
@@ -95,14 +95,14 @@ class Pagemap:
 def probe() -> tuple[bool, str]:
     """Does the kernel have PAGEMAP_SCAN?"""
     if masked("pagemap_scan"):
-        return False, "masked by TORPOR_WITHOUT"
+        return False, REASON
     arg = bytearray(struct.pack("<12Q", 96, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0))
     fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.ioctl(fd, _PAGEMAP_SCAN, arg)
     except OSError as error:
         if error.errno == 25:
-            return False, "needs Linux 6.7"
+            return False, "needs Linux 6.7; /proc/PID/pagemap is read instead"
     finally:
         os.close(fd)
     return True, ""

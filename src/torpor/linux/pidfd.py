@@ -25,11 +25,11 @@ def probe() -> tuple[bool, str]:
     try:
         pidfd = os.pidfd_open(os.getpid())
     except OSError as error:
-        return False, f"pidfd_open: {error.strerror}"
+        return False, f"pidfd_open: {error.strerror}; needs Linux 5.3"
     try:
         os.close(copy(pidfd, pidfd))
-        return True, "pidfd_getfd"
+        return True, ""
     except OSError as error:
-        return False, f"pidfd_getfd: {error.strerror}"
+        return False, f"{error.strerror}; needs Linux 5.6, and no filter on pidfd_getfd(2)"
     finally:
         os.close(pidfd)

@@ -62,9 +62,9 @@ def probe() -> tuple[bool, str]:
     source, target = os.pipe(), os.pipe()
     try:
         os.write(source[1], b"x")
-        return tee(source[0], target[1], 1) == 1, "tee"
+        return tee(source[0], target[1], 1) == 1, ""
     except OSError as error:
-        return False, f"tee: {error.strerror}"
+        return False, str(error.strerror)
     finally:
         for fd in (*source, *target):
             os.close(fd)

@@ -5,9 +5,11 @@ Source: include/uapi/linux/prctl.h, arch/x86/include/uapi/asm/prctl.h.
 
 from __future__ import annotations
 
+import ctypes
+
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.libc import syscall
-from torpor.linux.masks import masked
+from torpor.linux.masks import REASON, masked
 
 SET_PDEATHSIG = 1
 GET_PDEATHSIG = 2
@@ -27,6 +29,7 @@ MCE_KILL_GET = 34
 SET_CHILD_SUBREAPER = 36
 GET_CHILD_SUBREAPER = 37
 SET_NO_NEW_PRIVS = 38
+SET_MM = 35
 GET_TID_ADDRESS = 40
 SET_THP_DISABLE = 41
 GET_THP_DISABLE = 42
@@ -40,6 +43,9 @@ GET_MDWE = 66
 SET_MEMORY_MERGE = 67
 GET_MEMORY_MERGE = 68
 TIMER_CREATE_RESTORE_IDS = 77
+
+SET_MM_MAP_SIZE = 15
+"""Second argument of SET_MM."""
 
 MCE_KILL_SET = 1
 """Second argument of MCE_KILL."""
@@ -77,8 +83,17 @@ def can_choose_timer_ids() -> bool:
 def probe() -> tuple[bool, str]:
     """Do POSIX timers get their ids back at once?"""
     if can_choose_timer_ids():
-        return True, "timer ids: PR_TIMER_CREATE_RESTORE_IDS"
-    return (
-        False,
-        "timer ids: PR_TIMER_CREATE_RESTORE_IDS is missing (Linux 6.16); found by counting up instead",
-    )
+        return True, ""
+    if masked("timer_ids"):
+        return False, REASON
+    return False, "needs Linux 6.16; ids are counted up to instead"
+
+
+def probe_mm_map() -> tuple[bool, str]:
+    """Can a process say where its arguments, heap and stack are? (Asked for the size of the structure only.)"""
+    size = ctypes.c_uint()
+    try:
+        syscall(NR.prctl, SET_MM, SET_MM_MAP_SIZE, ctypes.addressof(size), 0, 0)
+    except OSError as error:
+        return False, f"{error.strerror}; use a kernel with CONFIG_CHECKPOINT_RESTORE"
+    return True, ""

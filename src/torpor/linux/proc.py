@@ -175,6 +175,31 @@ def descriptors(pid: int) -> list[int]:
     return sorted(int(name) for name in os.listdir(f"/proc/{pid}/fd"))
 
 
+def sysctl(name: str) -> str:
+    """The value of /proc/sys/NAME, '' where there is none."""
+    try:
+        return text(f"/proc/sys/{name}").strip()
+    except OSError:
+        return ""
+
+
 def boot_id() -> str:
     """The identity of this boot of the machine."""
     return text("/proc/sys/kernel/random/boot_id").strip()
+
+
+def probe() -> tuple[bool, str]:
+    """Does /proc list children and POSIX timers?"""
+    me = os.getpid()
+    lacking = [
+        f"{path.format(me)} ({option})"
+        for path, option in (
+            ("/proc/{0}/task/{0}/children", "CONFIG_PROC_CHILDREN"),
+            ("/proc/{0}/timers", "CONFIG_CHECKPOINT_RESTORE"),
+            ("/proc/{0}/smaps", "CONFIG_PROC_PAGE_MONITOR"),
+        )
+        if not os.path.exists(path.format(me))
+    ]
+    if lacking:
+        return False, f"no {', no '.join(lacking)}; use a kernel with it"
+    return True, ""

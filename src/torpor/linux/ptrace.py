@@ -7,10 +7,16 @@ is not sent a SIGSTOP, and stops can be told from signals.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
+from collections.abc import Callable
+from typing import TypeVar
 
+from torpor.linux import capability, proc
 from torpor.linux.libc import libc
+
+T = TypeVar("T")
 
 CONT = 7
 DETACH = 17
@@ -201,10 +207,15 @@ class Rseq(ctypes.Structure):
 def rseq_configuration(tid: int) -> tuple[int, int, int]:
     """(address, size, signature) of the registered restartable-sequence area; address 0 if there is none.
 
-    Since Linux 5.13.
+    Since Linux 5.13. A kernel without CONFIG_RSEQ answers EIO: there nothing can be registered.
     """
     conf = Rseq()
-    request(GET_RSEQ_CONFIGURATION, tid, ctypes.sizeof(conf), ctypes.addressof(conf))
+    try:
+        request(GET_RSEQ_CONFIGURATION, tid, ctypes.sizeof(conf), ctypes.addressof(conf))
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return 0, 0, 0
     return conf.pointer, conf.size, conf.signature
 
 
@@ -234,3 +245,58 @@ def poll(tid: int) -> int | None:
     """The wait status of a tracee that has stopped or ended, None if it runs."""
     found, status = os.waitpid(tid, WALL | os.WNOHANG)
     return status if found else None
+
+
+def of_child(look: Callable[[int], T]) -> T:
+    """What `look` says of a child (by its tid) that is forked, seized and stopped for it, and killed afterwards.
+
+    Raises OSError.
+    """
+    source, target = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(target)
+            os.read(source, 1)  # end of file once the parent is gone
+        finally:
+            os._exit(0)
+    try:
+        request(SEIZE, child, 0, O_EXITKILL)
+        request(INTERRUPT, child)
+        wait(child)
+        return look(child)
+    finally:
+        os.kill(child, 9)
+        os.waitpid(child, WALL)
+        os.close(source)
+        os.close(target)
+
+
+def probe() -> tuple[bool, str]:
+    """Can a child be seized? The yama scope, where it keeps us from others."""
+    scope = proc.sysctl("kernel/yama/ptrace_scope")
+    try:
+        of_child(get_regs)
+    except OSError as error:
+        if scope in ("2", "3"):
+            way = "as root" if scope == "2" else "after a boot with another setting"
+            return False, f"kernel.yama.ptrace_scope is {scope}; {way}, or with a lower one"
+        return False, f"{error.strerror}; in a container: --cap-add SYS_PTRACE, or another seccomp profile"
+    if scope not in ("", "0") and not capability.have(capability.SYS_PTRACE):
+        return True, f"kernel.yama.ptrace_scope is {scope}: own descendants only (sysctl kernel.yama.ptrace_scope=0)"
+    return True, ""
+
+
+def probe_rseq() -> tuple[bool, str]:
+    """Does the kernel tell a registered restartable-sequence area?"""
+
+    def look(tid: int) -> tuple[bool, str]:
+        request(GET_RSEQ_CONFIGURATION, tid, ctypes.sizeof(Rseq), ctypes.addressof(Rseq()))
+        return True, ""
+
+    try:
+        return of_child(look)
+    except OSError as error:
+        if error.errno == errno.EIO:
+            return True, "this kernel has no rseq at all (CONFIG_RSEQ)"
+        return False, f"{error.strerror}; needs Linux 5.13"

@@ -28,6 +28,6 @@ def probe() -> tuple[bool, str]:
     """Does this machine have it?"""
     try:
         os.close(create(0, os.O_CLOEXEC))
-        return True, "signalfd"
+        return True, ""
     except OSError as error:
-        return False, f"signalfd: {error.strerror}"
+        return False, str(error.strerror)

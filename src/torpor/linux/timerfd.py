@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.libc import syscall
+from torpor.linux.masks import REASON, masked
 
 CLOCK_REALTIME = 0
 CLOCK_MONOTONIC = 1
@@ -62,7 +63,10 @@ def gettime(fd: int) -> Setting:
 
 
 def set_ticks(fd: int, ticks: int) -> bool:
-    """Make `ticks` (> 0) expiries wait to be read. False: the kernel has no CONFIG_CHECKPOINT_RESTORE."""
+    """Make `ticks` (> 0) expiries wait to be read. False: the kernel has no CONFIG_CHECKPOINT_RESTORE (masked by
+    TORPOR_WITHOUT=timerfd_ticks)."""
+    if masked("timerfd_ticks"):
+        return False
     try:
         fcntl.ioctl(fd, _SET_TICKS, struct.pack("=Q", ticks))
     except OSError as error:
@@ -77,7 +81,7 @@ def probe() -> tuple[bool, str]:
     fd = create(CLOCK_MONOTONIC, os.O_CLOEXEC)
     try:
         if set_ticks(fd, 1):
-            return True, "timerfd ticks"
-        return False, "timerfd ticks: TFD_IOC_SET_TICKS is missing (CONFIG_CHECKPOINT_RESTORE)"
+            return True, ""
+        return False, REASON if masked("timerfd_ticks") else "use a kernel with CONFIG_CHECKPOINT_RESTORE"
     finally:
         os.close(fd)

@@ -119,3 +119,12 @@ def _address_of_object(thing: object) -> int:
         return int(view.buf or 0)
     finally:
         ctypes.pythonapi.PyBuffer_Release(ctypes.byref(view))
+
+
+def probe() -> tuple[bool, str]:
+    """Can another process' memory be read? (Tried with our own.)"""
+    here = ctypes.create_string_buffer(b"memory", 6)
+    try:
+        return read(os.getpid(), ctypes.addressof(here), 6) == b"memory", ""
+    except OSError as error:
+        return False, f"{error.strerror}; use a kernel with CONFIG_CROSS_MEMORY_ATTACH, and no filter on process_vm_readv(2)"

@@ -43,7 +43,7 @@ class EventService(DescriptorBase):
 def parse(info: list[str], flags: int) -> EventCounter:
     """The record, from the lines of fdinfo."""
     count = int(info_value(info, "eventfd-count") or "0", 16)
-    return EventCounter(flags, count, info_value(info, "eventfd-semaphore") == "1")
+    return EventCounter(flags, count, eventfd.tells() and info_value(info, "eventfd-semaphore") == "1")
 
 
 SERVICE = EventService()

@@ -105,8 +105,8 @@ def _not_held(seen: Descriptor, job: Job, terminal: bool) -> list[int]:
     elif stat.S_ISFIFO(seen.mode):
         if has_both_ends(seen, job):
             return []
-    elif not stat.S_ISSOCK(seen.mode):
-        return []  # files and devices are found again by their paths
+    elif not stat.S_ISSOCK(seen.mode) and not stat.S_ISREG(seen.mode):
+        return []  # devices are found again by their paths
     root = next(iter(job.processes()), 0)
     if terminal:
         rdev = _real_terminal(seen)

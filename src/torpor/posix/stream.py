@@ -50,6 +50,8 @@ class InheritedStream(msgspec.Struct, frozen=True):
     file: FileIdentity | None = None
     offset: int = 0
     """For a file: where the job stood in it."""
+    known: bool = True
+    """It was inherited for certain; False where a job was attached to by pid, and only the number speaks for it."""
     pipe: int = 0
     left: pipes.PipeData | None = None
     """What was left in a pipe that nobody could write to any more."""
@@ -72,7 +74,8 @@ class StreamService(DescriptorBase):
         if kind == "file":
             path = seen.target.removesuffix(paths.DELETED)
             offset = os.lseek(fd, 0, os.SEEK_CUR)
-            return msgspec.structs.replace(one, file=paths.identity(fd, path), offset=offset)
+            known = any(stream.number == number and stream.fd >= 0 for stream in job.streams)
+            return msgspec.structs.replace(one, file=paths.identity(fd, path), offset=offset, known=known)
         if kind == "pipe" and seen.access != os.O_WRONLY and pipes.other_end_closed(fd):
             packets = any(near.flags & os.O_DIRECT for near in siblings(seen, job))
             return msgspec.structs.replace(one, pipe=st.st_ino, left=pipes.store(fd, seen, job, packets))
@@ -82,6 +85,14 @@ class StreamService(DescriptorBase):
         if record.left is not None:
             return self._left_over(record, record.left, restart)
         source = self._source(record, restart)
+        if record.file is not None and not record.known and _nothing_given(source):
+            try:
+                fd = os.open(record.file.path, (record.flags & (3 | STATUS)) | os.O_NOCTTY | os.O_CLOEXEC)
+            except OSError as error:
+                restart.say(f"{record.file.path}, standard stream {record.number}, cannot be opened: {error.strerror}")
+            else:
+                restart.say(f"standard stream {record.number} goes on in {record.file.path}, as no other was given")
+                return fd
         if source < 0:
             if record.kind == "terminal":
                 try:  # the restarter's own terminal, though none of its streams is one
@@ -149,6 +160,14 @@ class StreamService(DescriptorBase):
             raise RestartFailed(f"cannot open standard input again: {error.strerror}") from None
         set_status(fd, record.flags)
         return fd
+
+
+def _nothing_given(fd: int) -> bool:
+    """Has nobody said where this stream shall lead? (A terminal or /dev/null is what one has without saying.)"""
+    if fd < 0:
+        return True
+    st = os.fstat(fd)
+    return inherited.is_terminal(st.st_mode, st.st_rdev) or stat.S_ISCHR(st.st_mode) and st.st_rdev == os.makedev(1, 3)
 
 
 def _seek(fd: int, offset: int) -> None:

@@ -136,7 +136,10 @@ class Job:
             plain["notes"].append(f"the supervisor of {self.name} does not answer: saved without it")
             return plain
 
-        return as_saved(self._ask(request, direct, progress))
+        saved = as_saved(self._ask(request, direct, progress))
+        if stop:
+            self._await_supervisor()
+        return saved
 
     def check(self) -> Checked:
         """Could it be saved, and how large would that be? Touches nothing."""
@@ -186,6 +189,12 @@ class Job:
         _signal(found, signal.SIGCONT)  # stopped processes end only once they run
         if self.entry.supervisor.state == "T":
             _signal({self.entry.supervisor}, signal.SIGCONT)
+        killed = self._end(found, grace)
+        self._await_supervisor()
+        return killed
+
+    def _end(self, found: set[Pid], grace: float) -> bool:
+        """Wait for those processes to end, kill what is left after `grace` seconds; whether that was needed."""
         deadline = time.monotonic() + grace
         pause = 0.01
         while left := _living(found):
@@ -204,6 +213,15 @@ class Job:
             if not left:
                 return True
         raise TorporError(f"{self.name}: {len(left)} processes cannot be killed")
+
+    def _await_supervisor(self, seconds: float = 5.0) -> None:
+        """The job is over: let its supervisor find that out, so that the name is free when we return."""
+        deadline = time.monotonic() + seconds
+        while self.entry.supervisor.alive and time.monotonic() < deadline:
+            now = registry.read(self.entry.folder)
+            if now is None or now.supervisor != self.entry.supervisor:
+                return
+            time.sleep(0.005)
 
     def _reach(self) -> Reach:
         where = reach(self.entry)

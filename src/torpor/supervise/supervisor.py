@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torpor.model.errors import TorporError
-from torpor.supervise import protocol, registry
+from torpor.supervise import protocol, registry, state
 from torpor.supervise.loop import Loop
 from torpor.supervise.registry import Entry
 from torpor.supervise.saving import Guard, Worker
@@ -200,6 +200,8 @@ class Supervisor:
             connection.finish({"result": {"status": status}})
         for connection in self._following:
             connection.finish({"result": {"status": status}})
+        if self.entry.log:
+            state.record_end(self.entry.log, status)  # before our entry goes: who misses that looks here
         self._terminal.close(lambda: members(reach(self.entry)))
         registry.release(self.entry)
         self._server.close()
@@ -246,10 +248,10 @@ class Supervisor:
             raise ValueError(do)
 
     def _state(self) -> dict[str, Any]:
-        state = "saving" if self._worker.busy else "stopped" if self._root_stopped else "running"
+        word = "saving" if self._worker.busy else "stopped" if self._root_stopped else "running"
         return {
             "name": self.entry.name,
-            "state": state,
+            "state": word,
             "root": self.entry.root.pid,
             "saved": self.entry.saved,
         }

@@ -46,12 +46,20 @@ class Frozen:
 
     def release(self) -> None:
         """Let everything go on. Idempotent."""
-        while self.processes:
-            _, process = self.processes.popitem()
-            try:
-                process.detach()
-            except ProcessLookupError:
-                pass
+        # What was stopped before is stopped again before anybody who might look at it runs.
+        stopped = [pid for pid, process in self.processes.items() if any(t.stop_signal for t in process.tasks)]
+        for pid in stopped:
+            self._detach(pid)
+        for pid in stopped:
+            await_state(pid, "T")
+        for pid in list(self.processes)[::-1]:
+            self._detach(pid)
+
+    def _detach(self, pid: int) -> None:
+        try:
+            self.processes.pop(pid).detach()
+        except ProcessLookupError:
+            pass
 
     def kill(self) -> None:
         """End every process where it stands; none of them executes another instruction of its own."""
@@ -68,6 +76,16 @@ class Frozen:
                 except ChildProcessError:
                     pass
         self.processes.clear()
+
+
+def await_state(pid: int, state: str, timeout: float = 0.5) -> None:
+    """Wait until a process shows the state (a letter of /proc/PID/stat), for a while at most."""
+    deadline = time.monotonic() + timeout
+    try:
+        while proc.stat(pid).state != state and time.monotonic() < deadline:
+            time.sleep(0.0002)
+    except OSError:
+        pass  # it has ended
 
 
 def freeze(find: Callable[[], Iterable[int]], timeout: float = 10.0) -> Frozen:

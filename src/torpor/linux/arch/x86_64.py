@@ -118,6 +118,7 @@ class NR(IntEnum):
     seccomp = 317
     memfd_create = 319
     execveat = 322
+    userfaultfd = 323
     membarrier = 324
     mlock2 = 325
     rseq = 334
