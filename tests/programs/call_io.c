@@ -35,10 +35,42 @@ static void do_read_end(void)
 
 #define MUCH 200000
 static unsigned char big[MUCH], got[MUCH];
+static atomic_long written;
 static void do_write(void)
 {
-    /* more than the pipe takes: blocks half-way and must write every byte once */
-    SAME(write(ends[1], big, MUCH), MUCH, "a large write");
+    /* the pipe is full: nothing is written before it blocks */
+    SAME(write(ends[1], big, 4000), 4000, "a write to a full pipe");
+    check_woken();
+    written += 4000;
+}
+static void fill_pipe(void)
+{
+    fcntl(ends[1], F_SETFL, O_NONBLOCK);
+    for (ssize_t n; (n = write(ends[1], big + 4000, 4096)) > 0;)
+        written += n;
+    fcntl(ends[1], F_SETFL, 0);
+}
+static void drain_full(void)
+{
+    long before = written;
+    for (long have = 0; have < before + 4000;) {
+        ssize_t n = read(ends[0], got, sizeof got);
+        CHECK(n > 0, "read");
+        have += n;
+    }
+    CHECK(fcntl(ends[0], F_SETFL, O_NONBLOCK) == 0 && read(ends[0], got, 1) == -1 && errno == EAGAIN,
+          "bytes left over: a write was made twice");
+}
+static void do_write_half(void)
+{
+    /* More than the pipe takes: it blocks half-way. Whatever stops such a write (SIGSTOP as well) makes the kernel
+     * return how much was written so far; not a byte may be lost or doubled. */
+    size_t done = 0;
+    while (done < MUCH) {
+        ssize_t n = write(ends[1], big + done, MUCH - done);
+        CHECK(n > 0, "a large write returned %zd after %zu bytes", n, done);
+        done += n;
+    }
     check_woken();
 }
 static void drain(void)
@@ -125,7 +157,8 @@ static const struct call calls[] = {
     {"read", SYS_read, 0, do_read, write_bytes},
     {"readv", SYS_readv, 0, do_readv, write_bytes},
     {"read-end", SYS_read, 0, do_read_end, close_writer},
-    {"write", SYS_write, 0, do_write, drain},
+    {"write", SYS_write, 0, do_write, drain_full},
+    {"write-half", SYS_write, 0, do_write_half, drain},
     {"read-eventfd", SYS_read, 0, do_eventfd, wake_eventfd},
     {"write-eventfd", SYS_write, 0, do_eventfd_write, wake_eventfd_write},
     {"read-timerfd", SYS_read, 0, do_timerfd, NULL},
@@ -149,6 +182,8 @@ int main(int argc, char **argv)
     block_signal(SIGUSR1);
     signals = signalfd(-1, &set, 0);
     fill(big, sizeof big, 3);
+    if (is_mode("write"))
+        fill_pipe();
     if (is_mode("open-fifo")) {
         snprintf(fifo, sizeof fifo, "%s.%d.fifo", go_path, (int)getpid());
         MUST(mkfifo(fifo, 0600) == 0);

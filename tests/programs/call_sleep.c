@@ -12,7 +12,6 @@ static void with_rest(void)
     struct timespec rest = {-1, -1};
     SAME(nanosleep(&span, &rest), 0, "nanosleep");
     check_span(SPAN + WRONG(1));
-    CHECK(rest.tv_sec == -1 && rest.tv_nsec == -1, "nanosleep wrote the rest although it was not interrupted");
 }
 static void clock_for(clockid_t clock)
 {
@@ -21,7 +20,6 @@ static void clock_for(clockid_t clock)
     SAME(clock_nanosleep(clock, 0, &span, &rest), 0, "clock_nanosleep");
     double took = now(clock) - start;
     CHECK(took >= SPAN - 0.0005 + WRONG(1), "slept %.4f s", took);
-    CHECK(rest.tv_sec == -1, "rest was written");
 }
 static void clock_until(clockid_t clock)
 {

@@ -183,6 +183,7 @@ def _process(
         descriptors=_descriptors_of(view, pid),
         areas=saved.areas[pid],
         pages=saved.pages[pid],
+        guards=saved.guards[pid],
         layout=asked.layout,
         exe=files.number(asked.layout.exe),
         services=asked.services,

@@ -30,6 +30,7 @@ class Saved(NamedTuple):
 
     areas: dict[int, tuple[AreaRecord, ...]]
     pages: dict[int, PagesRecord]
+    guards: dict[int, tuple[tuple[int, int], ...]]
     objects: tuple[MemoryObjectRecord, ...]
 
 
@@ -63,7 +64,8 @@ def save(
     by_pid: dict[int, list[tuple[Window, int]]] = {pid: [] for pid in seen}
     for (pid, window, _), ref in zip(work, refs):
         by_pid[pid].append((window, ref))
-    return Saved(areas, {pid: pack(found) for pid, found in by_pid.items()}, object_records)
+    guards = {pid: capture.guards(pid, found) for pid, found in seen.items()}
+    return Saved(areas, {pid: pack(found) for pid, found in by_pid.items()}, guards, object_records)
 
 
 def _file(process: Process, area: Area, file_number: Callable[[str], int]) -> int:

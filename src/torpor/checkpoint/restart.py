@@ -19,7 +19,7 @@ from torpor.checkpoint.takeover import Takeover
 from torpor.checkpoint.tree import Tree
 from torpor.image import codec
 from torpor.image.manifest import Manifest
-from torpor.linux import proc, ptrace
+from torpor.linux import cpuid, proc, ptrace, xsave
 from torpor.model.errors import Refusal, Refused, RestartFailed
 from torpor.posix import paths, terminal
 from torpor.tracee.call import CallFailed
@@ -63,6 +63,7 @@ class Restarted(msgspec.Struct, kw_only=True):
     events: int
     notes: tuple[str, ...]
     seconds: float
+    parent_is_reaper: bool = False
     foreground: int = 0
     """Host number of the process group that was put in front of the terminal, 0 for none."""
 
@@ -96,8 +97,7 @@ def restart(request: RestartRequest) -> Restarted:
         planted = plant.plant(births, manifest, _ground(manifest))
         notes += planted.notes
         inventory.hosts = planted.hosts
-        _take_over(manifest, inventory, planted, request)
-        foreground = _to_the_front(request.terminal, manifest, planted) if keep_session else 0
+        foreground = _take_over(manifest, inventory, planted, request, keep_session)
     except BaseException as error:
         if planted is not None:
             _uproot(planted)
@@ -117,16 +117,19 @@ def restart(request: RestartRequest) -> Restarted:
         events=planted.events,
         notes=tuple(notes),
         seconds=time.perf_counter() - began,
+        parent_is_reaper=manifest.parent_is_reaper,
         foreground=foreground,
     )
 
 
 def check(manifest: Manifest, changed_files: str) -> list[Refusal]:
     """What keeps this machine from restarting a job; nothing is touched."""
-    here = machine.look(len(ptrace_xstate_size()))
+    layout = xsave.look()
+    lacks = machine.missing(manifest.machine, machine.look(layout.size), blind=cpuid.unlisted() is None)
+    area = next((thread.cpu.xstate for process in manifest.processes for thread in process.threads), b"")
+    lacks += machine.missing_states(xsave.of_area(area), layout)
     found = [
-        Refusal(0, "", f"this machine lacks {what}", "restart it on a machine like the one it ran on")
-        for what in machine.missing(manifest.machine, here)
+        Refusal(0, "", f"this machine lacks {what}", "restart it on a machine like the one it ran on") for what in lacks
     ]
     for file in manifest.files:
         reason = None
@@ -144,19 +147,16 @@ def check(manifest: Manifest, changed_files: str) -> list[Refusal]:
     return found
 
 
-def ptrace_xstate_size() -> bytes:
-    """Room of the size of this CPU's extended state. Told by CPUID, which /proc does not show: left open here."""
-    return b""
-
-
 def _ground(manifest: Manifest) -> Ground:
     now = machine.clocks()
     saved = manifest.clocks
     return Ground(os.geteuid() != 0, (saved.monotonic - now.monotonic, saved.boottime - now.boottime))
 
 
-def _take_over(manifest: Manifest, inventory: Inventory, planted: Planted, request: RestartRequest) -> None:
-    """Every step for all processes, then the next."""
+def _take_over(
+    manifest: Manifest, inventory: Inventory, planted: Planted, request: RestartRequest, to_the_front: bool
+) -> int:
+    """Every step for all processes, then the next; the process group that was put in front of the terminal."""
     living = [record for record in manifest.processes if record.state != "zombie"]
     takeovers = [Takeover(record, planted.hosts[record.pid], inventory) for record in living]
     for each in takeovers:
@@ -195,6 +195,7 @@ def _take_over(manifest: Manifest, inventory: Inventory, planted: Planted, reque
         each.last()
     for each in takeovers:
         each.dress()
+    foreground = _to_the_front(request.terminal, manifest, planted) if to_the_front else 0
     # Were our copies still open when the job runs, it would see pipes with a writer that is not there.
     inventory.close()
     # What is stopped is so before anybody who might look at it runs.
@@ -206,6 +207,7 @@ def _take_over(manifest: Manifest, inventory: Inventory, planted: Planted, reque
     for each in takeovers[::-1]:
         if each not in stopped:
             each.release()
+    return foreground
 
 
 def _to_the_front(tty: int, manifest: Manifest, planted: Planted) -> int:

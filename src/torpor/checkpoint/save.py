@@ -75,6 +75,18 @@ def save(request: SaveRequest) -> SaveReport:
     refusals = Survey(pids, request.streams, request.files).refusals()
     if refusals:
         raise Refused(refusals)
+    try:
+        return _attempt(request, began)
+    except _Changed:
+        # A process ended in the middle of it, by a signal from outside or of its own accord. Once more, then.
+        return _attempt(request, began)
+
+
+class _Changed(CheckpointFailed):
+    """The job changed under our hands."""
+
+
+def _attempt(request: SaveRequest, began: float) -> SaveReport:
     saving = request.store.begin(request.name)
     try:
         with request.guard:
@@ -92,7 +104,7 @@ def save(request: SaveRequest) -> SaveReport:
                         request.progress,
                     )
                 except (CallFailed, Gone, ProcessLookupError, FileNotFoundError) as error:
-                    raise CheckpointFailed(f"the job changed while it was being saved ({error}); it runs on") from error
+                    raise _Changed(f"the job changed while it was being saved ({error}); it runs on") from error
                 if request.stop:
                     info = _commit(saving, manifest)
                     frozen.kill()

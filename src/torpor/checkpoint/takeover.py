@@ -126,6 +126,7 @@ class Takeover:
         calls: list[Call] = []
         for record in self.record.areas:
             calls += areas.finish(record)
+        calls += [areas.guard(address, size) for address, size in self.record.guards]
         self.process.run(calls)
 
     def descriptors(self) -> None:

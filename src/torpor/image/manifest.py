@@ -82,8 +82,8 @@ class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A process; pids as the job sees them.
 
     parent: its parent's pid; `outside` if that is not in the job. state: 'running', 'stopped' or 'zombie'.
-    stop_signal: what it was stopped by. exit_code: the wait status of a zombie. The leader's thread comes first; if
-    the leader has exited, `leader_exited` is set and it is not among the threads.
+    stop_signal: what it was stopped by; stop_reported: its parent has seen that. exit_code: the wait status of a zombie. The leader's thread comes first; if
+    the leader has exited, `leader_exited` is set and it is not among the threads. guards: guard pages, (address, size).
     """
 
     pid: int
@@ -102,6 +102,7 @@ class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True):
     descriptors: tuple[DescriptorRecord, ...] = ()
     areas: tuple[AreaRecord, ...] = ()
     pages: PagesRecord = PagesRecord()
+    guards: tuple[tuple[int, int], ...] = ()
     layout: LayoutRecord | None = None
     exe: int = -1
     services: Services = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
@@ -202,6 +203,7 @@ def _supervise(
     entry: Entry, job: Restarted, terminal: Terminal, standard: tuple[int, int, int], report: Report | None
 ) -> int:
     """The job runs: everything from here on may take its time."""
+    gc.enable()  # see cli/restart.py
     from torpor.supervise.signals import Signals
     from torpor.supervise.supervisor import Supervisor
 

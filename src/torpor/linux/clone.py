@@ -15,6 +15,8 @@ NEWTIME = 0x80
 VM, FS, FILES, SIGHAND, THREAD, SYSVSEM = 0x100, 0x200, 0x400, 0x800, 0x10000, 0x40000
 NEWNS, NEWIPC, NEWUSER, NEWPID = 0x20000, 0x8000000, 0x10000000, 0x20000000
 
+_MASKS = ((NEWUSER, "user_namespace"), (NEWPID, "pid_namespace"))
+
 SIZE = 88
 """Bytes of struct clone_args with set_tid and cgroup (CLONE_ARGS_SIZE_VER2)."""
 
@@ -27,10 +29,11 @@ def arguments(flags: int, exit_signal: int, set_tid: int, tids: int) -> bytes:
 def fork(pid: int = 0, flags: int = 0) -> int:
     """Fork; 0 in the child. pid: the number it shall have (0: any). Raises OSError (EEXIST: taken, EPERM).
 
-    A namespace that is masked (TORPOR_WITHOUT=user_namespace, pid_namespace) is refused with EPERM. Without CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN over the pid namespace a pid cannot be chosen. The child must not
-    be forked while other threads of ours run: what they hold stays locked in it.
+    Without CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN over the pid namespace a pid cannot be chosen. The child must not
+    be forked while other threads of ours run: what they hold stays locked in it. Namespaces may be masked by
+    TORPOR_WITHOUT=user_namespace, pid_namespace: EPERM.
     """
-    if flags & NEWUSER and masks.masked("user_namespace") or flags & NEWPID and masks.masked("pid_namespace"):
+    if any(flags & flag and masks.masked(name) for flag, name in _MASKS):
         raise OSError(errno.EPERM, masks.REASON)
     room = ctypes.c_int(pid)
     args = ctypes.create_string_buffer(

@@ -127,10 +127,18 @@ UNLISTED = {
 """Instructions of leaf 7.1 that /proc/cpuinfo leaves out, on most kernels: register and bit, name."""
 
 
-def unlisted(leaf: Leaf) -> tuple[str, ...]:
+def in_leaf(leaf: Leaf) -> tuple[str, ...]:
     """The names of UNLISTED that leaf 7, subleaf 1 has."""
     values = leaf._asdict()
     return tuple(name for (register, bit), name in UNLISTED.items() if values[register] >> bit & 1)
+
+
+def unlisted() -> tuple[str, ...] | None:
+    """The names of UNLISTED that this processor has; None if it cannot be asked."""
+    try:
+        return in_leaf(ask([(7, 1)]).leaves[7, 1])
+    except OSError:
+        return None
 
 
 def probe() -> tuple[bool, str]:

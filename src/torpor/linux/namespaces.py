@@ -80,20 +80,17 @@ def user_needed() -> bool:
     return not capability.have(capability.SYS_ADMIN)
 
 
-def _inside(attempt: Callable[[], Verdict], user: bool | None = None) -> Verdict:
-    """The verdict of `attempt`, called by PID 1 of new PID and mount namespaces.
-
-    user: inside a new user namespace (default: if that is needed).
-    """
-    user = user_needed() if user is None else user
+def _inside(attempt: Callable[[], Verdict], flags: int = clone.NEWPID | clone.NEWNS) -> Verdict:
+    """The verdict of `attempt`, called by the first process of new namespaces, inside a user namespace if need be."""
+    if user_needed():
+        flags |= clone.NEWUSER
     uid, gid = os.getuid(), os.getgid()
 
     def first() -> Verdict:
-        if user:
+        if flags & clone.NEWUSER:
             map_ids(uid, gid)
         return attempt()
 
-    flags = clone.NEWPID | clone.NEWNS | (clone.NEWUSER if user else 0)
     return trial(first, lambda: clone.fork(0, flags))
 
 
@@ -120,7 +117,7 @@ def probe_user() -> Verdict:
         _mount(b"none", b"/", None, _MS_REC | _MS_SLAVE)
         return True, ""
 
-    ok, reason = _inside(attempt, user=True)
+    ok, reason = _inside(attempt, clone.NEWUSER | clone.NEWNS)
     return (True, "") if ok else (False, _why_not(reason))
 
 

@@ -16,11 +16,11 @@ from torpor.linux.masks import REASON, masked
 PAGE = 4096
 
 _PAGEMAP_SCAN = 0xC0606610
-_IS_FILE, _IS_PRESENT, _IS_SWAPPED, _IS_PFNZERO = 1 << 2, 1 << 3, 1 << 4, 1 << 5
+_IS_FILE, _IS_PRESENT, _IS_SWAPPED, _IS_PFNZERO, _IS_GUARD = 1 << 2, 1 << 3, 1 << 4, 1 << 5, 1 << 8
 _REGIONS = 4096
 
 # Bits of a pagemap entry.
-_PRESENT, _SWAPPED, _FILE = 1 << 63, 1 << 62, 1 << 61
+_PRESENT, _SWAPPED, _FILE, _GUARD = 1 << 63, 1 << 62, 1 << 61, 1 << 58
 
 
 class Pagemap:
@@ -29,6 +29,8 @@ class Pagemap:
     def __init__(self, pid: int) -> None:
         self._fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         self._scan = not masked("pagemap_scan")
+        self._guards = True
+        """Does the kernel tell guard pages (MADV_GUARD_INSTALL) from others? Since 6.15."""
         self._room = (ctypes.c_uint64 * (3 * _REGIONS))()
 
     def close(self) -> None:
@@ -37,27 +39,41 @@ class Pagemap:
     def private(self, start: int, end: int) -> list[tuple[int, int]]:
         """Runs (start, end) of pages that are neither absent, nor the zero page, nor a page of the mapped file."""
         if self._scan:
+            while True:
+                unwanted = _IS_FILE | _IS_PFNZERO | (_IS_GUARD if self._guards else 0)
+                try:
+                    return self._by_scan(start, end, unwanted, unwanted, _IS_PRESENT | _IS_SWAPPED)
+                except OSError as error:
+                    if error.errno not in (22, 25):  # EINVAL, ENOTTY: an older kernel
+                        raise
+                    if not self._guards:
+                        self._scan = False
+                        break
+                    self._guards = False
+        return self._by_entries(start, end, _FILE | _GUARD)
+
+    def guards(self, start: int, end: int) -> list[tuple[int, int]]:
+        """Runs of guard pages."""
+        if self._scan and self._guards:
             try:
-                return self._by_scan(start, end)
+                return self._by_scan(start, end, _IS_GUARD, 0, 0)
             except OSError as error:
-                if error.errno not in (22, 25):  # EINVAL, ENOTTY: an older kernel
+                if error.errno not in (22, 25):
                     raise
-                self._scan = False
-        return self._by_entries(start, end, _FILE)
+        return []
 
     def present(self, start: int, end: int) -> list[tuple[int, int]]:
         """Runs of pages that this process has mapped or swapped, of whatever kind."""
         return self._by_entries(start, end, 0)
 
-    def _by_scan(self, start: int, end: int) -> list[tuple[int, int]]:
+    def _by_scan(self, start: int, end: int, all_of: int, inverted: int, any_of: int) -> list[tuple[int, int]]:
         runs: list[tuple[int, int]] = []
         room = self._room
-        unwanted = _IS_FILE | _IS_PFNZERO
         while start < end:
             arg = bytearray(
                 struct.pack(
                     "<12Q", 96, 0, start, end, 0, ctypes.addressof(room), _REGIONS, 0,
-                    unwanted, unwanted, _IS_PRESENT | _IS_SWAPPED, _IS_PRESENT | _IS_SWAPPED,
+                    inverted, all_of, any_of, any_of or all_of,
                 )
             )  # fmt: skip
             count = fcntl.ioctl(self._fd, _PAGEMAP_SCAN, arg)

@@ -209,13 +209,17 @@ def rseq_configuration(tid: int) -> tuple[int, int, int]:
 
     Since Linux 5.13. A kernel without CONFIG_RSEQ answers EIO: there nothing can be registered.
     """
-    conf = Rseq()
     try:
-        request(GET_RSEQ_CONFIGURATION, tid, ctypes.sizeof(conf), ctypes.addressof(conf))
+        return _rseq(tid)
     except OSError as error:
         if error.errno != errno.EIO:
             raise
         return 0, 0, 0
+
+
+def _rseq(tid: int) -> tuple[int, int, int]:
+    conf = Rseq()
+    request(GET_RSEQ_CONFIGURATION, tid, ctypes.sizeof(conf), ctypes.addressof(conf))
     return conf.pointer, conf.size, conf.signature
 
 
@@ -235,15 +239,24 @@ def pending(tid: int, shared: bool) -> list[bytes]:
             return out
 
 
+reaped: dict[int, int] = {}
+"""Wait statuses of tracees that have ended: a tracer that is the parent, too, takes the status that its other half waits
+for."""
+
+
 def wait(tid: int) -> int:
     """Wait for the next stop, or the end, of one tracee; its wait status."""
     _, status = os.waitpid(tid, WALL)
+    if not os.WIFSTOPPED(status):
+        reaped[tid] = status
     return status
 
 
 def poll(tid: int) -> int | None:
     """The wait status of a tracee that has stopped or ended, None if it runs."""
     found, status = os.waitpid(tid, WALL | os.WNOHANG)
+    if found and not os.WIFSTOPPED(status):
+        reaped[tid] = status
     return status if found else None
 
 
@@ -289,14 +302,10 @@ def probe() -> tuple[bool, str]:
 
 def probe_rseq() -> tuple[bool, str]:
     """Does the kernel tell a registered restartable-sequence area?"""
-
-    def look(tid: int) -> tuple[bool, str]:
-        request(GET_RSEQ_CONFIGURATION, tid, ctypes.sizeof(Rseq), ctypes.addressof(Rseq()))
-        return True, ""
-
     try:
-        return of_child(look)
+        of_child(_rseq)
     except OSError as error:
         if error.errno == errno.EIO:
             return True, "this kernel has no rseq at all (CONFIG_RSEQ)"
         return False, f"{error.strerror}; needs Linux 5.13"
+    return True, ""

@@ -127,4 +127,4 @@ def probe() -> tuple[bool, str]:
     try:
         return read(os.getpid(), ctypes.addressof(here), 6) == b"memory", ""
     except OSError as error:
-        return False, f"{error.strerror}; use a kernel with CONFIG_CROSS_MEMORY_ATTACH, and no filter on process_vm_readv(2)"
+        return False, f"{error.strerror}; needs CONFIG_CROSS_MEMORY_ATTACH, and no filter on process_vm_readv(2)"

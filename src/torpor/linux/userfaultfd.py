@@ -27,7 +27,7 @@ _DEVICE = "/dev/userfaultfd"
 
 def create(user_mode_only: bool = True) -> int:
     """A new close-on-exec userfaultfd. Raises OSError (EPERM: kernel faults without privilege; ENOSYS)."""
-    if masked("userfaultfd") or not user_mode_only and masked("userfaultfd_kernel"):
+    if masked("userfaultfd") or (not user_mode_only and masked("userfaultfd_kernel")):
         raise OSError(errno.EPERM, REASON)
     try:
         return syscall(NR.userfaultfd, os.O_CLOEXEC | os.O_NONBLOCK | (USER_MODE_ONLY if user_mode_only else 0))

@@ -30,8 +30,6 @@ class Layout(NamedTuple):
 
     size: int
     states: int
-    unlisted: tuple[str, ...] | None = None
-    """Instructions that /proc/cpuinfo does not list (linux/cpuid.py); None if the processor could not be asked."""
 
 
 def of_area(area: bytes) -> Layout:
@@ -40,8 +38,8 @@ def of_area(area: bytes) -> Layout:
 
 
 def of_processor(answers: cpuid.Answers) -> Layout:
-    """The layout of this machine's, from leaves (13, 0) and (7, 1)."""
-    return Layout(answers.leaves[_LEAF, 0].ebx, answers.xcr0, cpuid.unlisted(answers.leaves[7, 1]))
+    """The layout of this machine, from leaf (13, 0)."""
+    return Layout(answers.leaves[_LEAF, 0].ebx, answers.xcr0)
 
 
 def of_tracee() -> Layout:
@@ -52,10 +50,11 @@ def of_tracee() -> Layout:
 def look() -> Layout:
     """The layout on this machine; zeros if it cannot be found out.
 
-    By CPUID (0.1 ms) or, where executable memory is forbidden, by a tracee.
+    By CPUID (0.1 ms) or, where executable memory is forbidden, by a tracee. Not to be called while other threads run:
+    it may fork.
     """
     try:
-        found = of_processor(cpuid.ask([(_LEAF, 0), (7, 1)]))
+        found = of_processor(cpuid.ask([(_LEAF, 0)]))
         if found.size and found.states:
             return found
     except OSError:

@@ -119,6 +119,11 @@ class Job(Protocol):
         """The number, in the job-wide table, of the open file description behind a descriptor (capture only)."""
         ...
 
+    def adopt(self, fd: int) -> int:
+        """The number of the object behind a descriptor of our own that was found inside another object, in flight
+        (capture only). Takes `fd` over. Nobody else needs to have the object open."""
+        ...
+
     def processes(self) -> Iterable[int]:
         """The host pids of all processes of the job."""
         ...

@@ -154,6 +154,9 @@ def _stop_process(frozen: Frozen, pid: int, deadline: float) -> bool:
             task.stop_signal = stop
             _undo_eintr(task)
             news = True
+    if not known.tasks:
+        # All of it ended before it could be stopped: the next look finds a zombie, or nothing.
+        frozen.processes.pop(pid, None)
     return news
 
 

@@ -136,6 +136,11 @@ def finish(record: AreaRecord) -> list[Call]:
     return calls
 
 
+def guard(address: int, size: int) -> Call:
+    """Make guard pages again (MADV_GUARD_INSTALL)."""
+    return call(NR.madvise, address, size, 102)
+
+
 def seal(record: AreaRecord) -> list[Call]:
     """mseal(2), after everything else."""
     return [call(462, record.start, record.size, 0, accept=ANY)] if "sl" in record.flags else []

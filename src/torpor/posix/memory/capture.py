@@ -81,6 +81,20 @@ def own_windows(pid: int, seen: Iterable[Seen]) -> Iterable[tuple[Window, bool]]
         pagemap.close()
 
 
+def guards(pid: int, seen: Iterable[Seen]) -> tuple[tuple[int, int], ...]:
+    """Guard pages (MADV_GUARD_INSTALL, Linux 6.13) as (address, size)."""
+    pagemap = Pagemap(pid)
+    try:
+        return tuple(
+            (start, end - start)
+            for area, record, _ in seen
+            if record.kind not in (KERNEL, DROPPABLE)
+            for start, end in pagemap.guards(area.start, area.end)
+        )
+    finally:
+        pagemap.close()
+
+
 class Reader:
     """Reads windows of one process into a buffer of its own; one per thread."""
 

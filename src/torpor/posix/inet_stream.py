@@ -1,0 +1,477 @@
+"""TCP over IPv4 and IPv6.
+
+The kernel keeps for a connection: two addresses, a state, what has arrived and was not read, what was sent and has
+not arrived, options. All of the job is stopped when it is saved, so what is under way between two members arrives by
+itself; where the receiver's window is closed, its buffer is enlarged for a moment so that everything can be looked at
+in its receive queue (MSG_PEEK: nothing is taken).
+
+Coming back, both ends are connected anew from the same addresses: the end that was accepted through a listener that
+stands there for a moment only, the other one bound to its old port. Then the data is sent again from the opposite
+end, then directions are shut. The job's own listeners are bound last: they could not be while a temporary one
+stands there. Connections whose other end waited to be accepted are made after that, in the order of their age.
+
+An end whose peer was closed gets one that is closed; one whose peer is outside the job is reset, with what had
+arrived still to be read.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import select
+import struct
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import msgspec
+
+from torpor.linux import sock_diag
+from torpor.linux.sock_diag import (
+    CLOSE, CLOSE_WAIT, CLOSING, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, LAST_ACK, LISTEN, SYN_RECV, SYN_SENT,
+)  # fmt: skip
+from torpor.model.errors import Refusal, Refused, RestartFailed
+from torpor.posix import socket_kinds, socket_options, socket_queue
+from torpor.posix.descriptors import set_status, status_flags
+from torpor.posix.inet_connect import Connector, connector, failed_connect
+from torpor.posix.service import Descriptor, DescriptorBase, Job, Restart
+from torpor.posix.socket_address import AF_INET, AF_INET6, STREAM, Address, inet, link, own_name, packed, peer_name
+from torpor.posix.socket_options import Options
+from torpor.posix.socket_queue import Queue
+from torpor.posix.socket_works import Step, works
+
+FRESH, BOUND, LISTENING, CONNECTING, CONNECTED, CLOSED, FAILED = (
+    "fresh", "bound", "listening", "connecting", "connected", "closed", "failed",
+)  # fmt: skip
+IN_JOB, WAITING, GONE, OUTSIDE = "job", "waiting", "gone", "outside"
+
+_SENT_ALL = (FIN_WAIT1, FIN_WAIT2, CLOSING, LAST_ACK)
+
+
+class TcpSocket(msgspec.Struct, frozen=True, kw_only=True):
+    """A TCP socket.
+
+    state: 'fresh', 'bound', 'listening', 'connecting', 'connected', 'closed' (was connected; both directions are
+    over), 'failed' (a connection that was refused or reset, and the program has not been told yet). other: what became
+    of the other end: 'job', 'waiting' (to be accepted by the job), 'gone' (closed), 'outside'.
+    """
+
+    ino: int
+    family: int
+    flags: int
+    state: str
+    local: Address | None = None
+    remote: Address | None = None
+    accepted: bool = False
+    other: str = ""
+    peer: int = 0
+    """Inode number of the other end, if it is in the job."""
+    peer_family: int = AF_INET
+    shut: int = 0
+    """1: it receives no more; 2: it sends no more."""
+    error: bool = False
+    backlog: int = 0
+    gone_waiting: int = 0
+    """For a listener: connections that wait to be accepted and were closed by the other end already."""
+    after: tuple[int, ...] = ()
+    """Objects that must exist first."""
+    options: Options = Options()
+    queue: Queue | None = None
+
+
+class _Seen(NamedTuple):
+    """A TCP socket of the job, as its table of sockets has it."""
+
+    number: int
+    fd: int
+    family: int
+    state: int
+    local: Address | None
+    remote: Address | None
+    age: int
+    """Milliseconds since the other end was last heard of."""
+
+
+class _Table:
+    """All TCP sockets of the job, by inode number and by what they are connected to."""
+
+    def __init__(self, job: Job) -> None:
+        self.by_ino: dict[int, _Seen] = {}
+        self.by_ends: dict[tuple[Address, Address], int] = {}
+        self.listeners: list[tuple[int, _Seen]] = []
+        for ino, one in socket_kinds.objects(job, "TCP").items():
+            fd = job.hold(one.pid, one.number)
+            number = job.object_of(one.pid, one.number)
+            assert number is not None
+            family = socket_options.number(fd, socket_options.SOL_SOCKET, socket_options.SO_DOMAIN)
+            info = socket_options.get(fd, socket_options.TCP, socket_options.TCP_INFO) or bytes(192)
+            name, peer = own_name(fd), peer_name(fd)
+            seen = _Seen(number, fd, family, info[0], inet(name), inet(peer) if peer else None, _age(info))
+            self.by_ino[ino] = seen
+            if seen.local is not None and seen.remote is not None:
+                self.by_ends[seen.local, seen.remote] = ino
+            if seen.state == LISTEN:
+                self.listeners.append((ino, seen))
+        self._world: list[sock_diag.InetSeen] | None = None
+
+    def listener_at(self, address: Address) -> tuple[int, _Seen] | None:
+        """The job's listener that answers at an address; one for all addresses comes last."""
+        found = None
+        for ino, seen in self.listeners:
+            if seen.local is None or seen.local.port != address.port:
+                continue
+            if seen.local.ip == address.ip:
+                return ino, seen
+            if seen.local.any and (len(seen.local.ip) == 16 or len(address.ip) == 4):
+                found = ino, seen
+        return found
+
+    def world(self) -> list[sock_diag.InetSeen]:
+        """All TCP sockets of this machine; looked up once, where the job's own do not tell."""
+        if self._world is None:
+            self._world = []
+            for family in (AF_INET, AF_INET6):
+                self._world += sock_diag.inet_sockets(family, socket_options.TCP)
+        return self._world
+
+    def ends_at(self, local: Address, remote: Address) -> sock_diag.InetSeen | None:
+        """The socket of this machine with these two addresses."""
+        for seen in self.world():
+            if packed(*seen.local).port == local.port and _is(seen.local, local) and _is(seen.remote, remote):
+                return seen
+        return None
+
+
+def _is(one: tuple[bytes, int], other: Address) -> bool:
+    address = packed(*one)
+    return (address.ip, address.port) == (other.ip, other.port)
+
+
+def _age(info: bytes) -> int:
+    # struct tcp_info: 8 bytes, then 32-bit fields; tcpi_last_data_recv is at 52, tcpi_last_ack_recv at 56.
+    return int(struct.unpack_from("=I", info, 56)[0])
+
+
+_tables: socket_kinds.PerJob[_Table] = socket_kinds.PerJob(_Table)
+
+
+class TcpService(DescriptorBase):
+    name = "tcp"
+    record = TcpSocket
+
+    def claims(self, seen: Descriptor) -> bool:
+        return socket_kinds.kind(seen).startswith("TCP")
+
+    def capture(self, fd: int, seen: Descriptor, job: Job) -> TcpSocket:
+        socket_kinds.refuse_unusual(fd, seen)
+        ulp = socket_options.get(fd, socket_options.TCP, socket_options.TCP_ULP)
+        if ulp and ulp.strip(b"\0"):
+            raise Refused([seen.refuse(f"a TCP socket with {ulp.strip(bytes(1)).decode()} in the kernel", _WAY_OUT)])
+        table = _tables.of(job)
+        me = table.by_ino[seen.ino]
+        events = socket_queue.readable(fd)
+        record = TcpSocket(
+            ino=seen.ino, family=me.family, flags=status_flags(fd), state=FRESH, local=me.local, remote=me.remote,
+            options=socket_options.save(fd, me.family, socket_options.TCP), error=bool(events & select.POLLERR),
+        )  # fmt: skip
+        replace = msgspec.structs.replace
+        if me.state == LISTEN:
+            return self._listener(record, fd, seen, table)
+        if me.state == CLOSE:
+            if events & select.POLLERR:
+                refused = socket_options.get(fd, socket_options.TCP, socket_options.TCP_INFO) or bytes(192)
+                never = struct.unpack_from("=I", refused, 68)[0] == 0  # tcpi_rtt: nothing was ever answered
+                state = CONNECTING if never else FAILED
+                return replace(record, state=state, other=GONE, queue=self._queue(fd, seen, job, record))
+            if events & select.POLLRDHUP:
+                return replace(record, state=CLOSED, other=GONE, queue=self._queue(fd, seen, job, record))
+            bound = me.local is not None and (me.local.port or not me.local.any)
+            return replace(record, state=BOUND if bound else FRESH)
+        if me.state == SYN_SENT:
+            return self._connecting(record, me, table)
+        return self._connected(record, fd, me, seen, job, table, events)
+
+    def _listener(self, record: TcpSocket, fd: int, seen: Descriptor, table: _Table) -> TcpSocket:
+        assert record.local is not None
+        # After all that was accepted here or uses the port; those that wait to be accepted come after the listener.
+        info = socket_options.get(fd, socket_options.TCP, socket_options.TCP_INFO) or bytes(192)
+        waiting, backlog = struct.unpack_from("=II", info, 24)  # tcpi_unacked, tcpi_sacked of a listener
+        first = [
+            other.number
+            for other in table.by_ino.values()
+            if other.remote is not None and other.local is not None and other.state not in (LISTEN, CLOSE, SYN_SENT)
+            and (other.local.port == record.local.port or other.remote.port == record.local.port)
+            and not self._waits(other, table)
+        ]  # fmt: skip
+        gone = 0
+        if waiting:
+            for end in table.world():
+                if end.ino or end.state not in (ESTABLISHED, CLOSE_WAIT) or packed(*end.local).port != record.local.port:
+                    continue
+                local, remote = packed(*end.local), packed(*end.remote)
+                found = table.listener_at(local)
+                if found is None or found[0] != record.ino:
+                    continue
+                if end.received > (end.state == CLOSE_WAIT):  # the end itself counts as one
+                    raise Refused([_unread(seen, f"from {remote}", local)])
+                gone += (remote, local) not in table.by_ends
+        return msgspec.structs.replace(
+            record, state=LISTENING, remote=None, backlog=backlog, gone_waiting=gone, after=tuple(sorted(set(first)))
+        )
+
+    def _waits(self, one: _Seen, table: _Table) -> bool:
+        """Does its other end wait to be accepted by a listener of the job?"""
+        assert one.local is not None and one.remote is not None
+        return (one.remote, one.local) not in table.by_ends and self._waits_at(one, table) is not None
+
+    def _waits_at(self, one: _Seen, table: _Table) -> tuple[int, _Seen] | None:
+        assert one.local is not None and one.remote is not None
+        found = table.listener_at(one.remote)
+        if found is None:
+            return None
+        end = table.ends_at(one.remote, one.local)
+        # No socket at all: a request that the full backlog has not taken (SYN_RECV).
+        if end is None:
+            return found if one.state == ESTABLISHED else None
+        return found if not end.ino and end.state in (ESTABLISHED, CLOSE_WAIT, SYN_RECV) else None
+
+    def _connecting(self, record: TcpSocket, me: _Seen, table: _Table) -> TcpSocket:
+        # getpeername does not tell yet where to.
+        for end in table.world():
+            if end.ino == record.ino:
+                remote = packed(*end.remote)
+                found = table.listener_at(remote)
+                after: tuple[int, ...] = ()
+                if found is not None:
+                    waiting = [o.number for o in table.by_ino.values() if o.remote and o.state != SYN_SENT]
+                    after = (found[1].number, *waiting)
+                return msgspec.structs.replace(
+                    record, state=CONNECTING, remote=remote, other=WAITING if found else OUTSIDE, after=after
+                )
+        return msgspec.structs.replace(record, state=CONNECTING, other=OUTSIDE)
+
+    def _connected(
+        self, record: TcpSocket, fd: int, me: _Seen, seen: Descriptor, job: Job, table: _Table, events: int
+    ) -> TcpSocket:
+        assert me.local is not None
+        if me.remote is None:
+            return msgspec.structs.replace(record, state=CLOSED, other=GONE, queue=self._queue(fd, seen, job, record))
+        replace = msgspec.structs.replace
+        shut = 2 if me.state in _SENT_ALL else 0
+        if events & select.POLLRDHUP and me.state in (ESTABLISHED, FIN_WAIT1, FIN_WAIT2):
+            shut |= 1  # shut by itself: the other end has not finished
+        record = replace(record, state=CONNECTED, shut=shut)
+        ino = table.by_ends.get((me.remote, me.local))
+        if ino is not None:
+            peer = table.by_ino[ino]
+            self._settle(peer.fd, fd, seen)
+            accepted = _accepted(me, table)
+            return replace(
+                record, other=IN_JOB, peer=ino, peer_family=peer.family, accepted=accepted,
+                queue=self._queue(fd, seen, job, record),
+            )  # fmt: skip
+        found = self._waits_at(me, table)
+        if found is not None:
+            if sock_diag.to_send(fd):
+                raise Refused([_unread(seen, "to", me.remote)])
+            end = table.ends_at(me.remote, me.local)
+            if end is not None and end.received > (end.state == CLOSE_WAIT):
+                raise Refused([_unread(seen, "to", me.remote)])
+            older = [
+                other.number
+                for ino, other in table.by_ino.items()
+                if other is not me and other.remote is not None and other.remote.port == me.remote.port
+                and other.state not in (SYN_SENT, LISTEN, CLOSE) and self._waits_at(other, table) == found
+                and (-other.age, other.local.port if other.local else 0) < (-me.age, me.local.port)
+            ]  # fmt: skip
+            return replace(record, other=WAITING, after=(found[1].number, *older))
+        end = table.ends_at(me.remote, me.local)
+        other = GONE if me.state in (CLOSE_WAIT, LAST_ACK, CLOSING) or (end is not None and not end.ino) else OUTSIDE
+        if end is not None and end.ino:
+            other = OUTSIDE
+        if end is not None and not end.ino and end.unsent:
+            self._drain(fd, end)
+        gone = other == GONE and me.state in (CLOSE_WAIT, LAST_ACK, CLOSING)
+        return replace(
+            record, other=GONE if gone else OUTSIDE if other == OUTSIDE else GONE, accepted=_accepted(me, table),
+            peer_family=me.family, queue=self._queue(fd, seen, job, record),
+        )  # fmt: skip
+
+    def _settle(self, sender: int, receiver: int, seen: Descriptor) -> None:
+        """Let everything that is under way to `receiver` arrive."""
+        if not sock_diag.to_send(sender) or socket_queue.arrive(sender, receiver, 0.05):
+            return
+        waiting = sock_diag.to_send(sender) + sock_diag.to_read(receiver)
+        back = socket_queue.open_window(receiver, 2 * waiting + (1 << 17))
+        try:
+            if not socket_queue.arrive(sender, receiver):
+                left = sock_diag.to_send(sender)
+                way_out = "raise net.core.rmem_max (sysctl) above it, or do this as root"
+                raise Refused([seen.refuse(f"a TCP connection with {left} bytes that do not fit its buffer", way_out)])
+        finally:
+            back()
+
+    def _drain(self, fd: int, end: sock_diag.InetSeen) -> None:
+        """What a closed peer has still to send: let it arrive."""
+        import time
+
+        back = socket_queue.open_window(fd, 2 * (end.unsent + sock_diag.to_read(fd)) + (1 << 17))
+        one = link(fd)
+        try:
+            before = -1
+            stop = time.monotonic() + socket_queue.PATIENCE
+            while time.monotonic() < stop and before != sock_diag.to_read(fd):
+                before = sock_diag.to_read(fd)
+                one.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
+                time.sleep(0.02)
+        except OSError:
+            pass
+        finally:
+            one.detach()
+            back()
+
+    def _queue(self, fd: int, seen: Descriptor, job: Job, record: TcpSocket) -> Queue | None:
+        inline = any((one.level, one.name) == (1, 10) and any(one.value) for one in record.options.values)
+        try:
+            found = socket_queue.peek_tcp(fd, inline)
+        except OSError as error:
+            way_out = "let it be read before the checkpoint, or use Linux 6.9 or later"
+            raise Refused([seen.refuse(f"a TCP socket with urgent data ({error.strerror})", way_out)]) from None
+        return socket_queue.keep(found, job, lambda sender: (b"", 0, -1))
+
+    def ended(self, fd: int, record: TcpSocket) -> None:
+        """The job is about to be ended by us: what is connected within it leaves no TIME_WAIT behind, so that its
+        addresses can be had again at once."""
+        if record.state == CONNECTED and record.other in (IN_JOB, WAITING):
+            socket_options.try_put(fd, socket_options.SOL_SOCKET, socket_options.SO_LINGER, struct.pack("ii", 1, 0))
+
+    def needs(self, record: TcpSocket) -> Iterable[int]:
+        return record.after
+
+    def create(self, record: TcpSocket, restart: Restart) -> int:
+        try:
+            fd = self._make(record, restart, connector(restart))
+        except OSError as error:
+            raise RestartFailed(f"a TCP socket at {record.local}: {error.strerror}") from None
+        set_status(fd, record.flags)
+        works(restart).add(Step.OPTIONS, lambda: socket_options.restore(fd_of(), record.options, restart))
+        kept = os.dup(fd)  # the pipeline moves ours to another number
+
+        def fd_of() -> int:
+            return kept
+
+        works(restart).add(Step.OPTIONS, lambda: os.close(kept))
+        return fd
+
+    def _make(self, record: TcpSocket, restart: Restart, connect: Connector) -> int:
+        todo = works(restart)
+        if record.state in (FRESH, BOUND, LISTENING):
+            one = _socket.socket(record.family, STREAM | _socket.SOCK_CLOEXEC, 0)
+            fd = one.detach()
+            socket_options.restore_early(fd, record.options)
+            if record.state == FRESH:
+                return fd
+            assert record.local is not None
+            connect.bind(fd, record.family, record.local, listening=record.state == LISTENING)
+            if record.state == LISTENING:
+                socket_options.restore_buffers(fd, record.options)
+                with_listen(fd, record.backlog)
+                address = record.local
+                for _ in range(record.gone_waiting):
+                    connect.and_close(record.family, address)
+            return fd
+        if record.state == CONNECTING:
+            if record.other == WAITING and record.remote is not None:
+                return connect.start(record.family, record.local, record.remote, record.options)
+            return failed_connect(record.family, record.local)
+        if record.other == WAITING:
+            assert record.local is not None and record.remote is not None
+            fd = connect.start(record.family, record.local, record.remote, record.options)
+            if record.shut:
+                kept = os.dup(fd)
+                todo.add(Step.SHUT, lambda: shut(kept, record.shut))
+                todo.add(Step.LEAVE, lambda: os.close(kept))
+            return fd
+        return self._pair(record, restart, connect)
+
+    def _pair(self, record: TcpSocket, restart: Restart, connect: Connector) -> int:
+        todo = works(restart)
+        key = min(record.ino, record.peer or record.ino)
+        local, remote = record.local, record.remote
+        ends: list[int] = restart.shared(
+            ("tcp", key),
+            lambda: (
+                connect.pair(record.peer_family, remote, record.family, local)
+                if record.accepted
+                else connect.pair(record.family, local, record.peer_family, remote)
+            ),
+            lambda made: None,
+        )
+        mine, other = ends[::-1] if record.accepted else ends
+        if record.queue is not None:
+            queue = record.queue
+            todo.add(Step.FILL, lambda: socket_queue.send_stream(other, mine, queue, restart))
+        if record.other == IN_JOB and record.peer != record.ino:
+            if record.shut:
+                todo.add(Step.SHUT, lambda: shut(mine, record.shut))
+        elif record.state == FAILED or record.other == OUTSIDE:
+            linger = struct.pack("ii", 1, 0)
+            if record.shut & 2:
+                todo.add(Step.SHUT, lambda: shut(mine, 2))
+            todo.add(Step.SHUT, lambda: socket_options.put(other, 1, socket_options.SO_LINGER, linger))
+            if record.state == CONNECTED:
+                restart.say(f"the connection {record.local} - {record.remote} to outside the job is reset")
+        elif record.state == CLOSED:
+            todo.add(Step.SHUT, lambda: shut(other, 2))
+            todo.add(Step.SHUT, lambda: shut(mine, 3))
+        else:
+            # The other end is closed. Where this one does not know all of it yet, closing tells it.
+            todo.add(Step.SHUT, lambda: shut(other, 2))
+            if record.shut:
+                todo.add(Step.SHUT, lambda: shut(mine, record.shut))
+        if record.peer != record.ino and (record.other != IN_JOB or record.ino < record.peer):
+            # Last, both are closed here: the job has the ends it had.
+            todo.add(Step.LEAVE, lambda: [os.close(end) for end in ends] and None)
+        return os.dup(mine)
+
+
+def shut(fd: int, how: int) -> None:
+    """shutdown(2): 1 receiving, 2 sending, 3 both."""
+    one = link(fd)
+    try:
+        one.shutdown(how - 1)
+    except OSError:
+        pass  # not connected any more: over in both directions
+    finally:
+        one.detach()
+
+
+def with_listen(fd: int, backlog: int) -> None:
+    one = link(fd)
+    try:
+        one.listen(backlog)
+    finally:
+        one.detach()
+
+
+_WAY_OUT = "close it before the checkpoint"
+
+
+def _accepted(me: _Seen, table: _Table) -> bool:
+    """Was this end the one that was accepted? Where no listener tells, the one with the lower port counts as such."""
+    assert me.local is not None and me.remote is not None
+    if table.listener_at(me.local) is not None:
+        return True
+    if table.listener_at(me.remote) is not None:
+        return False
+    return (me.local.port, me.local.ip) < (me.remote.port, me.remote.ip)
+
+
+def _unread(seen: Descriptor, word: str, address: Address) -> Refusal:
+    return seen.refuse(
+        f"a TCP connection {word} {address} that waits to be accepted and has data in it already, which cannot be "
+        "read before that",
+        "try again when the program has accepted it",
+    )
+
+
+SERVICE = TcpService()

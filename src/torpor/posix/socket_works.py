@@ -1,0 +1,51 @@
+"""What is done to sockets once every object of the job exists: queues are filled, then each is brought into its state.
+
+Sockets depend on each other in circles (two ends of a connection; a descriptor of one in flight in the other), so
+`create` makes and connects them, and all that can wait is put off until here. The steps of all sockets of a job
+are in step, in the order of `Step`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import IntEnum
+
+from torpor.posix.service import Restart
+
+
+class Step(IntEnum):
+    """When something is done."""
+
+    FILL = 1
+    """What was in the queues is sent again."""
+    CONNECT = 2
+    """Datagram sockets get their peers: from then on they take nothing from others."""
+    SHUT = 3
+    """Directions that are over."""
+    LEAVE = 4
+    """Ends that nobody has any more are closed."""
+    NAMES = 5
+    """Names that were borrowed are given back."""
+    OPTIONS = 6
+
+
+class Works:
+    """The list of what is to be done."""
+
+    def __init__(self) -> None:
+        self._todo: list[tuple[Step, Callable[[], None]]] = []
+
+    def add(self, step: Step, what: Callable[[], None]) -> None:
+        self._todo.append((step, what))
+
+    def run(self) -> None:
+        """Do it all. What raises is a failure of the restart."""
+        for _, what in sorted(self._todo, key=lambda one: one[0]):
+            what()
+        self._todo.clear()
+
+
+def works(restart: Restart) -> Works:
+    """The list of this restart. It is run when all objects exist."""
+    found: Works = restart.shared(("socket works", 0), Works, Works.run)
+    return found
