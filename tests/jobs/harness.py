@@ -212,13 +212,15 @@ class Running:
         except subprocess.TimeoutExpired:
             raise Failed(f"{self.name} does not end:\n{self.trace()}") from None
 
-    def verified(self, patience: float = PATIENCE) -> None:
-        """Tell the program to verify itself; it must end well."""
+    def verified(self, patience: float = PATIENCE, says: str = "") -> None:
+        """Tell the program to verify itself; it must end well (and have printed the line `says`)."""
         self.bench.tell()
         status = self.finish(patience)
         seen = self.output()
         if status != 0 or not re.search(r"^OK$", seen, re.MULTILINE) or "FAIL" in seen:
             raise Failed(f"exit status {status}\n{self.trace()}")
+        if says and says not in seen.splitlines():
+            raise Failed(f"did not print {says!r}\n{self.trace()}")
 
     def trace(self) -> str:
         """Everything known about it, for a message."""
@@ -396,6 +398,8 @@ class Bench:
         save: Sequence[str] = (),
         again: Sequence[str] = (),
         patience: float = PATIENCE,
+        says: str = "",
+        **options: Any,
     ) -> None:
         """The life that every program of these tests has to live through:
 
@@ -407,7 +411,7 @@ class Bench:
         mapped files), so the job of step 1 is killed right after the checkpoint, and its going on is a test of its own.
         """
         self.untell()
-        job = self.run(command, via)
+        job = self.run(command, via, **options)
         job.ready()
         if prepare:
             prepare(job)
@@ -415,7 +419,7 @@ class Bench:
         first = f"{job.name}@{saved['number']}"
         if rewind:
             try:
-                job.verified(patience)
+                job.verified(patience, says)
             except Failed as error:
                 raise Failed(f"after going on: {error}") from None
             self.gone("after the job has ended")
@@ -429,7 +433,7 @@ class Bench:
         assert second != first
         last = self.restart(second, *again)
         try:
-            last.verified(patience)
+            last.verified(patience, says)
         except Failed as error:
             raise Failed(f"after the second restart: {error}\n--- first restart ---\n{again_job.output()}") from None
         self.gone("after the restarted job has ended")

@@ -18,7 +18,9 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
+#ifndef __cplusplus
 #include <stdatomic.h>
+#endif
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -155,7 +157,7 @@ UNUSED static uint64_t word_at(uint64_t i, uint64_t seed)
 
 UNUSED static void fill(void *where, size_t size, uint64_t seed)
 {
-    uint64_t *p = where;
+    uint64_t *p = (uint64_t *)where;
     for (size_t i = 0; i < size / 8; i++)
         p[i] = word_at(i, seed);
 }

@@ -37,7 +37,9 @@ class RestartRequest(msgspec.Struct, kw_only=True):
 
     standard: descriptors for the job's standard streams. files: 'auto' (cut back what was written since) or 'keep'.
     changed_files: 'refuse' or 'accept' files that were only read and differ now. terminal: a descriptor of our
-    controlling terminal, -1 if there is none or the job shall not have it.
+    controlling terminal, -1 if there is none or the job shall not have it. before_release:
+    called when the job is whole and has not run yet, so that it can be written down before it does; what it raises
+    fails the restart.
     """
 
     load: Load
@@ -49,6 +51,7 @@ class RestartRequest(msgspec.Struct, kw_only=True):
     terminal: int = -1
     in_place: bool | None = None
     progress: Progress | None = None
+    before_release: Callable[[Restarted], None] | None = None
 
 
 class Restarted(msgspec.Struct, kw_only=True):
@@ -97,7 +100,23 @@ def restart(request: RestartRequest) -> Restarted:
         planted = plant.plant(births, manifest, _ground(manifest))
         notes += planted.notes
         inventory.hosts = planted.hosts
-        foreground = _take_over(manifest, inventory, planted, request, keep_session)
+        takeovers = _take_over(manifest, inventory, planted, request)
+        root = planted.hosts[manifest.root]
+        job = Restarted(
+            root=root,
+            root_vpid=manifest.root,
+            reaper=planted.init,
+            helpers=planted.helpers,
+            tree=Tree(anchor=planted.init, include_anchor=False, root=root, skip=planted.helpers),
+            events=planted.events,
+            notes=tuple(notes),
+            seconds=time.perf_counter() - began,
+            parent_is_reaper=manifest.parent_is_reaper,
+            foreground=_to_the_front(request.terminal, manifest, planted) if keep_session else 0,
+        )
+        if request.before_release is not None:
+            request.before_release(job)
+        _let_go(takeovers)
     except BaseException as error:
         if planted is not None:
             _uproot(planted)
@@ -107,19 +126,7 @@ def restart(request: RestartRequest) -> Restarted:
         raise
     os.write(planted.release, bytes(len(planted.helpers) + 1))
     os.close(planted.release)
-    root = planted.hosts[manifest.root]
-    return Restarted(
-        root=root,
-        root_vpid=manifest.root,
-        reaper=planted.init,
-        helpers=planted.helpers,
-        tree=Tree(anchor=planted.init, include_anchor=False, root=root, skip=planted.helpers),
-        events=planted.events,
-        notes=tuple(notes),
-        seconds=time.perf_counter() - began,
-        parent_is_reaper=manifest.parent_is_reaper,
-        foreground=foreground,
-    )
+    return job
 
 
 def check(manifest: Manifest, changed_files: str) -> list[Refusal]:
@@ -153,10 +160,8 @@ def _ground(manifest: Manifest) -> Ground:
     return Ground(os.geteuid() != 0, (saved.monotonic - now.monotonic, saved.boottime - now.boottime))
 
 
-def _take_over(
-    manifest: Manifest, inventory: Inventory, planted: Planted, request: RestartRequest, to_the_front: bool
-) -> int:
-    """Every step for all processes, then the next; the process group that was put in front of the terminal."""
+def _take_over(manifest: Manifest, inventory: Inventory, planted: Planted, request: RestartRequest) -> list[Takeover]:
+    """Every step for all processes, then the next, up to the last before the release."""
     living = [record for record in manifest.processes if record.state != "zombie"]
     takeovers = [Takeover(record, planted.hosts[record.pid], inventory) for record in living]
     for each in takeovers:
@@ -195,9 +200,13 @@ def _take_over(
         each.last()
     for each in takeovers:
         each.dress()
-    foreground = _to_the_front(request.terminal, manifest, planted) if to_the_front else 0
     # Were our copies still open when the job runs, it would see pipes with a writer that is not there.
     inventory.close()
+    return takeovers
+
+
+def _let_go(takeovers: list[Takeover]) -> None:
+    """The release."""
     # What is stopped is so before anybody who might look at it runs.
     stopped = [each for each in takeovers if each.record.stop_signal]
     for each in stopped:
@@ -207,7 +216,6 @@ def _take_over(
     for each in takeovers[::-1]:
         if each not in stopped:
             each.release()
-    return foreground
 
 
 def _to_the_front(tty: int, manifest: Manifest, planted: Planted) -> int:

@@ -82,8 +82,9 @@ class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A process; pids as the job sees them.
 
     parent: its parent's pid; `outside` if that is not in the job. state: 'running', 'stopped' or 'zombie'.
-    stop_signal: what it was stopped by; stop_reported: its parent has seen that. exit_code: the wait status of a zombie. The leader's thread comes first; if
-    the leader has exited, `leader_exited` is set and it is not among the threads. guards: guard pages, (address, size).
+    stop_signal: what it was stopped by; stop_reported: its parent has seen that. exit_code: the wait status of a
+    zombie. The leader's thread comes first; if the leader has exited, `leader_exited` is set and it is not among the
+    threads. guards: guard pages, (address, size).
     """
 
     pid: int

@@ -58,7 +58,7 @@ def restart(checkpoint: str | None, store: str, wishes: Wishes, on_running: Call
         standard = _standard(wishes, (0, 1, 2))
         terminal = Terminal(open_terminal(), relay=True)
         try:
-            job = _restart(opened, info, wishes, standard, terminal.fd)
+            entry, job = _restart(opened, info, wishes, standard, terminal.fd, entry)
         except BaseException:
             terminal.close(lambda: ())
             raise
@@ -97,7 +97,7 @@ def restart_detached(checkpoint: str | None, store: str, wishes: Wishes) -> Star
         reporting = report
         entry = registry.update(entry._replace(supervisor=Pid.of(os.getpid())))
         standard = _standard(wishes, (0, 1, 2))
-        job = _restart(opened, info, wishes._replace(progress=progress), standard, -1)
+        entry, job = _restart(opened, info, wishes._replace(progress=progress), standard, -1, entry)
         os.chdir("/")
         _supervise(entry, job, Terminal(-1, relay=False), standard, report)
 
@@ -174,15 +174,35 @@ def _standard(wishes: Wishes, own: tuple[int, int, int]) -> tuple[int, int, int]
     return out[0], out[1], out[2]
 
 
-def _restart(store: Store, info: RootInfo, wishes: Wishes, standard: tuple[int, int, int], terminal: int) -> Restarted:
+def _restart(
+    store: Store, info: RootInfo, wishes: Wishes, standard: tuple[int, int, int], terminal: int, entry: Entry
+) -> tuple[Entry, Restarted]:
+    """Recreate the job and let it go; its entry in the registry is complete before it runs, so that whatever becomes of
+    us then, it is found."""
     from torpor.checkpoint.restart import RestartRequest
     from torpor.checkpoint.restart import restart as run
     from torpor.supervise.parent import become_subreaper
 
     become_subreaper()
+
+    def register(job: Restarted) -> None:
+        nonlocal entry
+        entry = registry.update(
+            entry._replace(
+                root=Pid.of(job.root),
+                root_vpid=job.root_vpid,
+                reaper=Pid.of(job.reaper) if job.reaper else registry.NOBODY,
+                helpers=tuple(job.helpers),
+                anchor=job.tree.anchor,
+                include_anchor=job.tree.include_anchor,
+                skip=tuple(job.tree.skip),
+                parent_is_reaper=job.parent_is_reaper,
+            )
+        )
+
     load = store.load(info.job, info.number)
     try:
-        return run(
+        job = run(
             RestartRequest(
                 load=load,
                 standard=standard,
@@ -193,8 +213,10 @@ def _restart(store: Store, info: RootInfo, wishes: Wishes, standard: tuple[int, 
                 terminal=terminal,
                 in_place=wishes.in_place,
                 progress=wishes.progress,
+                before_release=register,
             )
         )
+        return entry, job
     finally:
         load.close()
 
@@ -208,20 +230,6 @@ def _supervise(
     from torpor.supervise.supervisor import Supervisor
 
     signals = Signals()
-    entry = entry._replace(
-        root=Pid.of(job.root),
-        root_vpid=job.root_vpid,
-        reaper=Pid.of(job.reaper) if job.reaper else registry.NOBODY,
-        helpers=tuple(job.helpers),
-        anchor=job.tree.anchor,
-        include_anchor=job.tree.include_anchor,
-        skip=tuple(job.tree.skip),
-        parent_is_reaper=bool(getattr(job, "parent_is_reaper", False)),
-    )
-    try:
-        entry = registry.update(entry)
-    except (OSError, TorporError):
-        pass
     supervisor = Supervisor(entry, signals, terminal, dict(enumerate(standard)), job.events)
     if report is not None:
         from torpor.launch.detach import Started

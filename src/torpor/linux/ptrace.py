@@ -240,8 +240,8 @@ def pending(tid: int, shared: bool) -> list[bytes]:
 
 
 reaped: dict[int, int] = {}
-"""Wait statuses of tracees that have ended: a tracer that is the parent, too, takes the status that its other half waits
-for."""
+"""Wait statuses of tracees that have ended: a tracer that is the parent, too, takes the status that its other half
+waits for."""
 
 
 def wait(tid: int) -> int:

@@ -167,7 +167,8 @@ def _nothing_given(fd: int) -> bool:
     if fd < 0:
         return True
     st = os.fstat(fd)
-    return inherited.is_terminal(st.st_mode, st.st_rdev) or stat.S_ISCHR(st.st_mode) and st.st_rdev == os.makedev(1, 3)
+    null = stat.S_ISCHR(st.st_mode) and st.st_rdev == os.makedev(1, 3)
+    return null or inherited.is_terminal(st.st_mode, st.st_rdev)
 
 
 def _seek(fd: int, offset: int) -> None:

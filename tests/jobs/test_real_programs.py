@@ -1,0 +1,354 @@
+"""Real programs of many kinds: after checkpoint, SIGKILL and restart, twice, the result is that of an undisturbed run.
+
+The seven items of the first issue, as an ordinary user and as root, through `torpor run` and `--pid`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import glob
+import hashlib
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+
+import harness
+import pytest
+from accounts import STAGE
+
+SIMPLE_PATH = "/usr/local/bin:/usr/bin:/bin"
+
+
+def needs(*commands: str) -> None:
+    for command in commands:
+        if not shutil.which(command, path=SIMPLE_PATH):
+            pytest.skip(f"needs {command}")
+
+
+def once(name: str, make: Callable[[str], None]) -> str:
+    """Something expensive that is made once, also by tests that run side by side; its path."""
+    os.makedirs(STAGE, mode=0o755, exist_ok=True)
+    target = os.path.join(STAGE, name)
+    with open(target + ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not os.path.exists(target):
+            temporary = target + ".tmp"
+            shutil.rmtree(temporary, ignore_errors=True)
+            make(temporary)
+            os.rename(temporary, target)
+    return target
+
+
+def source_digest(name: str) -> str:
+    with open(os.path.join(harness.PROGRAMS, name), "rb") as f:
+        return hashlib.sha256(f.read()).hexdigest()[:12]
+
+
+@functools.cache
+def undisturbed(*command: str) -> str:
+    """The RESULT line of a run that nobody disturbs."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done
+    found = re.search(r"^RESULT .*$", done.stdout, re.MULTILINE)
+    assert found, done.stdout
+    return found.group(0)
+
+
+# -- how each is started ----------------------------------------------------------------------------------------------
+
+
+def numpy_command(bench: harness.Bench) -> list[str]:
+    probe = subprocess.run([bench.account.python, "-c", "import numpy"], capture_output=True)
+    if probe.returncode:
+        pytest.skip("needs numpy")
+    return [bench.account.python, harness.script("numpy_sum.py"), bench.go]
+
+
+def go_command(bench: harness.Bench) -> list[str]:
+    needs("go")
+
+    def make(target: str) -> None:
+        env = {**os.environ, "GOCACHE": os.path.join(STAGE, "go-cache"), "GOFLAGS": "-mod=mod", "CGO_ENABLED": "0"}
+        source = os.path.join(harness.PROGRAMS, "work.go")
+        subprocess.run(["go", "build", "-o", target, source], env=env, check=True, capture_output=True)
+        os.chmod(target, 0o755)
+
+    return [once(f"work-go-{source_digest('work.go')}", make)]
+
+
+def java_command(bench: harness.Bench) -> list[str]:
+    needs("java", "javac")
+
+    def make(target: str) -> None:
+        os.makedirs(target, mode=0o755)
+        source = os.path.join(harness.PROGRAMS, "Work.java")
+        subprocess.run(["javac", "-d", target, source], check=True, capture_output=True)
+
+    return ["java", "-Xmx256m", "-cp", once(f"work-java-{source_digest('Work.java')}", make), "Work"]
+
+
+def node_command(bench: harness.Bench) -> list[str]:
+    needs("node")
+    return ["node", harness.script("work.js")]
+
+
+def perl_command(bench: harness.Bench) -> list[str]:
+    needs("perl")
+    return ["perl", harness.script("work.pl")]
+
+
+def bash_command(bench: harness.Bench) -> list[str]:
+    needs("bash")
+    return ["bash", harness.script("work.sh"), os.path.join(bench.home, "place")]
+
+
+RESULTS = {
+    "numpy": numpy_command,
+    "go": go_command,
+    "java": java_command,
+    "node": node_command,
+    "perl": perl_command,
+    "bash": bash_command,
+}
+REMOVES_FILES = {"java"}
+"""It removes a file of its own at its end, which an earlier checkpoint still needs."""
+
+
+@pytest.mark.parametrize("kind", RESULTS)
+def test_result_is_that_of_an_undisturbed_run(kind: str, via: str, bench: harness.Bench) -> None:
+    command = RESULTS[kind](bench)
+    other = [word.replace(bench.home, "/tmp") for word in command]
+    bench.cycle(command, via, says=undisturbed(*other), rewind=kind not in REMOVES_FILES)
+
+
+@pytest.mark.parametrize(
+    ("source", "flags"),
+    [
+        ("threads.c", ("-static",)),
+        ("memory.c", ("-static",)),
+        ("signals.c", ("-static",)),
+        ("memory.c", ("-static-pie", "-fPIE")),
+        ("exceptions.cc", ()),
+        ("exceptions.cc", ("-static",)),
+        ("openmp.c", ("-fopenmp",)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "".join(value) or "dynamic",
+)
+def test_compiled_program(source: str, flags: tuple[str, ...], via: str, bench: harness.Bench) -> None:
+    needs("gcc", "g++")
+    try:
+        program = harness.build(source, *flags)
+    except harness.Failed as error:
+        if "-static" in flags and "cannot find" in str(error):
+            pytest.skip("needs the static C library")
+        raise
+    bench.cycle([program, bench.go, "0"], via)
+
+
+# -- a pipeline -------------------------------------------------------------------------------------------------------
+
+PIPELINE = (
+    "seq 1 {lines} | awk '{{ s = ($1 * 7919) % 1000003; for (i = 0; i < 10; i++) s = (s * 31 + i) % 1000003; "
+    "print s, $1 }}' | sort -n | gzip -n -c | sha256sum && echo OK"
+)
+
+
+def pipeline(moments: int, via: str, bench: harness.Bench) -> None:
+    needs("seq", "awk", "sort", "gzip", "sha256sum", "sh")
+    command = ["sh", "-c", PIPELINE.format(lines=500000)]
+    began = time.monotonic()
+    want = subprocess.run(command, capture_output=True, text=True, env={"PATH": SIMPLE_PATH}, check=True)
+    took = time.monotonic() - began
+    digest = want.stdout.splitlines()[0]
+    job = bench.run(command, via)
+    start = time.monotonic()
+    saved = []
+    for k in range(moments):
+        # Moments of the job's own time: a checkpoint pauses it and the machine is shared, so they drift; that they
+        # are spread over the run is what counts.
+        while time.monotonic() - start < took * 0.9 * k / moments:
+            time.sleep(0.001)
+        if job.ended() is not None:
+            break
+        said = bench.torpor(
+            "checkpoint",
+            *(["--pid", str(job.popen.pid), "--name", job.name] if via == "pid" and job.popen else [job.name]),
+            "--store", bench.store, "--json",
+        )  # fmt: skip
+        if said.status:
+            # The only good reason: it has just ended.
+            harness.until(lambda: job.ended() is not None, f"the job still runs, but was not saved: {said}", 5)
+            break
+        saved.append(said.json()["number"])
+    job.verified(says=digest)
+    assert len(saved) >= moments // 2, f"only {len(saved)} of {moments} moments fell into the run"
+    for number in saved:
+        again = bench.restart(f"{job.name}@{number}")
+        again.verified(says=digest)
+        bench.gone(f"after restart of {number}")
+    # second generation
+    again = bench.restart(f"{job.name}@{saved[len(saved) // 3]}", detach=True)
+    second = bench.checkpoint(again)
+    bench.kill()
+    bench.restart(f"{job.name}@{second['number']}").verified(says=digest)
+
+
+def test_pipeline_at_moments(via: str, bench: harness.Bench) -> None:
+    pipeline(20 if bench.account.label == "user" and via == "run" else 5, via, bench)
+
+
+@pytest.mark.exam
+def test_pipeline_at_many_moments(via: str, bench: harness.Bench) -> None:
+    pipeline(40, via, bench)
+
+
+# -- make -j4 of a real source ----------------------------------------------------------------------------------------
+
+
+def c_source() -> str:
+    """A folder of C sources as a PyPI package ships them (Brotli's), with a makefile of ours."""
+
+    def make(target: str) -> None:
+        download = target + ".download"
+        shutil.rmtree(download, ignore_errors=True)
+        for command in (
+            [sys.executable, "-m", "pip", "download", "-q", "--no-binary", ":all:", "--no-deps", "-d", download,
+             "Brotli==1.1.0"],
+        ):  # fmt: skip
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            if done.returncode:
+                pytest.skip(f"needs Brotli's source from a package index: {done.stderr.strip()[-200:]}")
+        archive = glob.glob(os.path.join(download, "*.tar.gz"))[0]
+        with tarfile.open(archive) as tar:
+            tar.extractall(download, filter="data")
+        unpacked = next(p for p in glob.glob(os.path.join(download, "*")) if os.path.isdir(p))
+        os.rename(os.path.join(unpacked, "c"), target)
+        shutil.rmtree(download)
+        with open(os.path.join(target, "Makefile"), "w") as f:
+            f.write(
+                "S := $(wildcard common/*.c dec/*.c enc/*.c)\n"
+                "all: $(S:.c=.o)\n\t@echo OK\n"
+                "%.o: %.c\n\tgcc -O2 -pipe -Iinclude -c $< -o $@\n"
+            )
+
+    return once("brotli-source", make)
+
+
+def objects(folder: str) -> dict[str, str]:
+    out = {}
+    for path in sorted(glob.glob(f"{folder}/*/*.o")):
+        with open(path, "rb") as f:
+            out[os.path.relpath(path, folder)] = hashlib.sha256(f.read()).hexdigest()
+    return out
+
+
+def built() -> dict[str, str]:
+    """Digests of the object files of an undisturbed build."""
+
+    def make(target: str) -> None:
+        shutil.copytree(c_source(), target)
+        subprocess.run(["make", "-j4"], cwd=target, check=True, capture_output=True, env={"PATH": SIMPLE_PATH})
+
+    return objects(once("brotli-built", make))
+
+
+def test_parallel_build(via: str, bench: harness.Bench) -> None:
+    """Saved twice in the middle, killed at once each time: the objects are byte for byte those of another build."""
+    needs("make", "gcc")
+    want = built()
+    assert len(want) > 15
+    tree = os.path.join(bench.home, "tree")
+    shutil.copytree(c_source(), tree)
+    for folder, names, files in os.walk(tree):
+        for name in [".", *names, *files]:
+            os.chown(os.path.join(folder, name), bench.account.uid, bench.account.gid)
+    job = bench.run(["make", "-j4"], via, cwd=tree)
+
+    def done() -> int:
+        return len(glob.glob(f"{tree}/*/*.o"))
+
+    harness.until(lambda: done() >= len(want) // 4, "a quarter of the objects")
+    saved = bench.checkpoint(job, "--stop")
+    bench.gone("after checkpoint --stop")
+    assert done() < len(want), "the build was over before it was saved"
+    again = bench.restart(f"{job.name}@{saved['number']}", detach=True)
+    harness.until(lambda: done() >= len(want) // 2, "half of the objects")
+    saved = bench.checkpoint(again, "--stop")
+    bench.gone("after checkpoint --stop")
+    last = bench.restart(f"{job.name}@{saved['number']}")
+    last.verified(patience=120)
+    assert objects(tree) == want
+
+
+def test_parallel_build_goes_on(via: str, bench: harness.Bench) -> None:
+    """Five checkpoints during a build do not disturb it."""
+    needs("make", "gcc")
+    want = built()
+    tree = os.path.join(bench.home, "tree")
+    shutil.copytree(c_source(), tree)
+    for folder, names, files in os.walk(tree):
+        for name in [".", *names, *files]:
+            os.chown(os.path.join(folder, name), bench.account.uid, bench.account.gid)
+    job = bench.run(["make", "-j4"], via, cwd=tree)
+    for k in range(5):
+        harness.until(lambda k=k: len(glob.glob(f"{tree}/*/*.o")) >= (k + 1) * len(want) // 7, "objects")
+        bench.checkpoint(job)
+    job.verified(patience=120)
+    assert objects(tree) == want
+
+
+# -- a database -------------------------------------------------------------------------------------------------------
+
+
+def check_database(path: str, at_least: int) -> int:
+    base = sqlite3.connect(path)
+    try:
+        assert base.execute("pragma integrity_check").fetchall() == [("ok",)]
+        rows = base.execute("select n, square from numbers order by n").fetchall()
+    finally:
+        base.close()
+    assert [n for n, _ in rows] == list(range(len(rows))), "a transaction is missing or doubled"
+    assert all(square == n * n for n, square in rows)
+    assert len(rows) >= at_least
+    return len(rows)
+
+
+@pytest.mark.parametrize("mode", ["delete", "wal"])
+@pytest.mark.parametrize("late", [0.0, 1.0], ids=["at-once", "later"])
+def test_database_with_saved_files(mode: str, late: float, via: str, bench: harness.Bench) -> None:
+    """`--files=save`: the file comes back as it was at the pause, and the program goes on writing to it. The job is
+    killed at once, or after it has written on for a second (30 s in the exam)."""
+    database(mode, late, via, bench)
+
+
+@pytest.mark.exam
+@pytest.mark.parametrize("mode", ["delete", "wal"])
+def test_database_long_after(mode: str, via: str, bench: harness.Bench) -> None:
+    database(mode, 30.0, via, bench)
+
+
+def database(mode: str, late: float, via: str, bench: harness.Bench) -> None:
+    path = os.path.join(bench.home, "numbers.db")
+    command = [bench.account.python, harness.script("transactions.py"), bench.go, path, mode]
+    job = bench.run(command, via)
+    job.ready()
+    saved = bench.checkpoint(job, "--files=save")
+    time.sleep(late)  # the time passed is the test's parameter, not a wait for anything
+    bench.kill()
+    again = bench.restart(f"{job.name}@{saved['number']}", detach=True)
+    harness.until(lambda: int(harness.text(path + ".count") or 0) > 40, "transactions after the restart")
+    saved = bench.checkpoint(again, "--files=save")
+    bench.kill()
+    last = bench.restart(f"{job.name}@{saved['number']}")
+    last.verified()
+    total = int(last.output().split("TOTAL ")[1].split()[0])
+    assert check_database(path, 40) == total
+
+
