@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -25,7 +25,7 @@ from torpor.image.manifest import (
     TerminalRecord,
     ThreadRecord,
 )
-from torpor.linux import proc
+from torpor.linux import kcmp, proc
 from torpor.linux.arch.x86_64 import NR
 from torpor.model.data import Sink
 from torpor.model.errors import Refused
@@ -46,6 +46,9 @@ class _JobView(Survey):
     def __init__(self, frozen: Frozen, order: Sequence[int], streams: Sequence[Stream], files: str, sink: Sink) -> None:
         super().__init__([pid for pid in order if pid in frozen.processes], streams, files)
         self.sink = sink
+        self.at = 0
+        self.parts: dict[int, Callable[[], msgspec.Struct]] = {}
+        self.notes: list[str] = []
         self._frozen = frozen
         self.groups = descriptors.group(self.descriptors)
         self.groups = [part for whole in self.groups for part in self._by_role(whole)]
@@ -58,6 +61,12 @@ class _JobView(Survey):
             parts.setdefault(descriptor_services.role(seen, self), []).append(seen)
         return list(parts.values())
 
+    def later(self, make: Callable[[], msgspec.Struct]) -> None:
+        self.parts[self.at] = make
+
+    def say(self, line: str) -> None:
+        self.notes.append(line)
+
     def vpid(self, pid: int) -> int:
         process = self._frozen.processes.get(pid)
         if process is not None:
@@ -68,7 +77,37 @@ class _JobView(Survey):
         return self._object.get((pid, number))
 
     def hold(self, pid: int, number: int) -> int:
+        if pid == os.getpid():
+            return number  # in flight: ours already
         return self._frozen.processes[pid].fd(number)
+
+    def adopt(self, fd: int) -> int:
+        try:
+            for near in descriptors.alike(fd, self.descriptors):
+                if kcmp.same_file(os.getpid(), fd, near.pid, near.number):
+                    return self._object[near.pid, near.number]
+            seen = descriptors.look_at(os.getpid(), fd, "in flight in a socket of the job")
+            self._own.append(os.dup(fd))
+        finally:
+            os.close(fd)
+        seen = msgspec.structs.replace(seen, number=self._own[-1])
+        self.descriptors.append(seen)
+        self.groups.append([seen])
+        self._object[seen.pid, seen.number] = len(self.groups) - 1
+        return len(self.groups) - 1
+
+    def look_inside(self) -> None:
+        """Find the open file descriptions that are in flight inside others, and those inside of them."""
+        for group in self.groups:  # grows meanwhile
+            seen = group[0]
+            look = getattr(descriptor_services.service_for(seen, self), "inside", None)
+            if look is not None:
+                look(self.hold(seen.pid, seen.number), seen, self)
+
+    def close(self) -> None:
+        """Close our own copies of what was in flight."""
+        while self._own:
+            os.close(self._own.pop())
 
 
 class _Files:
@@ -95,6 +134,21 @@ class _Files:
         return self._number[path]
 
 
+class Captured(NamedTuple):
+    """A manifest but for the parts that can wait until the job goes on; by number of the object. notes: for the user."""
+
+    manifest: Manifest
+    parts: dict[int, Callable[[], msgspec.Struct]]
+    notes: tuple[str, ...]
+
+    def complete(self) -> Manifest:
+        """The whole manifest. Raises CheckpointFailed, OSError."""
+        objects = list(self.manifest.objects)
+        for number, make in self.parts.items():
+            objects[number] = ObjectRecord(objects[number].service, _raw(make()))
+        return msgspec.structs.replace(self.manifest, objects=tuple(objects))
+
+
 def capture(
     frozen: Frozen,
     sink: Sink,
@@ -104,8 +158,8 @@ def capture(
     files_policy: str,
     parent_is_reaper: bool,
     progress: memory.Progress | None,
-) -> Manifest:
-    """The manifest of a frozen job; its bulk data goes to the sink.
+) -> Captured:
+    """What there is to say of a frozen job; its bulk data goes to the sink.
 
     Raises Refused before anything was run in the job, CheckpointFailed, and whatever shows that the job changed.
     """
@@ -117,15 +171,16 @@ def capture(
     clocks = _clocks(frozen.processes[view.pids[0]])
     files = _Files()
     objects = []
-    for group in view.groups:
+    for number, group in enumerate(view.groups):
         seen = group[0]
+        view.at = number
         service = descriptor_services.service_for(seen, view)
         record = service.capture(view.hold(seen.pid, seen.number), seen, view)
         objects.append(ObjectRecord(service.name, _raw(record)))
     asked = {pid: _ask(process) for pid, process in frozen.processes.items()}
     saved = memory.save(frozen, view, files.number, sink, progress)
     records = [_process(pid, tree, view, frozen, asked.get(pid), saved, files) for pid in order]
-    return Manifest(
+    manifest = Manifest(
         job=job,
         created=time.time(),
         torpor=__version__,
@@ -139,6 +194,23 @@ def capture(
         files=files.records(view, (area for found in saved.areas.values() for area in found)),
         terminal=_terminal(order, view),
     )
+    return Captured(manifest, view.parts, tuple(view.notes))
+
+
+def end(frozen: Frozen, manifest: Manifest) -> None:
+    """Tell the services that a saved job is about to be ended by us. Some leave the world tidier then: a descriptor
+    service may offer `ended(fd, record)`, with our own copy of the descriptor."""
+    told: set[int] = set()
+    hosts = {process.vpid: process for process in frozen.processes.values()}
+    for record in manifest.processes:
+        for one in record.descriptors:
+            kept = manifest.objects[one.object]
+            service = descriptor_services.service_named(kept.service)
+            ended = getattr(service, "ended", None)
+            if ended is None or service is None or one.object in told or record.pid not in hosts:
+                continue
+            told.add(one.object)
+            ended(hosts[record.pid].fd(one.number), msgspec.msgpack.decode(kept.state, type=service.record))
 
 
 class _Asked(NamedTuple):

@@ -17,22 +17,30 @@ def look(pid: int) -> list[Descriptor]:
     found = []
     comm = proc.comm(pid)
     for number in proc.descriptors(pid):
-        link = f"/proc/{pid}/fd/{number}"
         try:
-            target = os.readlink(link)
-            info = proc.text(f"/proc/{pid}/fdinfo/{number}").splitlines()
-            st = os.stat(link)
+            found.append(look_at(pid, number, comm))
         except OSError:
             continue
-        fields = dict(line.split(":", 1) for line in info[:4] if ":" in line)
-        found.append(
-            Descriptor(
-                pid, comm, number, target, st.st_mode, st.st_dev, st.st_ino, st.st_rdev,
-                int(fields.get("flags", "0"), 8), int(fields.get("pos", "0")), int(fields.get("mnt_id", "0")),
-                tuple(info),
-            )
-        )  # fmt: skip
     return found
+
+
+def look_at(pid: int, number: int, comm: str) -> Descriptor:
+    """One descriptor of a process whose name is `comm`. Raises OSError where there is none."""
+    link = f"/proc/{pid}/fd/{number}"
+    target = os.readlink(link)
+    info = proc.text(f"/proc/{pid}/fdinfo/{number}").splitlines()
+    st = os.stat(link)
+    fields = dict(line.split(":", 1) for line in info[:4] if ":" in line)
+    return Descriptor(
+        pid, comm, number, target, st.st_mode, st.st_dev, st.st_ino, st.st_rdev,
+        int(fields.get("flags", "0"), 8), int(fields.get("pos", "0")), int(fields.get("mnt_id", "0")), tuple(info),
+    )  # fmt: skip
+
+
+def alike(fd: int, descriptors: Iterable[Descriptor]) -> list[Descriptor]:
+    """Those that may be the same open file description as our own descriptor `fd`: open on the same thing."""
+    st = os.fstat(fd)
+    return [seen for seen in descriptors if (seen.dev, seen.ino) == (st.st_dev, st.st_ino)]
 
 
 def group(descriptors: Iterable[Descriptor]) -> list[list[Descriptor]]:

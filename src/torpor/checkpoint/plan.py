@@ -137,10 +137,8 @@ class _Planner:
         # A child of the outside world: the root, or an orphan that fell to a reaper there.
         is_parents = record.pid == self.manifest.root or record.parent == self.parent.pid
         reaper = self.parent if is_parents else self.init
-        if (
-            record.sid == record.pid
-            or (self._session(record.sid) == 0
-            and (reaper is self.parent or self.outer is self.init))
+        if record.sid == record.pid or (
+            self._session(record.sid) == 0 and (reaper is self.parent or self.outer is self.init)
         ):
             reaper.late.append(birth)
         else:

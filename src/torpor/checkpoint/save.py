@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from torpor.checkpoint.capture import capture
+from torpor.checkpoint.capture import Captured, capture
 from torpor.checkpoint.survey import Survey
 from torpor.checkpoint.tree import Tree
 from torpor.image import codec
-from torpor.image.manifest import Manifest
 from torpor.model.errors import CheckpointFailed, Refused
 from torpor.posix.service import Stream
 from torpor.tracee.call import CallFailed
@@ -93,7 +92,7 @@ def _attempt(request: SaveRequest, began: float) -> SaveReport:
             paused = time.perf_counter()
             with freeze(request.tree.find) as frozen:
                 try:
-                    manifest = capture(
+                    captured = capture(
                         frozen,
                         saving,
                         request.name,
@@ -106,11 +105,11 @@ def _attempt(request: SaveRequest, began: float) -> SaveReport:
                 except (CallFailed, Gone, ProcessLookupError, FileNotFoundError) as error:
                     raise _Changed(f"the job changed while it was being saved ({error}); it runs on") from error
                 if request.stop:
-                    info = _commit(saving, manifest)
+                    info = _commit(saving, captured)
                     frozen.kill()
             resumed = time.perf_counter()
         if not request.stop:
-            info = _commit(saving, manifest)
+            info = _commit(saving, captured)
     except BaseException:
         saving.abort()
         raise
@@ -122,12 +121,14 @@ def _attempt(request: SaveRequest, began: float) -> SaveReport:
         seconds=time.perf_counter() - began,
         pause_seconds=resumed - paused,
         location=request.store.location,
-        processes=len(manifest.processes),
-        threads=sum(len(process.threads) for process in manifest.processes),
+        processes=len(captured.manifest.processes),
+        threads=sum(len(process.threads) for process in captured.manifest.processes),
+        notes=captured.notes,
     )
 
 
-def _commit(saving: Save, manifest: Manifest) -> RootInfo:
+def _commit(saving: Save, captured: Captured) -> RootInfo:
+    manifest = captured.complete()
     label: dict[str, str | int | float] = {
         "created": manifest.created,
         "host": manifest.machine.host,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -39,7 +39,7 @@ class Survey:
                 found += descriptors.look(pid)
             except (FileNotFoundError, ProcessLookupError, PermissionError):
                 continue
-        self.descriptors: Sequence[Descriptor] = found
+        self.descriptors: list[Descriptor] = found
 
     def save_contents(self, path: str) -> bool:
         return self.files == "save" and (not self._save_paths or path in self._save_paths)
@@ -50,8 +50,17 @@ class Survey:
     def object_of(self, pid: int, number: int) -> int | None:
         raise AssertionError("a survey has no table of objects")
 
+    def adopt(self, fd: int) -> int:
+        raise AssertionError("a survey looks into nothing")
+
     def processes(self) -> Iterable[int]:
         return self.pids
+
+    def later(self, make: Callable[[], msgspec.Struct]) -> None:
+        raise AssertionError("a survey saves nothing")
+
+    def say(self, line: str) -> None:
+        raise AssertionError("a survey saves nothing")
 
     def hold(self, pid: int, number: int) -> int:
         raise AssertionError("a survey must not touch descriptors")

@@ -24,9 +24,10 @@ import stat
 import msgspec
 
 from torpor.linux import mounts
+from torpor.model.data import Sink
 from torpor.model.errors import Refusal, Refused, RestartFailed
 from torpor.posix import inherited, locks, paths
-from torpor.posix.contents import Contents, load_file, store_file, writer
+from torpor.posix.contents import Contents, load_file, reflink, store_file, writer
 from torpor.posix.descriptors import (
     AT_OPEN,
     O_ACCMODE,
@@ -120,11 +121,17 @@ class RegularService(DescriptorBase):
             holder = first_object([one for one in same if inherited.role(one, job) < 0], job)
             if mine is None or holder in (mine, -1):
                 try:
-                    contents = store_file(fd, job.sink)
+                    clone = -1 if deleted else reflink(fd, path)
+                    if clone >= 0:
+                        job.later(lambda: msgspec.structs.replace(record, contents=_of_clone(clone, job.sink)))
+                    else:
+                        contents = store_file(fd, job.sink)
+                        job.say(f"{path}: {contents.size} bytes were read while the job was stopped")
                 except OSError as error:
                     thing = f"{path}, whose contents cannot be read ({error.strerror})"
                     raise Refused([seen.refuse(thing, "run torpor as its owner or as root")]) from None
-        return OpenFile(file, flags, offset, written, job.files == "keep", False, deleted, holder, contents, held)
+        record = OpenFile(file, flags, offset, written, job.files == "keep", False, deleted, holder, contents, held)
+        return record
 
     def needs(self, record: OpenFile) -> tuple[int, ...]:
         return (record.holder,) if record.contents is None and record.holder >= 0 else ()
@@ -214,6 +221,14 @@ class RegularService(DescriptorBase):
                 return reopen(fd, record.flags)
             finally:
                 os.chmod(f"/proc/self/fd/{fd}", mode)
+
+
+def _of_clone(clone: int, sink: Sink) -> Contents:
+    """The contents of a clone made while the job was stopped; the clone is given up."""
+    try:
+        return store_file(clone, sink)
+    finally:
+        os.close(clone)
 
 
 def verify(record: OpenFile, restart: Restart) -> None:

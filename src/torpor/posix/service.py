@@ -128,6 +128,15 @@ class Job(Protocol):
         """The host pids of all processes of the job."""
         ...
 
+    def later(self, make: Callable[[], msgspec.Struct]) -> None:
+        """Called within `capture`: the record that it returns stands in for the one that `make` returns once the job
+        goes on (capture only). For bulk data that was set aside, such as the clone of a file."""
+        ...
+
+    def say(self, line: str) -> None:
+        """Tell the user something about this checkpoint (capture only)."""
+        ...
+
     def hold(self, pid: int, number: int) -> int:
         """Our own descriptor for the job's open file description (pidfd_getfd); the job closes it at the end."""
         ...

@@ -63,6 +63,14 @@ class FakeJob:
             else:
                 self.groups.append([seen])
         self.held: list[int] = []
+        self.part: Any = None
+        self.said: list[str] = []
+
+    def later(self, make: Any) -> None:
+        self.part = make
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
 
     def save_contents(self, path: str) -> bool:
         return self.files == "save" and (not self.paths or path in self.paths)
@@ -99,6 +107,8 @@ class FakeJob:
             refusal = service.survey(seen, self)
             assert refusal is None, refusal
             record = service.capture(self.hold(seen.pid, seen.number), seen, self)
+            if self.part is not None:
+                record, self.part = self.part(), None
             raw = msgspec.msgpack.encode(record)
             named = service_named(service.name)
             assert named is service
