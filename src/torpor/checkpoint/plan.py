@@ -16,6 +16,7 @@ A process inherits the session of whoever forks it, so
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count, islice
 
 from torpor.image.manifest import Manifest, ProcessRecord
 from torpor.model.errors import RestartFailed
@@ -200,7 +201,7 @@ def _free_numbers(manifest: Manifest) -> list[int]:
     taken = {thread.tid for record in manifest.processes for thread in record.threads}
     for record in manifest.processes:
         taken.update((record.pid, record.parent, record.pgid, record.sid))
-    return [pid for pid in range(2, 32000) if pid not in taken][: 2 * len(manifest.processes) + 16]
+    return list(islice((pid for pid in count(300) if pid not in taken), 2 * len(manifest.processes) + 16))
 
 
 def creation_order(needs: Sequence[Sequence[int]]) -> list[int]:
