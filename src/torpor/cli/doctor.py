@@ -100,6 +100,7 @@ def facilities(location: str | None) -> list[Facility]:
         capability,
         clone,
         cpuid,
+        devpts,
         epoll,
         eventfd,
         kcmp,
@@ -112,6 +113,7 @@ def facilities(location: str | None) -> list[Facility]:
         prctl,
         proc,
         ptrace,
+        pty,
         seccomp,
         signalfd,
         timerfd,
@@ -152,6 +154,8 @@ def facilities(location: str | None) -> list[Facility]:
         Facility(
             "userfaultfd_wp", "know what changed since the last checkpoint", userfaultfd.probe_wp, mask="userfaultfd_wp"
         ),
+        Facility("pty", "save pairs of pseudo-terminals", pty.probe),
+        Facility("devpts", "numbers of pseudo-terminals that are taken here", devpts.probe, mask="devpts"),
         Facility("seccomp_notify", "see calls that leave no trace", seccomp.probe, mask="seccomp_notify"),
         Facility("timer_ids", "POSIX timers with high ids", prctl.probe, mask="timer_ids"),
         Facility("timerfd_ticks", "unread expiries of timerfds", timerfd.probe, mask="timerfd_ticks"),

@@ -60,7 +60,8 @@ class Save:
         self._columns = Columns()
         self._zeros: dict[int, bytes] = {}
         self._total = 0
-        self._idle: list[_Slot] = []
+        # The first context imports the compressor: now, and not while the job stands still.
+        self._idle: list[_Slot] = [_Slot()]
         self._finished: list[bytes] = []
         self._changed = threading.Condition()
         self._queue: deque[pack.Writer] = deque()

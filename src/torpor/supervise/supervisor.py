@@ -136,8 +136,7 @@ class Supervisor:
         are one."""
         from torpor.linux import ptrace
 
-        taken: dict[int, int] = getattr(ptrace, "reaped", {})
-        return taken.pop(self.entry.root.pid, signal.SIGKILL)
+        return ptrace.reaped.pop(self.entry.root.pid, signal.SIGKILL)
 
     def _root_changed(self, code: int, value: int) -> None:
         if code == os.CLD_EXITED:
@@ -169,9 +168,21 @@ class Supervisor:
                 self._root_changed(os.CLD_CONTINUED, 0)
         if not data:
             self._loop.forget(self._events)
-            if self.status is None:
-                # Everything is gone and nobody could say how: the namespace was killed from outside.
-                self.status = signal.SIGKILL
+            self._unwatched()
+        self._after()
+
+    def _unwatched(self) -> None:
+        """Nobody tells us of the root any more: either all is gone (the namespace was killed from outside), or only the
+        stand-in that watched it. Then we look ourselves, though how it ends we shall not learn."""
+        if self.status is not None:
+            return
+        if self.entry.root.alive:
+            self._loop.later(TICK_SECONDS, self._look)
+        else:
+            self.status = signal.SIGKILL
+
+    def _look(self) -> None:
+        self._unwatched()
         self._after()
 
     def _after(self) -> None:
