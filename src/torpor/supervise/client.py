@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable
 
 from torpor.model.errors import TorporError
@@ -32,8 +33,7 @@ def ask(
         connection.settimeout(HELLO_SECONDS)
         greeted = False
         try:
-            with protocol.Address(entry.folder) as path:
-                connection.connect(path)
+            _connect(connection, entry)
             if protocol.peer_uid(connection) not in (0, os.geteuid()):
                 raise TorporError(f"the socket of {entry.name} belongs to another user")
             decoder = protocol.Decoder()
@@ -60,3 +60,17 @@ def ask(
             raise kind(f"the supervisor of {entry.name} does not answer: {error.strerror or error}") from None
         except ValueError as error:
             raise TorporError(f"{entry.name}: its socket does not speak torpor's protocol ({error})") from None
+
+
+def _connect(connection: socket.socket, entry: Entry) -> None:
+    """Connect to the supervisor of a job. One that has only just been started may not listen yet: wait for it."""
+    deadline = time.monotonic() + HELLO_SECONDS
+    while True:
+        try:
+            with protocol.Address(entry.folder) as path:
+                connection.connect(path)
+            return
+        except (FileNotFoundError, ConnectionRefusedError):
+            if not entry.supervisor.alive or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)

@@ -62,6 +62,8 @@ class Supervisor:
         self._worker = Worker()
         self._guard.on_release = self._worker.wake
         self._server = Server(self._loop, {"name": entry.name, "pid": os.getpid()}, self._handle)
+        # From here on a command that knows of the job can reach us, though it is answered only in `run`.
+        self._listen()
 
     def run(self) -> int:
         """Until the root has ended. Returns its wait status."""
@@ -69,7 +71,6 @@ class Supervisor:
         self._loop.watch(self._worker.fd, self._on_worker)
         if self._events >= 0:
             self._loop.watch(self._events, self._on_events)
-        self._listen()
         self._reap()
         self._loop.later(TICK_SECONDS, self._tick)
         if not self._finished():
@@ -177,7 +178,7 @@ class Supervisor:
         if self.status is not None:
             return
         if self.entry.root.alive:
-            self._loop.later(TICK_SECONDS, self._look)
+            self._loop.later(1.0, self._look)
         else:
             self.status = signal.SIGKILL
 

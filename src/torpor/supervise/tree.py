@@ -45,7 +45,8 @@ class Reach(NamedTuple):
 def reach(entry: Entry) -> Reach:
     """The extent of a job. While the supervisor lives it is a subreaper, so that orphans are below it; after
     its death, what is left is found below the root (or the namespace's PID 1)."""
-    if entry.anchor:
+    # Where a job was restarted in place, it outlives the holder that plays the part of PID 1.
+    if entry.anchor and (entry.anchor != entry.reaper.pid or entry.reaper.alive):
         return Reach(entry.anchor, entry.include_anchor, entry.skip, entry.root.pid, entry.parent_is_reaper)
     if entry.supervisor.alive:
         return Reach(entry.supervisor.pid, False, entry.skip, entry.root.pid, parent_is_reaper=True)
