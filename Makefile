@@ -3,6 +3,8 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 JOBS ?= 3
+CHECKED := src tests tools benchmarks $(wildcard examples)
+PYTEST := $(PY) -m pytest -n $(JOBS) --dist worksteal --timeout=400
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: venv demo test exam bench lint format packages clean
@@ -17,22 +19,22 @@ packages:
 	@tools/install-test-packages.sh
 
 lint: venv
-	$(VENV)/bin/ruff check src tests tools benchmarks
-	$(VENV)/bin/ruff format --check src tests tools benchmarks
+	$(VENV)/bin/ruff check $(CHECKED)
+	$(VENV)/bin/ruff format --check $(CHECKED)
 	$(VENV)/bin/mypy
 
 test: packages lint
-	$(PY) -m pytest -n $(JOBS) --dist worksteal -m "not exam" $(ARGS)
+	$(PYTEST) -m "not exam" $(ARGS)
 
 exam: packages lint
-	$(PY) -m pytest -n $(JOBS) --dist worksteal -m exam $(ARGS)
+	$(PYTEST) --timeout=3600 -m exam $(ARGS)
 
 bench: venv
 	$(PY) benchmarks/run.py $(ARGS)
 
 format: venv
-	$(VENV)/bin/ruff check --fix-only src tests tools benchmarks
-	$(VENV)/bin/ruff format src tests tools benchmarks
+	$(VENV)/bin/ruff check --fix-only $(CHECKED)
+	$(VENV)/bin/ruff format $(CHECKED)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis /var/tmp/torpor-tests-$$(id -u)

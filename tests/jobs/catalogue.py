@@ -49,20 +49,19 @@ CALLS = {
         "read readv read-end write write-half read-eventfd write-eventfd read-timerfd read-signalfd open-fifo splice"
     ),
     "call_wait.c": "wait4 waitpid-any waitid join",
+    "call_later.c": "semop semtimedop msgrcv flock fcntl",
 }
-LATER = (
-    "recv recv-timeo recvmsg-timeo send-timeo accept accept-timeo semop semtimedop msgrcv flock fcntl io_getevents "
-    "read-inotify"
-)
+LATER = "recv recv-timeo recvmsg-timeo send-timeo accept accept-timeo io_getevents read-inotify"
 
 INTERRUPTED = [Program(source, mode) for source, modes in CALLS.items() for mode in modes.split()]
 """One interrupted system call each."""
 
-GOING_ON = [*(Program("call_later.c", mode) for mode in LATER.split()), Program("fifo.c")]
+GOING_ON = [*(Program("call_later.c", mode) for mode in LATER.split())]
 """Interrupted calls on services that a restart does not bring back yet: they must go on unharmed all the same."""
 
 STATE = [
     Program("threads.c", wrong=3),
+    Program("leader_exited.c"),
     Program("tree.c", wrong=2),
     Program("family.c", wrong=3),
     Program("mappings.c", wrong=2),
@@ -77,8 +76,19 @@ STATE = [
     Program("files.c", wrong=5),
     Program("pipes.c", wrong=5),
     Program("events.c", wrong=5),
+    Program("sockets_unix.c", wrong=5),
+    Program("sockets_inet.c", wrong=5),
+    Program("sockets_inet.c", "v6", wrong=5),
     Program("identity.c", wrong=4),
     Program("identity.c", "privileges"),
+    Program("sysv.c", wrong=4),
+    Program("fifo.c"),
+    Program("shm.c", wrong=3),
+    Program("pidfd.c"),
+    Program("inotify.c"),
+    Program("inotify.c", "pending", rewind=False),
+    Program("nameless.c", wrong=2),
+    Program("owner.c", wrong=2),
 ]
 """One service each."""
 
@@ -87,12 +97,39 @@ ROOT_ONLY = [Program("identity.c", "undumpable"), Program("identity.c", "other-u
 
 PING_PONG = [
     Program("pingpong.c", mode)
-    for mode in (
-        "futex semaphore condition eventfd sigsuspend sigwait signalfd epoll epoll-timeout epoll-eventfd poll "
-        "poll-timeout ppoll select pipe"
-    ).split()
+    for mode in [
+        "futex",
+        "semaphore",
+        "condition",
+        "eventfd",
+        "sigsuspend",
+        "sigwait",
+        "signalfd",
+        "epoll",
+        "epoll-timeout",
+        "epoll-eventfd",
+        "poll",
+        "poll-timeout",
+        "ppoll",
+        "select",
+        "pipe",
+    ]
 ]
 """Processes that wake each other all the time: checkpoints fall into every moment of a wake-up."""
+
+TERMINALS = [
+    Program("terminals.c", "pair", 2),
+    Program("terminals.c", "canonical", 2),
+    Program("terminals.c", "raw"),
+    Program("terminals.c", "full"),
+    Program("terminals.c", "stopped"),
+    Program("terminals.c", "session", 2),
+    Program("terminals.c", "ends"),
+]
+"""Pairs of pseudo-terminals that the program holds itself."""
+
+SANDBOX = [Program("sandbox.c", "all")]
+"""Filters for system calls: root only."""
 
 
 def parameters(programs: list[Program]) -> list[object]:

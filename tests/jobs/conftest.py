@@ -93,7 +93,8 @@ def root_bench(root: accounts.Account) -> Iterator[harness.Bench]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_leftovers() -> Iterator[None]:
-    """Shared-memory files that programs made and could not remove."""
+    """Orphans are adopted; shared-memory files that programs made and could not remove are deleted."""
+    harness.adopt_orphans()
     yield
     for path in glob.glob("/dev/shm/torpor-test.*"):
         pid = path.split(".")[1]

@@ -8,6 +8,7 @@ A test program prints `READY` when it is set up, waits for a file to appear, ver
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import itertools
 import json
@@ -107,6 +108,20 @@ def tagged(tag: str) -> list[int]:
         if mark in data + b"\0":
             found.append(int(name))
     return found
+
+
+def adopt_orphans() -> None:
+    """Orphans of the tests become children of this process, which reaps them: the first process of a container may take
+    its time, and until then their numbers are taken (a restart in place needs them)."""
+    ctypes.CDLL(None, use_errno=True).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+
+
+def reap_orphans(known: Iterable[int]) -> None:
+    """Reap those that have ended; `known` are ours and somebody else's to wait for."""
+    for pid in set(children(os.getpid())) - set(known):
+        if state_of(pid) == "Z":
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
 
 
 def describe(pids: Iterable[int]) -> str:
@@ -262,7 +277,11 @@ class Bench:
         return process
 
     def torpor(
-        self, *words: str, patience: float = PATIENCE, env: dict[str, str] | None = None, stdin: Any = subprocess.DEVNULL
+        self,
+        *words: str,
+        patience: float = PATIENCE,
+        env: dict[str, str] | None = None,
+        stdin: Any = subprocess.DEVNULL,
     ) -> Said:
         """Run a command to its end."""
         began = time.monotonic()
@@ -366,6 +385,7 @@ class Bench:
             killed.update(found)
             for process in self.started:
                 process.poll()
+            reap_orphans(process.pid for process in self.started)
             # The memory of a dying process is gone before it is: it carries no mark any more, and still counts.
             killed = {pid for pid in killed if state_of(pid) not in ("", "Z", "X")}
             if not found and not killed:
@@ -384,6 +404,7 @@ class Bench:
     def _left(self) -> list[int]:
         for process in self.started:
             process.poll()
+        reap_orphans(process.pid for process in self.started)
         return tagged(self.tag)
 
     # -- the cycle

@@ -11,7 +11,6 @@ import re
 from typing import Any
 
 import harness
-import pytest
 
 VOLATILE_STATUS = {
     "State": "running or sleeping at the moment of looking",
@@ -66,7 +65,8 @@ VOLATILE_SMAPS = {
     "Referenced": "resident pages", "Anonymous": "resident pages", "KSM": "resident pages",
     "LazyFree": "resident pages", "AnonHugePages": "which pages are huge is the kernel's affair",
     "ShmemPmdMapped": "as AnonHugePages", "FilePmdMapped": "as AnonHugePages", "Shared_Hugetlb": "resident pages",
-    "Private_Hugetlb": "resident pages", "Swap": "resident pages", "SwapPss": "resident pages", "Locked": "resident pages",
+    "Private_Hugetlb": "resident pages", "Swap": "resident pages",
+    "SwapPss": "resident pages", "Locked": "resident pages",
     "THPeligible": "depends on what is resident",
 }  # fmt: skip
 VOLATILE_FLAGS = {"sd": "soft-dirty: the kernel's mark of what was written", "uw": "write tracking of torpor's own"}
@@ -95,7 +95,7 @@ def status(text: str) -> dict[str, str]:
 def stat(text: str) -> dict[int, str]:
     head, _, tail = text.rpartition(")")
     values = {1: head.partition(" ")[0], 2: head.partition("(")[2]}
-    values.update({n: v for n, v in enumerate(tail.split(), 3)})
+    values.update(dict(enumerate(tail.split(), 3)))
     return {n: v for n, v in values.items() if n not in VOLATILE_STAT}
 
 

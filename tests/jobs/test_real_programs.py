@@ -350,5 +350,3 @@ def database(mode: str, late: float, via: str, bench: harness.Bench) -> None:
     last.verified()
     total = int(last.output().split("TOTAL ")[1].split()[0])
     assert check_database(path, 40) == total
-
-

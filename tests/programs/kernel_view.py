@@ -38,11 +38,34 @@ def link(path: str) -> str:
 
 def look() -> dict[str, object]:
     out: dict[str, object] = {}
-    for name in (
-        "maps smaps status stat limits cmdline comm environ auxv personality oom_score_adj coredump_filter "
-        "timerslack_ns loginuid cgroup mountinfo uid_map gid_map timens_offsets sched io numa_maps wchan syscall "
-        "autogroup timers"
-    ).split():
+    for name in [
+        "maps",
+        "smaps",
+        "status",
+        "stat",
+        "limits",
+        "cmdline",
+        "comm",
+        "environ",
+        "auxv",
+        "personality",
+        "oom_score_adj",
+        "coredump_filter",
+        "timerslack_ns",
+        "loginuid",
+        "cgroup",
+        "mountinfo",
+        "uid_map",
+        "gid_map",
+        "timens_offsets",
+        "sched",
+        "io",
+        "numa_maps",
+        "wchan",
+        "syscall",
+        "autogroup",
+        "timers",
+    ]:
         path = f"/proc/{SUBJECT}/{name}"
         if name == "auxv":
             with open(path, "rb") as f:
@@ -111,6 +134,8 @@ libc.prctl(15, b"the view", 0, 0, 0)
 threads = [threading.Thread(target=sit) for _ in range(3)]
 for t in threads:
     t.start()
+
+
 def write(number: int) -> None:
     temporary = f"{OUT}.{number}.tmp"
     data = json.dumps(look())

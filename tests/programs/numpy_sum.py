@@ -1,7 +1,7 @@
 """Threads and numpy: a result that depends on every step, from several threads and from random numbers of a seed.
 
-Usage: numpy_sum.py GO. Prints READY when under way and a digest at the end; ends by itself (GO is not needed: the result
-must not depend on when it is told anything).
+Usage: numpy_sum.py GO. Prints READY when under way and a digest at the end; ends by itself (GO is not
+needed: the result must not depend on when it is told anything).
 """
 
 import hashlib

@@ -28,9 +28,11 @@ from torpor.image.manifest import (
 from torpor.linux import kcmp, proc
 from torpor.linux.arch.x86_64 import NR
 from torpor.model.data import Sink
-from torpor.model.errors import Refused
-from torpor.posix import cpu, descriptor_services, paths, terminal
-from torpor.posix.memory import layout
+from torpor.model.errors import Refusal, Refused
+from torpor.posix import cpu, descriptor_services, owner, paths, regular, terminal
+from torpor.posix.contents import store_file
+from torpor.posix.job_services import JOB_SERVICES
+from torpor.posix.memory import layout, vdso
 from torpor.posix.memory.area import FILE, PROT_WRITE, AreaRecord
 from torpor.posix.process_services import PROCESS_SERVICES, THREAD_SERVICES
 from torpor.posix.service import Descriptor, Job, Stream, ThreadService
@@ -50,6 +52,7 @@ class _JobView(Survey):
         self.parts: dict[int, Callable[[], msgspec.Struct]] = {}
         self.notes: list[str] = []
         self._frozen = frozen
+        self._own: list[int] = []
         self.groups = descriptors.group(self.descriptors)
         self.groups = [part for whole in self.groups for part in self._by_role(whole)]
         self._object = {(seen.pid, seen.number): number for number, group in enumerate(self.groups) for seen in group}
@@ -122,9 +125,25 @@ class _Files:
         open_for_writing = {(seen.dev, seen.ino) for seen in view.descriptors if seen.access}
         mapped = {area.what for area in areas if area.kind == FILE and area.shared and area.prot & PROT_WRITE}
         return tuple(
-            FileRecord(file, (file.dev, file.ino) in open_for_writing or number in mapped)
+            self._record(view, file, (file.dev, file.ino) in open_for_writing or number in mapped)
             for number, file in enumerate(self.found)
         )
+
+    def _record(self, view: Job, file: paths.FileIdentity, written: bool) -> FileRecord:
+        if view.files == "keep" or not regular.is_shared_memory(os.getpid(), file.dev, file.ino, view):
+            return FileRecord(file, written)
+        same = (seen for seen in view.descriptors if (seen.dev, seen.ino) == (file.dev, file.ino))
+        if any(not seen.flags & os.O_PATH for seen in same):
+            return FileRecord(file, written, restored=True)
+        try:
+            fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            thing = f"the shared memory {file.path} cannot be read ({error.strerror})"
+            raise Refused([Refusal(0, "", thing, "run torpor as its owner or as root")]) from error
+        try:
+            return FileRecord(file, written, store_file(fd, view.sink), restored=True)
+        finally:
+            os.close(fd)
 
     def number(self, path: str) -> int:
         """The place of a path in Manifest.files. Raises OSError."""
@@ -135,7 +154,7 @@ class _Files:
 
 
 class Captured(NamedTuple):
-    """A manifest but for the parts that can wait until the job goes on; by number of the object. notes: for the user."""
+    """A manifest but for parts that can wait until the job goes on; by number of the object. notes: for the user."""
 
     manifest: Manifest
     parts: dict[int, Callable[[], msgspec.Struct]]
@@ -165,19 +184,25 @@ def capture(
     """
     order = [pid for pid in tree.find() if pid in frozen.processes or pid in frozen.zombies]
     view = _JobView(frozen, order, streams, files_policy, sink)
-    refusals = view.refusals()
-    if refusals:
-        raise Refused(refusals)
+    try:
+        view.look_inside()
+        refusals = view.refusals()
+        if refusals:
+            raise Refused(refusals)
+        objects = []
+        for number, group in enumerate(view.groups):
+            seen = group[0]
+            view.at = number
+            service = descriptor_services.service_for(seen, view)
+            held = view.hold(seen.pid, seen.number)
+            record = service.capture(held, seen, view)
+            objects.append(ObjectRecord(service.name, _raw(record), owner.capture(held, view)))
+    finally:
+        view.close()
     clocks = _clocks(frozen.processes[view.pids[0]])
     files = _Files()
-    objects = []
-    for number, group in enumerate(view.groups):
-        seen = group[0]
-        view.at = number
-        service = descriptor_services.service_for(seen, view)
-        record = service.capture(view.hold(seen.pid, seen.number), seen, view)
-        objects.append(ObjectRecord(service.name, _raw(record)))
     asked = {pid: _ask(process) for pid, process in frozen.processes.items()}
+    services = _job_services(view, [frozen.processes[pid] for pid in order if pid in frozen.processes])
     saved = memory.save(frozen, view, files.number, sink, progress)
     records = [_process(pid, tree, view, frozen, asked.get(pid), saved, files) for pid in order]
     manifest = Manifest(
@@ -186,13 +211,15 @@ def capture(
         torpor=__version__,
         machine=machine.look(max((len(t.cpu.xstate) for r in records for t in r.threads), default=0)),
         clocks=clocks,
-        root=view.vpid(tree.root) or records[0].pid,
+        root=view.vpid(proc.face(tree.root)) or records[0].pid,
         parent_is_reaper=parent_is_reaper,
         processes=tuple(records),
         objects=tuple(objects),
         memory=saved.objects,
         files=files.records(view, (area for found in saved.areas.values() for area in found)),
         terminal=_terminal(order, view),
+        services=services,
+        vdso=_vdso(frozen, saved),
     )
     return Captured(manifest, view.parts, tuple(view.notes))
 
@@ -213,6 +240,12 @@ def end(frozen: Frozen, manifest: Manifest) -> None:
             ended(hosts[record.pid].fd(one.number), msgspec.msgpack.decode(kept.state, type=service.record))
 
 
+def _job_services(view: _JobView, processes: Sequence[Process]) -> Services:
+    """What the kernel keeps for the whole job."""
+    found = [(service.name, service.capture(view, processes)) for service in JOB_SERVICES]
+    return {name: _raw(record) for name, record in found if record is not None}
+
+
 class _Asked(NamedTuple):
     """What the tasks of a process have answered."""
 
@@ -227,9 +260,9 @@ def _process(
     """The record of one process."""
     stat = proc.stat(pid)
     fields = proc.status(pid)
-    parent = view.vpid(stat.ppid)
+    parent = view.vpid(proc.face(stat.ppid))
     record = ProcessRecord(
-        pid=proc.inner_pid(fields),
+        pid=view.vpid(pid),
         parent=parent or _parent_number(stat.ppid, fields),
         outside=not parent,
         pgid=proc.inner_pid(fields, "NSpgid"),
@@ -250,7 +283,7 @@ def _process(
         stop_signal=stop,
         # While a process is stopped, field 52 of stat is what its parent's wait has yet to report (fs/proc/array.c).
         stop_reported=bool(stop) and stat.exit_code == 0,
-        leader_exited=process.leader.tid != pid,
+        leader_exited=process.tgid != pid,
         threads=asked.threads,
         descriptors=_descriptors_of(view, pid),
         areas=saved.areas[pid],
@@ -271,6 +304,15 @@ def _clocks(process: Process) -> ClockRecord:
     """The clocks as the job sees them, which may be in a time namespace of its own."""
     answers = process.run([call(NR.clock_gettime, clock, Out(16)) for clock in (0, 1, machine.CLOCK_BOOTTIME)])
     return ClockRecord(*(s * 10**9 + ns for s, ns in (struct.unpack("<qq", answer.outs[0]) for answer in answers)))
+
+
+def _vdso(frozen: Frozen, saved: memory.Saved) -> bytes:
+    """The kernel's own code: the same in every process."""
+    for pid, areas in saved.areas.items():
+        for area in areas:
+            if area.name == vdso.CODE:
+                return frozen.processes[pid].read(area.start, area.size)
+    return b""
 
 
 def _raw(record: msgspec.Struct) -> msgspec.Raw:

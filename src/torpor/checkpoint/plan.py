@@ -15,8 +15,8 @@ A process inherits the session of whoever forks it, so
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import count, islice
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 
 from torpor.image.manifest import Manifest, ProcessRecord
 from torpor.model.errors import RestartFailed
@@ -25,8 +25,8 @@ PROCESS, ZOMBIE, STAND_IN, GHOST = "process", "zombie", "stand-in", "ghost"
 
 
 class Helper:
-    """A process that forks others and exits at once, so that they fall to a reaper. pid: its number. setsid: it makes a
-    session first, which then has lost its leader."""
+    """A process that forks others and exits at once, so that they fall to a reaper. pid: its number; one below 0 stands
+    for any. setsid: it makes a session first, which then has lost its leader."""
 
     __slots__ = ("births", "pid", "setsid")
 
@@ -63,31 +63,45 @@ class Birth:
 
 
 class Plan:
-    """init: PID 1 of the new namespace (its pid is 1). births: everything below it by pid."""
+    """init: PID 1 of the new namespace (its pid is 1), or who plays its part in place. births: everything below it by
+    pid. parent: whose child the job's first process is."""
 
-    def __init__(self, init: Birth) -> None:
-        self.init = init
+    def __init__(self, init: Birth, parent: Birth) -> None:
+        self.init, self.parent = init, parent
         self.births = {birth.pid: birth for birth in init.all()}
 
+    def helpers(self) -> list[Helper]:
+        """All helpers."""
+        return [helper for birth in self.births.values() for helper in birth.helpers]
 
-def plan(manifest: Manifest, keep_session: bool, numbered: bool = True) -> Plan:
+    def numbers(self) -> set[int]:
+        """All numbers that processes of the plan will have; those of helpers are free again afterwards."""
+        return {number for number in (*self.births, *(h.pid for h in self.helpers())) if number > 1}
+
+
+def plan(
+    manifest: Manifest, keep_session: bool, to_be_had: Callable[[int], bool] = lambda _: True, any_number: bool = False
+) -> Plan:
     """The births of a job.
 
     keep_session: processes whose session's leader was outside stay in the restarting process' session (for the sake of
-    its terminal); else a stand-in leads a session of the old number. numbered: stand-ins may have the old numbers (in a
-    new PID namespace); in place they cannot, and are left out.
+    its terminal); else a stand-in leads a session of the old number. to_be_had: can a stand-in have that number? In a
+    new PID namespace always; in place it may be in use, and what it would stand for is the restarting process' own
+    then. any_number: helpers have no numbers of their own.
     """
-    return _Planner(manifest, keep_session, numbered).plan()
+    return _Planner(manifest, keep_session, to_be_had, any_number).plan()
 
 
 class _Planner:
-    def __init__(self, manifest: Manifest, keep_session: bool, numbered: bool) -> None:
-        self.manifest, self.keep_session, self.numbered = manifest, keep_session, numbered
+    def __init__(
+        self, manifest: Manifest, keep_session: bool, to_be_had: Callable[[int], bool], any_number: bool
+    ) -> None:
+        self.manifest, self.keep_session, self.to_be_had = manifest, keep_session, to_be_had
         self.processes = {record.pid: record for record in manifest.processes}
         self.births = {
             pid: Birth(pid, ZOMBIE if record.state == "zombie" else PROCESS) for pid, record in self.processes.items()
         }
-        self.free = _free_numbers(manifest)
+        self.free = count(-1, -1) if any_number else _free_numbers(manifest)
         self.init = self.outer = self.parent = Birth(1, STAND_IN)
         self.stand_ins: dict[int, Birth] = {1: self.init}
         self.gone: dict[int, Helper] = {}
@@ -96,10 +110,10 @@ class _Planner:
     def plan(self) -> Plan:
         root = self.processes[self.manifest.root]
         self.outer_sid = root.sid if root.sid not in self.processes else 0
-        if self.outer_sid > 1 and self.numbered and not self.keep_session:
+        if self.outer_sid > 1 and not self.keep_session and self.to_be_had(self.outer_sid):
             self.outer = self._stand_in(self.outer_sid, self.init)
             self.outer.setsid = True
-        if root.outside and root.parent > 1 and self.numbered:
+        if root.outside and root.parent > 1 and (root.parent in self.stand_ins or self.to_be_had(root.parent)):
             self.parent = self._stand_in(root.parent, self.outer)
             self.parent.subreaper = self.manifest.parent_is_reaper
         self.parent.watches = root.pid
@@ -112,7 +126,7 @@ class _Planner:
             self._place(record)
         for record in self.manifest.processes:
             self._lead(record)
-        return Plan(self.init)
+        return Plan(self.init, self.parent)
 
     def _stand_in(self, pid: int, below: Birth) -> Birth:
         if pid not in self.stand_ins:
@@ -160,18 +174,20 @@ class _Planner:
             self.gone[session].births.append(birth)
 
     def _helper(self, below: Birth) -> Helper:
-        helper = Helper(self.free.pop())
+        helper = Helper(next(number for number in self.free if number < 0 or self.to_be_had(number)))
         below.helpers.append(helper)
         return helper
 
     def _lead(self, record: ProcessRecord) -> None:
         """See to it that the group of a process exists when it joins, also if its leader is not in the job."""
         pgid = record.pgid
-        if pgid in self.births or pgid in self.gone or pgid <= 1 or not self.numbered:
+        if pgid in self.births or pgid in self.gone or pgid <= 1:
             return
         if pgid in self.stand_ins:
             if not self.stand_ins[pgid].setsid:
                 self.stand_ins[pgid].leads = True
+            return
+        if not self.to_be_had(pgid):
             return
         session = self._session(record.sid)
         ghost = Birth(pgid, GHOST if session else STAND_IN)
@@ -187,8 +203,10 @@ class _Planner:
             self._helper(self.births[session]).births.append(ghost)
 
     def _session(self, sid: int) -> int:
-        """A session by its number, 0 for the one of the outside world."""
-        return 0 if sid in (0, self.outer_sid) else sid
+        """A session by its number, 0 for the one of the outside world, and for one that cannot be made here."""
+        if sid in (0, self.outer_sid) or (sid not in self.processes and not self.to_be_had(sid)):
+            return 0
+        return sid
 
     def _session_before(self, leader: ProcessRecord) -> int:
         """The session a session leader was forked in."""
@@ -196,12 +214,12 @@ class _Planner:
         return 0 if over is None or leader.outside else self._session(over.sid)
 
 
-def _free_numbers(manifest: Manifest) -> list[int]:
+def _free_numbers(manifest: Manifest) -> Iterator[int]:
     """Pids that nobody of the job has, for helpers that exit at once."""
     taken = {thread.tid for record in manifest.processes for thread in record.threads}
     for record in manifest.processes:
         taken.update((record.pid, record.parent, record.pgid, record.sid))
-    return list(islice((pid for pid in count(300) if pid not in taken), 2 * len(manifest.processes) + 16))
+    return (pid for pid in count(300) if pid not in taken)
 
 
 def creation_order(needs: Sequence[Sequence[int]]) -> list[int]:

@@ -1,4 +1,5 @@
-"""Fork the tree of a job: PID 1 of a new namespace, stand-ins for what was outside, and a stub for every process.
+"""Fork the tree of a job: PID 1 of a new namespace (or who plays its part in place: checkpoint/inplace.py), stand-ins
+for what was outside, and a stub for every process.
 
 A stub does nothing but fork those below it, at the right moment, and wait to be taken over (checkpoint/takeover.py).
 All descriptors of the restarting process are inherited by every stub; stand-ins close theirs. Until the release all
@@ -11,19 +12,23 @@ through the same pipe on which every birth reports that it is there.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import select
 import signal
 import struct
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, TypeVar
 
 import msgspec
 
 from torpor.checkpoint.plan import GHOST, PROCESS, STAND_IN, ZOMBIE, Birth, Helper, Plan
 from torpor.image.manifest import Manifest
-from torpor.linux import clone, namespaces, proc
+from torpor.linux import clone, devpts, namespaces, proc, ptrace, pty
 from torpor.model.errors import RestartFailed
+from torpor.tracee.stub import StubProcess
+
+T = TypeVar("T")
 
 _REPORT = struct.Struct("<iii")
 """What a birth writes when it is there: its pid, an errno (0: all is well), the step that failed."""
@@ -33,20 +38,86 @@ STEPS = {
     2: "the user namespace could not be set up",
     3: "the clocks could not be set",
     4: "a session or group could not be made",
+    5: "its terminal could not be made its controlling terminal",
 }
-NOTE_NO_PROC, NOTE_NO_CLOCK = 101, 102
-"""Reported by PID 1, not failures: no new /proc could be mounted; there is no time namespace."""
+TURN = 200
+READY, WAITING, MADE, MISSED, ENDED = range(TURN, TURN + 5)
+"""Reported where processes are forked one at a time (`Turns`), with a number and a value: this one could be forked now
+(by whom); this process waits for its turn; this one was forked (pid); another number came out (which); this helper
+is done."""
+
+FITS_NOT = 9
+"""Exit status of a process that has got another number than it should."""
+
+NOTE_NO_PROC, NOTE_NO_CLOCK, NOTE_NO_PTS = 101, 102, 103
+"""Reported by PID 1, not failures: no new /proc could be mounted; there is no time namespace; the
+job's devpts could not be mounted."""
 
 
 class Ground(msgspec.Struct, frozen=True):
     """Where the tree is planted.
 
-    user: a new user namespace (we are not root). clocks: how far the job's monotonic and boot clocks are ahead of the
+    clocks: how far the job's monotonic and boot clocks are ahead of the
     host's, ns; None to leave them.
     """
 
-    user: bool
     clocks: tuple[int, int] | None
+    terminals: dict[int, int] = {}
+    """By session leader: a descriptor of the pseudo-terminal that it takes as its controlling terminal."""
+    devpts: int = -1
+    """The job's own /dev/pts, -1 for the host's."""
+
+
+class Turns(Protocol):
+    """In the forked processes: lets them fork one at a time, where numbers cannot be chosen."""
+
+    def take(self, world: World, forker: int, things: Mapping[int, T], make: Callable[[T], bool]) -> None:
+        """Call `make` once for each thing (by number), when it is its turn, until it says that it worked."""
+        ...
+
+    def fits(self, wanted: int, got: int) -> bool:
+        """Will that number do? wanted: below 0 for any that nobody else has to get."""
+        ...
+
+
+class Footing(Protocol):
+    """How a tree is planted, and on what: in new namespaces, or in place.
+
+    inherits: shared anonymous memory reaches the processes by inheritance. executes: processes have to execute their
+    program before they are taken over, so that /proc/PID/exe is right.
+    """
+
+    inherits: bool
+    executes: bool
+    turns: Turns | None
+
+    def fork(self) -> int:
+        """Fork the first process of the tree; 0 in it. Raises OSError."""
+        ...
+
+    def settle(self, world: World, ground: Ground) -> None:
+        """In the first process, before it forks the others."""
+        ...
+
+    def hear(self, subject: int, value: int, step: int) -> None:
+        """In the restarting process: something was reported (READY and so on; 0: a process is there)."""
+        ...
+
+    def hosts(self, init: int, plan: Plan) -> dict[int, int]:
+        """Our pids of the whole tree, by its own numbers. init: the pid of the first process."""
+        ...
+
+    def make_threads(self, wanted: Sequence[tuple[StubProcess, Sequence[int]]]) -> None:
+        """Make the threads, by number, of taken-over processes. Raises RestartFailed."""
+        ...
+
+    def abandoned(self) -> None:
+        """In the first process: the restarting process is gone before it was done."""
+        ...
+
+    def uproot(self, init: int) -> None:
+        """The restart has failed, its pipes are closed: nothing may remain."""
+        ...
 
 
 class Planted(msgspec.Struct):
@@ -64,8 +135,8 @@ class Planted(msgspec.Struct):
     """Numbers of processes that end when the gate closes and are nobody's children but a reaper's."""
 
 
-def plant(plan: Plan, manifest: Manifest, ground: Ground, timeout: float = 30.0) -> Planted:
-    """Fork the tree. Raises RestartFailed, with nothing left behind.
+def plant(plan: Plan, manifest: Manifest, ground: Ground, footing: Footing, timeout: float = 30.0) -> Planted:
+    """Fork the tree. timeout: seconds without any news. Raises RestartFailed, with nothing left behind.
 
     Must be called while this process has no other threads.
     """
@@ -75,11 +146,9 @@ def plant(plan: Plan, manifest: Manifest, ground: Ground, timeout: float = 30.0)
     events_r, events_w = os.pipe()
     pgids = {record.pid: record.pgid for record in manifest.processes}
     codes = {record.pid: record.exit_code for record in manifest.processes}
-    world = _World(report_w, release_r, gate_r, events_w, pgids, codes)
-    flags = clone.NEWPID | clone.NEWNS | (clone.NEWUSER if ground.user else 0)
-    uid, gid = os.getuid(), os.getgid()
+    world = World(report_w, release_r, gate_r, events_w, pgids, codes, ground.terminals, footing)
     try:
-        init = clone.fork(0, flags)
+        init = footing.fork()
     except OSError as error:
         for fd in (report_r, report_w, release_r, release_w, gate_r, gate_w, events_r, events_w):
             os.close(fd)
@@ -87,17 +156,16 @@ def plant(plan: Plan, manifest: Manifest, ground: Ground, timeout: float = 30.0)
     if init == 0:
         for fd in (report_r, release_w, gate_w, events_r):
             os.close(fd)
-        _be_init(plan.init, world, ground, uid, gid)
+        _be_init(plan.init, world, ground, footing)
     for fd in (report_w, release_r, gate_r, events_w):
         os.close(fd)
     try:
-        notes = _await(report_r, len(plan.births), timeout)
-        hosts = _hosts(init)
+        notes = _await(report_r, len(plan.births), timeout, footing.hear)
+        hosts = footing.hosts(init, plan)
     except BaseException:
-        os.kill(init, signal.SIGKILL)
-        os.waitpid(init, 0)
         for fd in (release_w, gate_w, events_r):
             os.close(fd)
+        footing.uproot(init)
         raise
     finally:
         os.close(report_r)
@@ -106,17 +174,16 @@ def plant(plan: Plan, manifest: Manifest, ground: Ground, timeout: float = 30.0)
     return Planted(init, hosts, helpers, release_w, gate_w, events_r, notes, ghosts)
 
 
-def _await(fd: int, births: int, timeout: float) -> tuple[str, ...]:
+def _await(fd: int, births: int, timeout: float, hear: Callable[[int, int, int], None]) -> tuple[str, ...]:
     """Read the reports of all births."""
-    deadline = time.monotonic() + timeout
     there = 0
     notes = []
     rest = b""
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     while there < births:
-        if not poll.poll(max(0, (deadline - time.monotonic()) * 1000)):
-            raise RestartFailed(f"only {there} of {births} processes could be made within {timeout:.0f} s")
+        if not poll.poll(timeout * 1000):
+            raise RestartFailed(f"only {there} of {births} processes could be made in {timeout:.0f} s")
         data = os.read(fd, 65536)
         if not data:
             raise RestartFailed(f"only {there} of {births} processes could be made; the others ended")
@@ -126,58 +193,41 @@ def _await(fd: int, births: int, timeout: float) -> tuple[str, ...]:
             rest = rest[_REPORT.size :]
             if step == NOTE_NO_PROC:
                 notes.append("/proc still shows the host's processes: no new one may be mounted here")
+            elif step == NOTE_NO_PTS:
+                notes.append("the job's pseudo-terminals are not in /dev/pts: nothing may be mounted there")
             elif step == NOTE_NO_CLOCK:
                 notes.append("the monotonic clock jumps: there is no time namespace here")
+            elif step >= TURN:
+                hear(pid, error, step)
             elif error:
                 hint = " (the number is taken)" if error == errno.EEXIST else ""
                 raise RestartFailed(f"process {pid}: {STEPS.get(step, 'planting failed')}: {os.strerror(error)}{hint}")
             else:
                 there += 1
+                hear(pid, 0, 0)
     return tuple(notes)
 
 
-def _hosts(init: int) -> dict[int, int]:
-    """Host pids of init and everything below it, by their numbers in the new namespace."""
-    found = {1: init}
-    queue = [init]
-    for parent in queue:
-        for pid in proc.children(parent):
-            found[proc.inner_pid(proc.status(pid))] = pid
-            queue.append(pid)
-    return found
+class Namespaces:
+    """The footing that is preferred: new PID, mount and time namespaces, inside a user namespace if we are not root.
 
+    ipc: a new IPC namespace as well (the job has System V objects)."""
 
-class _World(msgspec.Struct, frozen=True):
-    """What the forked processes know."""
+    inherits = True
+    executes = False
+    turns: Turns | None = None
 
-    report: int
-    release: int
-    gate: int
-    events: int
-    pgids: dict[int, int]
-    codes: dict[int, int]
+    def __init__(self, user: bool, ipc: bool = False) -> None:
+        self._user, self._ipc = user, ipc
+        self._ids = os.getuid(), os.getgid()
 
-    def tell(self, pid: int, error: int = 0, step: int = 0) -> None:
-        os.write(self.report, _REPORT.pack(pid, error, step))
+    def fork(self) -> int:
+        return clone.fork(0, namespaces.flags(self._user) | (clone.NEWIPC if self._ipc else 0))
 
-
-def _guard(world: _World, pid: int, step: int, do: Callable[[], object]) -> None:
-    """Do something; report and end if it fails."""
-    try:
-        do()
-    except OSError as error:
-        world.tell(pid, error.errno or errno.EIO, step)
-        os._exit(1)
-
-
-def _be_init(birth: Birth, world: _World, ground: Ground, uid: int, gid: int) -> None:
-    """PID 1: set the namespaces up, fork the tree, and then be the reaper. Never returns."""
-    try:
+    def settle(self, world: World, ground: Ground) -> None:
         namespaces.die_with_parent()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP, signal.SIGPIPE):
-            signal.signal(number, signal.SIG_IGN)
-        if ground.user:
-            _guard(world, 1, 2, lambda: namespaces.map_ids(uid, gid))
+        if self._user:
+            _guard(world, 1, 2, lambda: namespaces.map_ids(*self._ids))
         if ground.clocks is not None:
             try:
                 namespaces.shift_clocks(*ground.clocks)
@@ -187,66 +237,180 @@ def _be_init(birth: Birth, world: _World, ground: Ground, uid: int, gid: int) ->
             namespaces.mount_proc()
         except OSError:
             world.tell(1, 0, NOTE_NO_PROC)
+        if ground.devpts >= 0:
+            try:
+                devpts.hang(ground.devpts)
+            except OSError:
+                world.tell(1, 0, NOTE_NO_PTS)
+
+    def hear(self, subject: int, value: int, step: int) -> None:
+        """Nobody waits for us."""
+
+    def hosts(self, init: int, plan: Plan) -> dict[int, int]:
+        found = {1: init}
+        queue = [init]
+        for parent in queue:
+            for pid in proc.children(parent):
+                found[proc.inner_pid(proc.status(pid))] = pid
+                queue.append(pid)
+        return found
+
+    def make_threads(self, wanted: Sequence[tuple[StubProcess, Sequence[int]]]) -> None:
+        for process, numbers in wanted:
+            process.make_threads(numbers)
+
+    def abandoned(self) -> None:
+        """Our own end is everybody's."""
+
+    def uproot(self, init: int) -> None:
+        """The end of PID 1 ends its whole namespace."""
+        try:
+            os.kill(init, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        while True:
+            try:
+                # Tracees of ours are to be waited for as well before PID 1 can go (pid_namespaces(7)).
+                pid, _ = os.waitpid(-1, ptrace.WALL)
+            except ChildProcessError:
+                return
+            if pid == init:
+                return
+
+
+class World(msgspec.Struct, frozen=True):
+    """What the forked processes know."""
+
+    report: int
+    release: int
+    gate: int
+    events: int
+    pgids: dict[int, int]
+    codes: dict[int, int]
+    terminals: dict[int, int]
+    footing: Footing
+
+    def tell(self, pid: int, error: int = 0, step: int = 0) -> None:
+        os.write(self.report, _REPORT.pack(pid, error, step))
+
+
+def _guard(world: World, pid: int, step: int, do: Callable[[], object]) -> None:
+    """Do something; report and end if it fails."""
+    try:
+        do()
+    except OSError as error:
+        world.tell(pid, error.errno or errno.EIO, step)
+        os._exit(1)
+
+
+def _be_init(birth: Birth, world: World, ground: Ground, footing: Footing) -> None:
+    """The first process: prepare the place, fork the tree, and then be the reaper. Never returns."""
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_IGN)
+        footing.settle(world, ground)
         _grow(birth, world)
     except BaseException:
         os._exit(1)
     os._exit(0)
 
 
-def _bear(birth: Birth, world: _World) -> None:
-    """Fork one birth; the child never returns."""
+def _fork(world: World, wanted: int) -> int:
+    """Fork a process with that number (below 0: any). Our pid of it, 0 in it, -1 where another number came out and the
+    process is gone again."""
+    turns = world.footing.turns
+    if turns is None:
+        return clone.fork(max(0, wanted))
+    made = clone.fork()
+    if made == 0:
+        if not turns.fits(wanted, os.getpid()):
+            os._exit(FITS_NOT)
+        return 0
+    if not turns.fits(wanted, made):
+        os.waitpid(made, 0)
+        world.tell(wanted, made, MISSED)
+        return -1
+    world.tell(wanted, made, MADE)
+    return made
+
+
+def _each(world: World, forker: int, things: Mapping[int, T], make: Callable[[T], bool]) -> None:
+    """Make all things, each when it is its turn."""
+    if world.footing.turns is not None and things:
+        world.footing.turns.take(world, forker, things, make)
+    else:
+        for thing in things.values():
+            make(thing)
+
+
+def _bear(birth: Birth, world: World) -> bool:
+    """Fork one birth; the child never returns. False if it has to be tried again."""
     try:
-        if clone.fork(birth.pid) == 0:
+        made = _fork(world, birth.pid)
+        if made == 0:
             try:
                 _grow(birth, world)
             finally:
                 os._exit(1)
+        return made > 0
     except OSError as error:
         world.tell(birth.pid, error.errno or errno.EIO, 1)
         os._exit(1)
 
 
-def _grow(birth: Birth, world: _World) -> None:
+def _grow(birth: Birth, world: World) -> None:
     """What a freshly forked process does: fork those below it, then be what it is to be. Never returns."""
     if birth.subreaper:
         namespaces.become_subreaper()
-    for below in birth.early:
-        _bear(below, world)
+    _each(world, birth.pid, {below.pid: below for below in birth.early}, lambda below: _bear(below, world))
     if birth.setsid:
         _guard(world, birth.pid, 4, os.setsid)
+        if birth.pid in world.terminals:
+            terminal = world.terminals[birth.pid]
+            _guard(world, birth.pid, 5, lambda: fcntl.ioctl(terminal, pty.TIOCSCTTY, 0))
     if birth.leads and not birth.setsid:
         _guard(world, birth.pid, 4, lambda: os.setpgid(0, 0))
-    for below in birth.late:
-        _bear(below, world)
-    for helper in birth.helpers:
-        _help(helper, world)
+    _each(world, birth.pid, {below.pid: below for below in birth.late}, lambda below: _bear(below, world))
+    made: list[int] = []
+    _each(world, birth.pid, {helper.pid: helper for helper in birth.helpers}, lambda helper: _help(helper, world, made))
+    if made and world.footing.turns is not None:
+        world.tell(birth.pid, 0, WAITING)  # for them, and with nothing more to fork
+    for pid in made:
+        os.waitpid(pid, 0)
     world.tell(birth.pid)
     if birth.role == STAND_IN:
         _stand_in(birth, world)
     elif birth.role == PROCESS:
-        while True:
-            signal.pause()
+        os.read(world.release, 1)  # ends when we are taken over, or when the restarting process is gone
+        os._exit(1)
     else:
         _end_at_the_gate(birth, world)
 
 
-def _help(helper: Helper, world: _World) -> None:
-    """Fork a helper, which forks its births and exits."""
+def _help(helper: Helper, world: World, made: list[int]) -> bool:
+    """Fork a helper, which forks its births and exits; `made` gets its pid. False if it has to be tried again."""
     try:
-        pid = clone.fork(helper.pid)
+        pid = _fork(world, helper.pid)
     except OSError as error:
         world.tell(helper.pid, error.errno or errno.EIO, 1)
         os._exit(1)
+    if pid < 0:
+        return False
     if pid == 0:
-        if helper.setsid:
-            _guard(world, helper.pid, 4, os.setsid)
-        for below in helper.births:
-            _bear(below, world)
+        try:
+            if helper.setsid:
+                _guard(world, helper.pid, 4, os.setsid)
+            _each(world, helper.pid, {below.pid: below for below in helper.births}, lambda below: _bear(below, world))
+            if world.footing.turns is not None:
+                world.tell(helper.pid, 0, ENDED)
+        except BaseException:
+            os._exit(1)
         os._exit(0)
-    os.waitpid(pid, 0)
+    made.append(pid)
+    return True
 
 
-def _end_at_the_gate(birth: Birth, world: _World) -> None:
+def _end_at_the_gate(birth: Birth, world: World) -> None:
     """A zombie or a ghost: wait for the gate, then end as told."""
     os.read(world.gate, 1)
     if birth.role == GHOST:
@@ -269,7 +433,7 @@ def _end_at_the_gate(birth: Birth, world: _World) -> None:
     os._exit(os.WEXITSTATUS(code))
 
 
-def _stand_in(birth: Birth, world: _World) -> None:
+def _stand_in(birth: Birth, world: World) -> None:
     """Stay for what was outside: reap, and report what becomes of the child that is watched."""
     events = os.dup(world.events) if birth.watches else -1
     release = world.release
@@ -286,6 +450,8 @@ def _stand_in(birth: Birth, world: _World) -> None:
             except (OSError, ValueError):
                 continue
     if not os.read(release, 1):
+        if birth.pid == 1:
+            world.footing.abandoned()
         os._exit(1)  # the restart failed
     os.close(release)
     if birth.pid == 1:

@@ -9,6 +9,7 @@ import fcntl
 import mmap
 import os
 import resource
+import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,13 +17,16 @@ import msgspec
 
 from torpor.checkpoint.plan import creation_order
 from torpor.image.manifest import Manifest
+from torpor.linux import devpts, pty
 from torpor.model.data import Source
 from torpor.model.errors import RestartFailed
-from torpor.posix import descriptor_services, epoll
+from torpor.posix import descriptor_services, epoll, owner, regular
 from torpor.posix.memory import objects as memory_objects
 from torpor.posix.memory.area import FILE, PROT_WRITE
 from torpor.posix.memory.objects import MemoryObjectRecord
+from torpor.posix.rewind import put_back
 from torpor.posix.service import DescriptorService
+from torpor.posix.sysv_shm import SharedMemoryService, SharedSegments
 
 
 class Inventory:
@@ -33,18 +37,26 @@ class Inventory:
 
     def __init__(
         self, manifest: Manifest, source: Source, checkpoint: str, standard: Sequence[int], files: str,
-        changed_files: str, say: Callable[[str], None],
+        changed_files: str, say: Callable[[str], None], inherits: bool = True,
     ) -> None:  # fmt: skip
         self.manifest, self.source, self.checkpoint = manifest, source, checkpoint
         self.standard, self.files, self.changed_files = standard, files, changed_files
         self.say = say
+        self._inherits = inherits
+        """Do our mappings reach the processes of the job? Else shared anonymous memory becomes a memfd."""
         self.hosts: dict[int, int] = {}
+        self.instance = -1
+        """The job's own devpts, if it has one."""
+        self.terminals: dict[int, tuple[int, int]] = {}
+        """Pseudo-terminals of the job by the session leader whose controlling terminal they are: (a descriptor of the
+        slave, the process group in front)."""
         self.base = 0
         self._undo: list[Callable[[], None]] = []
         self._shared: dict[tuple[str, int], tuple[Any, Callable[[Any], None]]] = {}
         self._made: dict[int, tuple[DescriptorService, Any, int]] = {}
         self._files: dict[int, int] = {}
         self._memory: dict[int, tuple[int, mmap.mmap | None]] = {}
+        self._post: list[socket.socket] = []
 
     # What services see.
 
@@ -58,6 +70,11 @@ class Inventory:
 
     def host_pid(self, vpid: int) -> int:
         return self.hosts[vpid]
+
+    def devpts(self) -> int:
+        if self.instance < 0:
+            self.instance = self._lift(devpts.make())
+        return self.instance
 
     def on_failure(self, undo: Callable[[], None]) -> None:
         self._undo.append(undo)
@@ -83,6 +100,12 @@ class Inventory:
             except OSError as error:
                 raise RestartFailed(f"{service.name}: {error.strerror}: {error.filename or state}") from error
             self._made[number] = service, state, self._lift(fd)
+        if any(hasattr(service, "create_late") for service, _, _ in self._made.values()):
+            for end in socket.socketpair():
+                self._post.append(socket.socket(fileno=self._lift(end.detach())))
+        for service, state, fd in self._made.values():
+            if service.name == "pty_master" and state.session:
+                self.terminals[state.session] = self._lift(pty.peer(fd, os.O_RDWR)), state.foreground
         for number, file in enumerate(self.manifest.files):
             mapped = [
                 area
@@ -93,6 +116,8 @@ class Inventory:
             if not mapped and not any(process.exe == number for process in self.manifest.processes):
                 continue
             writing = any(area.shared and area.prot & PROT_WRITE for area in mapped)
+            if file.contents is not None and self.files != "keep":
+                regular.make_missing(file.identity, self)
             try:
                 fd = os.open(file.identity.path, (os.O_RDWR if writing else os.O_RDONLY) | os.O_CLOEXEC | os.O_NOCTTY)
             except OSError as error:
@@ -115,12 +140,14 @@ class Inventory:
 
     def _make_memory(self, record: MemoryObjectRecord) -> tuple[int, mmap.mmap | None]:
         """A memory object with its contents: (descriptor or -1, our own mapping of it or None)."""
-        if record.kind == memory_objects.ANONYMOUS:
+        if record.kind == memory_objects.ANONYMOUS and self._inherits:
             area = mmap.mmap(-1, record.size)
             for offset, length, ref in record.chunks:
                 area[offset : offset + length] = self.source.get(ref)
             return -1, area
-        if record.kind == memory_objects.MEMFD:
+        if record.kind == memory_objects.ANONYMOUS:
+            fd = os.memfd_create(memory_objects.STAND_IN, os.MFD_CLOEXEC)
+        elif record.kind == memory_objects.MEMFD:
             fd = os.memfd_create(record.name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         elif record.kind == memory_objects.HUGE:
             fd = os.memfd_create("anon_hugepage", os.MFD_CLOEXEC | os.MFD_HUGETLB)
@@ -160,20 +187,60 @@ class Inventory:
         """The objects among `having` (numbers) with their service, state and number."""
         return [(*self._made[number][:2], number) for number in having]
 
+    def make_late(self) -> list[int]:
+        """Objects that need the processes to exist: made now, in place of what stood for them. Their numbers."""
+        late = []
+        for number, (service, state, fd) in self._made.items():
+            make = getattr(service, "create_late", None)
+            new = make(state, self) if make is not None else -1
+            if new >= 0:
+                os.dup2(new, fd)
+                os.close(new)
+                late.append(number)
+        return late
+
+    def post(self, number: int) -> int:
+        """Send an object to whoever reads from the descriptor that is returned; every stub has it."""
+        socket.send_fds(self._post[0], [b"o"], [self._made[number][2]])
+        return self._post[1].fileno()
+
+    def segment_sizes(self) -> dict[int, int]:
+        """Bytes of each System V segment of the job, by id."""
+        state = self.manifest.services.get(SharedMemoryService.name)
+        if state is None:
+            return {}
+        record = msgspec.msgpack.decode(state, type=SharedSegments)
+        return {segment.identity.number: segment.size for segment in record.segments}
+
     def finish(self) -> None:
         """The last step of every object: clocks start."""
         for service, state, fd in self._made.values():
             service.finish(state, fd, self)
+        for number, record in enumerate(self.manifest.objects):
+            if record.owner is not None:
+                owner.restore(record.owner, self._made[number][2], self)
+        for number, fd in self._files.items():
+            file = self.manifest.files[number] if number >= 0 else None
+            if file is not None and file.contents is not None and self.files != "keep":
+                put_back(fd, file.identity, file.contents, self, trust_time=False)
 
     def close(self) -> None:
         """Our own descriptors are not needed any more."""
         for fd in (*(fd for _, _, fd in self._made.values()), *self._files.values()):
             os.close(fd)
+        for fd, _ in self.terminals.values():
+            os.close(fd)
+        self.terminals.clear()
+        if self.instance >= 0:
+            os.close(self.instance)
+            self.instance = -1
         for fd, area in self._memory.values():
             if fd >= 0:
                 os.close(fd)
             if area is not None:
                 area.close()
+        for end in self._post:
+            end.close()
         self._made.clear()
         self._files.clear()
         self._memory.clear()

@@ -12,16 +12,17 @@ import msgspec
 
 from torpor.checkpoint import machine, plant
 from torpor.checkpoint.fill import fill
-from torpor.checkpoint.plan import plan
-from torpor.checkpoint.plant import Ground, Planted
+from torpor.checkpoint.plan import Plan, plan
+from torpor.checkpoint.plant import Footing, Ground, Namespaces, Planted
 from torpor.checkpoint.recreate import Inventory
 from torpor.checkpoint.takeover import Takeover
 from torpor.checkpoint.tree import Tree
 from torpor.image import codec
 from torpor.image.manifest import Manifest
-from torpor.linux import cpuid, proc, ptrace, xsave
+from torpor.linux import cpuid, namespaces, proc, xsave
 from torpor.model.errors import Refusal, Refused, RestartFailed
 from torpor.posix import paths, terminal
+from torpor.posix.job_services import JOB_SERVICES
 from torpor.tracee.call import CallFailed
 from torpor.tracee.freeze import await_state
 from torpor.tracee.task import Gone
@@ -84,23 +85,24 @@ def restart(request: RestartRequest) -> Restarted:
     """
     began = time.perf_counter()
     manifest = read(request.load)
-    refusals = check(manifest, request.changed_files)
+    refusals = check(manifest, request.changed_files, request.files)
     if refusals:
         raise Refused(refusals, "cannot restart")
     keep_session = request.terminal >= 0 and manifest.terminal is not None
-    births = plan(manifest, keep_session)
     notes: list[str] = []
+    footing, births = _footing(manifest, request, keep_session, notes.append)
     name = f"{request.load.info.job}@{request.load.info.number}"
     inventory = Inventory(
-        manifest, request.load, name, request.standard, request.files, request.changed_files, notes.append
-    )
+        manifest, request.load, name, request.standard, request.files, request.changed_files, notes.append,
+        footing.inherits,
+    )  # fmt: skip
     planted: Planted | None = None
     try:
         inventory.make()
-        planted = plant.plant(births, manifest, _ground(manifest))
+        planted = plant.plant(births, manifest, _ground(manifest, inventory), footing)
         notes += planted.notes
         inventory.hosts = planted.hosts
-        takeovers = _take_over(manifest, inventory, planted, request)
+        takeovers = _take_over(manifest, inventory, births, planted, footing, request)
         root = planted.hosts[manifest.root]
         job = Restarted(
             root=root,
@@ -111,7 +113,7 @@ def restart(request: RestartRequest) -> Restarted:
             events=planted.events,
             notes=tuple(notes),
             seconds=time.perf_counter() - began,
-            parent_is_reaper=manifest.parent_is_reaper,
+            parent_is_reaper=births.parent.subreaper or births.parent is births.init,
             foreground=_to_the_front(request.terminal, manifest, planted) if keep_session else 0,
         )
         if request.before_release is not None:
@@ -119,7 +121,7 @@ def restart(request: RestartRequest) -> Restarted:
         _let_go(takeovers)
     except BaseException as error:
         if planted is not None:
-            _uproot(planted)
+            _uproot(planted, footing)
         inventory.undo()
         if isinstance(error, (CallFailed, Gone, ProcessLookupError, FileNotFoundError)):
             raise RestartFailed(f"{name} could not be recreated: {error}") from error
@@ -129,7 +131,7 @@ def restart(request: RestartRequest) -> Restarted:
     return job
 
 
-def check(manifest: Manifest, changed_files: str) -> list[Refusal]:
+def check(manifest: Manifest, changed_files: str, files: str = "auto") -> list[Refusal]:
     """What keeps this machine from restarting a job; nothing is touched."""
     layout = xsave.look()
     lacks = machine.missing(manifest.machine, machine.look(layout.size), blind=cpuid.unlisted() is None)
@@ -140,6 +142,8 @@ def check(manifest: Manifest, changed_files: str) -> list[Refusal]:
     ]
     for file in manifest.files:
         reason = None
+        if file.restored and files != "keep":
+            continue
         if file.written:
             reason = paths.replaced(file.identity)
         elif changed_files != "accept":
@@ -154,27 +158,68 @@ def check(manifest: Manifest, changed_files: str) -> list[Refusal]:
     return found
 
 
-def _ground(manifest: Manifest) -> Ground:
+def _footing(
+    manifest: Manifest, request: RestartRequest, keep_session: bool, say: Callable[[str], None]
+) -> tuple[Footing, Plan]:
+    """New namespaces, or in place where it is wanted or none can be made. Raises Refused."""
+    user = os.geteuid() != 0
+    why = "as asked for" if request.in_place else namespaces.refused(user) if request.in_place is None else ""
+    if not why:
+        return Namespaces(user, bool(manifest.services)), plan(manifest, keep_session)
+    from torpor.checkpoint import inplace
+
+    say(f"restarted in place: {why}")
+    footing = inplace.prepare(manifest, keep_session, request.pid_budget, say, request.progress)
+    return footing, footing.births
+
+
+def _ground(manifest: Manifest, inventory: Inventory) -> Ground:
     now = machine.clocks()
     saved = manifest.clocks
-    return Ground(os.geteuid() != 0, (saved.monotonic - now.monotonic, saved.boottime - now.boottime))
+    return Ground(
+        clocks=(saved.monotonic - now.monotonic, saved.boottime - now.boottime),
+        terminals={leader: fd for leader, (fd, _) in inventory.terminals.items()},
+        devpts=inventory.instance,
+    )
 
 
-def _take_over(manifest: Manifest, inventory: Inventory, planted: Planted, request: RestartRequest) -> list[Takeover]:
+def _take_over(
+    manifest: Manifest, inventory: Inventory, births: Plan, planted: Planted, footing: Footing, request: RestartRequest
+) -> list[Takeover]:
     """Every step for all processes, then the next, up to the last before the release."""
     living = [record for record in manifest.processes if record.state != "zombie"]
     takeovers = [Takeover(record, planted.hosts[record.pid], inventory) for record in living]
     for each in takeovers:
         each.seize()
+    if footing.executes:
+        for note in dict.fromkeys(each.execute() for each in takeovers):
+            if note:
+                inventory.say(note)
+    groups = births.numbers()
     for each in takeovers:
-        each.join()
+        each.join(groups)
+    for each in takeovers:
+        each.attend(inventory.terminals)
     reapers = {ghost: proc.stat(planted.hosts[ghost]).ppid for ghost in planted.ghosts}
     os.close(planted.gate)
     for each in takeovers:
         each.reap([ghost for ghost, parent in reapers.items() if parent == each.process.pid])
+    late = inventory.make_late()
+    for each in takeovers:
+        each.receive(late)
     placed: set[int] = set()
     for each in takeovers:
         each.place(placed)
+    stubs = {each.record.pid: each.process for each in takeovers}
+    job = [
+        (service, msgspec.msgpack.decode(manifest.services[service.name], type=service.record))
+        for service in JOB_SERVICES
+        if service.name in manifest.services
+    ]
+    for service, state in job:
+        service.create(state, stubs, request.load)
+    for each in takeovers:
+        each.attach()
     for each in takeovers:
         each.map()
     progress = request.progress
@@ -186,14 +231,22 @@ def _take_over(manifest: Manifest, inventory: Inventory, planted: Planted, reque
         each.protect()
         each.descriptors()
         each.restore()
+    footing.make_threads([(each.process, each.others()) for each in takeovers])
     for each in takeovers:
         each.threads()
+        # Some things are for a thread, by its number.
+        inventory.hosts.update((task.vtid, task.tid) for task in each.process.tasks)
     for each in takeovers:
         each.halt()
     for each in takeovers:
         pid = each.record.pid
         each.know_stops([record for record in living if record.parent == pid and record.stop_signal])
+    for service, state in job:
+        service.finish(state, stubs)
     inventory.finish()
+    asked: set[int] = set()
+    for each in takeovers:
+        each.ask_for_signals(asked)
     for each in takeovers:
         each.clocks()
     for each in takeovers:
@@ -237,25 +290,14 @@ def _to_the_front(tty: int, manifest: Manifest, planted: Planted) -> int:
         return 0
 
 
-def _uproot(planted: Planted) -> None:
-    """Nothing of a failed restart may remain: the end of PID 1 ends its whole namespace."""
+def _uproot(planted: Planted, footing: Footing) -> None:
+    """Nothing of a failed restart may remain."""
     for fd in (planted.release, planted.gate, planted.events):
         try:
             os.close(fd)
         except OSError:
             pass
-    try:
-        os.kill(planted.init, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    while True:
-        try:
-            # Tracees of ours are to be waited for as well before PID 1 can go (pid_namespaces(7)).
-            pid, _ = os.waitpid(-1, ptrace.WALL)
-        except ChildProcessError:
-            return
-        if pid == planted.init:
-            return
+    footing.uproot(planted.init)
 
 
 __all__ = ["RestartRequest", "Restarted", "check", "proc", "read", "restart"]

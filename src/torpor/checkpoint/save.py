@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from torpor.checkpoint.capture import Captured, capture
+from torpor.checkpoint.capture import Captured, capture, end
 from torpor.checkpoint.survey import Survey
 from torpor.checkpoint.tree import Tree
 from torpor.image import codec
-from torpor.model.errors import CheckpointFailed, Refused
+from torpor.model.errors import CheckpointFailed, NotNow, Refused
 from torpor.posix.service import Stream
 from torpor.tracee.call import CallFailed
 from torpor.tracee.freeze import freeze
@@ -74,11 +74,15 @@ def save(request: SaveRequest) -> SaveReport:
     refusals = Survey(pids, request.streams, request.files).refusals()
     if refusals:
         raise Refused(refusals)
-    try:
-        return _attempt(request, began)
-    except _Changed:
-        # A process ended in the middle of it, by a signal from outside or of its own accord. Once more, then.
-        return _attempt(request, began)
+    for pause in (0, 0.005, 0.05, 0.5, 1):
+        try:
+            return _attempt(request, began)
+        except _Changed:
+            # A process ended in the middle of it, by a signal from outside or of its own accord. Once more, then.
+            break
+        except NotNow:
+            time.sleep(pause)  # what is in the way is of the kind that passes
+    return _attempt(request, began)
 
 
 class _Changed(CheckpointFailed):
@@ -106,6 +110,7 @@ def _attempt(request: SaveRequest, began: float) -> SaveReport:
                     raise _Changed(f"the job changed while it was being saved ({error}); it runs on") from error
                 if request.stop:
                     info = _commit(saving, captured)
+                    end(frozen, captured.manifest)
                     frozen.kill()
             resumed = time.perf_counter()
         if not request.stop:

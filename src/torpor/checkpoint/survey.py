@@ -33,6 +33,7 @@ class Survey:
         self.files, _, rest = files.partition(":")
         self._save_paths = frozenset(path for path in rest.split(",") if path)
         self.sink: Sink = NoSink()
+        self._mapped: set[tuple[int, int]] | None = None
         found: list[Descriptor] = []
         for pid in pids:
             try:
@@ -43,6 +44,17 @@ class Survey:
 
     def save_contents(self, path: str) -> bool:
         return self.files == "save" and (not self._save_paths or path in self._save_paths)
+
+    def maps(self, dev: int, ino: int) -> bool:
+        if self._mapped is None:
+            self._mapped = set()
+            for pid in self.pids:
+                try:
+                    areas = proc.maps(pid)
+                except OSError:
+                    continue
+                self._mapped.update((area.dev, area.ino) for area in areas if area.perms[1::2] == "ws" and area.ino)
+        return (dev, ino) in self._mapped
 
     def vpid(self, pid: int) -> int:
         return proc.inner_pid(proc.status(pid)) if pid in self.pids else 0

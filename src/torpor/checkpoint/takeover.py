@@ -6,26 +6,31 @@ processes before the next, so that whatever one process needs of another is ther
 
 from __future__ import annotations
 
+import fcntl
+import os
 import signal
-from collections.abc import Sequence
+import struct
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from torpor.checkpoint.recreate import Inventory
 from torpor.image.manifest import ProcessRecord, Services
-from torpor.linux import proc, ptrace, uio
+from torpor.linux import proc, ptrace, pty, uio
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.proc import Area
 from torpor.linux.ptrace import NT_X86_XSTATE, Regs
+from torpor.linux.sysvipc import SHM_RDONLY
 from torpor.model.errors import RestartFailed
 from torpor.posix import cpu, pending
+from torpor.posix.descriptors import O_ASYNC
 from torpor.posix.memory import area as areas
 from torpor.posix.memory import layout, vdso
-from torpor.posix.memory.area import KERNEL, OBJECT, PROT_WRITE, AreaRecord
+from torpor.posix.memory.area import ANONYMOUS, KERNEL, MAY_WRITE, OBJECT, PROT_WRITE, SYSV, AreaRecord
 from torpor.posix.process_services import PROCESS_SERVICES, THREAD_SERVICES
 from torpor.posix.service import Stage, Steps
-from torpor.tracee.call import ANY, Call, In, call
+from torpor.tracee.call import ANY, Call, In, Out, call
 from torpor.tracee.stub import LOWEST, USER_END, StubProcess, find_hole, find_syscall
 from torpor.tracee.task import Task
 
@@ -38,16 +43,21 @@ class Takeover:
 
     def __init__(self, record: ProcessRecord, host: int, inventory: Inventory) -> None:
         self.record, self.inventory = record, inventory
-        self._mine = proc.maps(host)
-        parked = inventory.parked()
-        size = (1 << 20) + sum(len(area) + PAGE for _, area in parked)
-        used = [(a.start, a.end) for a in self._mine] + [(a.start, a.end) for a in record.areas]
-        self._hole = find_hole(size, used)
+        self._segments = _segments(record.areas, inventory.segment_sizes())
+        self._mine, self._hole, size = self._look_around(host)
         self.process = StubProcess(host, record.pid, self._hole, size)
         self._parked: dict[int, int] = {}
+        self._segment_at: dict[tuple[int, bool], int] = {}
         self._kernel_at: dict[str, int] = {}
         self._steps: list[Steps] | None = None
         self._thread_steps: dict[int, list[Steps]] = {}
+
+    def _look_around(self, host: int) -> tuple[list[Area], int, int]:
+        """The areas that the stub has now, and a hole between them and those it will have: address and size."""
+        mine = proc.maps(host)
+        size = (1 << 20) + sum(_pages(len(area)) for _, area in self.inventory.parked()) + sum(self._segments.values())
+        used = [(a.start, a.end) for a in mine] + [(a.start, a.end) for a in self.record.areas]
+        return mine, find_hole(size, used), size
 
     # Steps, in order.
 
@@ -56,10 +66,41 @@ class Takeover:
         self.process.seize()
         self.process.settle(self._mine, self._pending())
 
-    def join(self) -> None:
-        """Join the process group. A group of the outside world whose number is not here is left alone."""
+    def execute(self) -> str:
+        """Execute the program, for the sake of /proc/PID/exe where it cannot be set; a note if that was refused."""
+        fd = self.inventory.file(self.record.exe)
+        error = self.process.execute(fd)
+        if error:
+            exe = self.inventory.manifest.files[self.record.exe].identity.path
+            return f"/proc/{self.record.pid}/exe shows torpor's Python: {exe} cannot be executed ({os.strerror(error)})"
+        self._mine, self._hole, size = self._look_around(self.process.pid)
+        self.process.move(self._hole, size)
+        self.process.settle(self._mine, self._pending())
+        return ""
+
+    def join(self, there: Container[int]) -> None:
+        """Join the process group. A group of the outside world whose number is not here is left alone.
+
+        there: the groups that have been made.
+        """
+        if self.record.pgid > 1 and self.record.pgid not in there:
+            return
         outer = (1, 3) if self.record.pgid > 1 else ANY
         self.process.run([call(NR.setpgid, 0, self.record.pgid, accept=outer)])
+
+    def attend(self, terminals: Mapping[int, tuple[int, int]]) -> None:
+        """Put the right group in front of our terminal, if we lead its session; give it up, if we had done so.
+
+        terminals: see Inventory. All groups exist.
+        """
+        record = self.record
+        fd, front = terminals.get(record.sid, (-1, 0))
+        if fd >= 0 and record.pid == record.sid and front:
+            # A group without members is not to be had again.
+            group = In(front.to_bytes(4, "little"))
+            self.process.run([call(NR.ioctl, fd, pty.TIOCSPGRP, group, accept=(1, 3))])
+        elif fd >= 0 and record.pid != record.sid and not record.has_terminal:
+            self.process.run([call(NR.ioctl, fd, pty.TIOCNOTTY, 0)])
 
     def reap(self, ghosts: Sequence[int]) -> None:
         """Wait for ghosts (pids) that have fallen to this process and are ending."""
@@ -73,6 +114,30 @@ class Takeover:
         for service, state, number in self.inventory.places(having):
             calls += service.place(state, number)
         self.process.run(calls, objects=self.inventory.object)
+
+    def receive(self, late: Sequence[int]) -> None:
+        """Take the objects that were made after this process; what stood for them was inherited."""
+        having = {d.object for d in self.record.descriptors}
+        for number in late:
+            if number not in having:
+                continue
+            # struct msghdr: no name, one byte of data, room for one descriptor (recvmsg(2), cmsg(3)).
+            data = In(bytes(8) + (1).to_bytes(8, "little"), ((0, Out(8)),))
+            header = In(struct.pack("<8xI4x8xQ8xQI4x", 0, 1, 24, 0), ((16, data), (32, Out(24))))
+            answer = self.process.run([call(NR.recvmsg, self.inventory.post(number), header, 0)])[0]
+            (fd,) = struct.unpack_from("<i", answer.outs[1], 16)
+            place = self.inventory.object(number)
+            self.process.run([call(NR.dup3, fd, place, 0), call(NR.close, fd)])
+
+    def attach(self) -> None:
+        """Attach the System V segments that the process had attached, each whole, in the hole."""
+        calls = []
+        room = self._hole + self.process.hole_size - sum(self._segments.values())
+        for (number, writable), size in self._segments.items():
+            calls.append(call(NR.shmat, number, room, 0 if writable else SHM_RDONLY))
+            self._segment_at[number, writable] = room
+            room += size
+        self.process.run(calls)
 
     def map(self) -> None:
         """Replace the stub's memory by the areas of the record, still without contents."""
@@ -98,21 +163,16 @@ class Takeover:
         calls.append(call(NR.munmap, LOWEST, self._hole - LOWEST))
         calls.append(call(NR.munmap, end, USER_END - end))
         process.run(calls)
-        calls = []
-        saved = {a.name: a for a in record.areas if a.kind == KERNEL}
-        for name, at in self._kernel_at.items():
-            target = saved.get(name)
-            if target is not None:
-                size = self._kernel_areas()[name].size
-                if size != target.size:
-                    raise RestartFailed("this kernel's vDSO differs from the saved one's")
-                calls.append(call(NR.mremap, at, size, size, 3, target.start))
+        calls, code = self._kernel_calls()
         calls += [areas.make(a, self._fd_of, self._parked_at) for a in record.areas if a.kind != KERNEL]
         answers = process.run(calls)
         for what, answer in zip(calls, answers):
             wanted = what.args[0] if what.nr == NR.mmap else what.args[4]
             if answer.value != wanted:
                 raise RestartFailed(f"process {record.pid}: no room at {wanted:#x}")
+        process.run([call(NR.munmap, at, self._segments[which]) for which, at in self._segment_at.items()])
+        if code:
+            uio.force_write(process.pid, self._vdso_start(), code)
         if record.layout is not None:
             fd = self.inventory.file(record.exe)
             answer = process.run([layout.restore(record.layout, fd)], check=False)[0]
@@ -152,10 +212,15 @@ class Takeover:
         for service, state in self._states(PROCESS_SERVICES, self.record.services):
             service.outside(state, process)
 
+    def others(self) -> list[int]:
+        """The numbers of the threads that are to be made."""
+        return [thread.tid for thread in self.record.threads if thread.tid != self.record.pid]
+
     def threads(self) -> None:
-        """All other threads, and what the kernel keeps for each."""
+        """What the kernel keeps for each thread. All of them are there."""
         process = self.process
-        process.make_threads([thread.tid for thread in self.record.threads[1:]])
+        if self.record.leader_exited:
+            process.lose_leader()
         process.run(self._process_calls(Stage.THREAD))
         for task, thread in zip(process.tasks, self.record.threads):
             own: list[Call] = self._thread_calls(task, thread.services, Stage.PROCESS)
@@ -177,6 +242,17 @@ class Takeover:
             chld = In((1 << (signal.SIGCHLD - 1)).to_bytes(8, "little"))
             calls.append(call(NR.rt_sigtimedwait, chld, 0, In(bytes(16)), 8, accept=(11,)))
         self.process.run(calls)
+
+    def ask_for_signals(self, done: set[int]) -> None:
+        """Signals on input or output (O_ASYNC) are asked for where the descriptor has a number: it is sent with them.
+
+        done: objects for which another process has done it."""
+        for d in self.record.descriptors:
+            owned = self.inventory.manifest.objects[d.object].owner
+            if owned is not None and owned.sending and d.object not in done:
+                done.add(d.object)
+                flags = fcntl.fcntl(self.inventory.object(d.object), fcntl.F_GETFL)
+                self.process.run([call(NR.fcntl, d.number, fcntl.F_SETFL, flags | O_ASYNC)])
 
     def clocks(self) -> None:
         """Whatever starts to run."""
@@ -218,6 +294,43 @@ class Takeover:
 
     # Helpers.
 
+    def _kernel_calls(self) -> tuple[list[Call], bytes]:
+        """The calls that put the kernel's own areas, which are parked, to where they belong; and the code that then
+        has to be written over the old [vdso], empty if it needs none (see posix/memory/vdso.py)."""
+        mine = {name: (area.start, area.size) for name, area in self._kernel_areas().items()}
+        saved = {area.name: area for area in self.record.areas if area.kind == KERNEL}
+        old = self.inventory.manifest.vdso
+        at, size = self._kernel_at.get(vdso.CODE, 0), mine.get(vdso.CODE, (0, 0))[1]
+        new = uio.force_read(self.process.pid, at, size) if size else b""
+        if not saved:
+            return [], b""
+        if vdso.same(old, new, {name: (area.start, area.size) for name, area in saved.items()}, mine):
+            moves = [(name, saved[name].start) for name in mine]
+            return [
+                call(NR.mremap, self._kernel_at[name], mine[name][1], mine[name][1], 3, to) for name, to in moves
+            ], b""
+        if not old:
+            raise RestartFailed("this kernel's vDSO differs from the saved one's, which is not in this checkpoint")
+        # This kernel's goes somewhere else, all of its areas at their distances.
+        first = min((start for start, _ in mine.values()), default=0)
+        extent = max((start + size for start, size in mine.values()), default=0) - first
+        used = [(area.start, area.end) for area in self.record.areas]
+        base = find_hole(extent, [*used, (self._hole, self._hole + self.process.hole_size)])
+        calls = [
+            call(NR.mremap, self._kernel_at[name], size, size, 3, base + start - first)
+            for name, (start, size) in mine.items()
+        ]
+        for area in saved.values():
+            plain = msgspec.structs.replace(area, kind=ANONYMOUS, flags=())
+            calls.append(areas.make(plain, self._fd_of))
+        pointers = [Regs.from_buffer_copy(thread.cpu.regs).rip for thread in self.record.threads]
+        try:
+            if vdso.cut_off(old, self._vdso_start(), pointers):
+                raise RestartFailed(f"process {self.record.pid} was just entering the vDSO, and this kernel's differs")
+            return calls, vdso.redirected(old, new, base + mine.get(vdso.CODE, (first, 0))[0] - first)
+        except ValueError as error:
+            raise RestartFailed(f"this kernel's vDSO differs, and of the saved one {error}") from None
+
     def _vdso_start(self) -> int:
         return next((a.start for a in self.record.areas if a.name == "[vdso]"), 0)
 
@@ -232,6 +345,8 @@ class Takeover:
         return self.inventory.file(record.what)
 
     def _parked_at(self, record: AreaRecord) -> int:
+        if record.kind == SYSV:
+            return self._segment_at[record.what, MAY_WRITE in record.flags]
         return self._parked.get(record.what, 0) if record.descriptor < 0 else 0
 
     def _states(self, services: Sequence[Any], saved: Services) -> list[tuple[Any, Any]]:
@@ -268,3 +383,13 @@ class Takeover:
         fields = proc.status(self.process.pid, task.tid)
         waiting = int(fields["SigPnd"], 16) | int(fields["ShdPnd"], 16)
         return bool(waiting & ~mask & int(fields["SigCgt"], 16))
+
+
+def _pages(size: int) -> int:
+    """A size rounded up to whole pages."""
+    return (size + PAGE - 1) & ~(PAGE - 1)
+
+
+def _segments(areas: Sequence[AreaRecord], sizes: dict[int, int]) -> dict[tuple[int, bool], int]:
+    """The System V segments among areas: (id, may it be written to): bytes of address space for all of it."""
+    return {(a.what, MAY_WRITE in a.flags): _pages(sizes[a.what]) for a in areas if a.kind == SYSV}

@@ -21,7 +21,10 @@ class Tree(msgspec.Struct, frozen=True):
     skip: tuple[int, ...] = ()
 
     def find(self) -> list[int]:
-        """Host pids of the job's processes now: the root first, and parents before their children."""
+        """Host pids of the job's processes now: the root first, and parents before their children.
+
+        A process whose first thread has ended is listed by the number of one that lives (`proc.face`).
+        """
         found = [self.anchor] if self.include_anchor else []
         queue = [self.anchor]
         seen = {self.anchor}
@@ -39,7 +42,7 @@ class Tree(msgspec.Struct, frozen=True):
         if self.root in found:
             found.remove(self.root)
             found.insert(0, self.root)
-        return found
+        return [proc.face(pid) for pid in found]
 
 
 def of_pid(pid: int) -> Tree:

@@ -121,6 +121,7 @@ def facilities(location: str | None) -> list[Facility]:
         userfaultfd,
         xsave,
     )
+    from torpor.posix.memory import vdso
 
     def capable(name: str, purpose: str) -> Facility:
         number = capability.NAMES.index(name)
@@ -161,6 +162,7 @@ def facilities(location: str | None) -> list[Facility]:
         Facility("timerfd_ticks", "unread expiries of timerfds", timerfd.probe, mask="timerfd_ticks"),
         Facility("eventfd_semaphore", "eventfds that are semaphores", eventfd.probe, mask="eventfd_semaphore"),
         Facility("membarrier_query", "registrations for barriers", membarrier.probe, mask="membarrier_query"),
+        Facility("same_vdso", "the kernel's code can be read, to be compared", vdso.probe, mask="same_vdso"),
         capable("sys_ptrace", "save what other users, and setuid programs, run"),
         capable("sys_admin", "namespaces without a user namespace"),
         capable("checkpoint_restore", "choose pids without a namespace"),

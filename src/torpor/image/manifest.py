@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import msgspec
 
+from torpor.posix.contents import Contents
 from torpor.posix.cpu import CpuRecord
 from torpor.posix.memory.area import AreaRecord
 from torpor.posix.memory.layout import LayoutRecord
 from torpor.posix.memory.objects import MemoryObjectRecord
 from torpor.posix.memory.pages import PagesRecord
+from torpor.posix.owner import Owner
 from torpor.posix.paths import FileIdentity
 
 Services = dict[str, msgspec.Raw]
@@ -55,6 +57,10 @@ class FileRecord(msgspec.Struct, frozen=True):
 
     identity: FileIdentity
     written: bool
+    contents: Contents | None = None
+    """Of a file in memory (POSIX shared memory) that the job maps and has not open."""
+    restored: bool = False
+    """Its contents come back, with these or with an open file's."""
 
 
 class ObjectRecord(msgspec.Struct, frozen=True):
@@ -62,6 +68,7 @@ class ObjectRecord(msgspec.Struct, frozen=True):
 
     service: str
     state: msgspec.Raw
+    owner: Owner | None = None
 
 
 class DescriptorRecord(msgspec.Struct, frozen=True):
@@ -125,3 +132,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     memory: tuple[MemoryObjectRecord, ...]
     files: tuple[FileRecord, ...]
     terminal: TerminalRecord | None = None
+    services: Services = {}
+    """What the kernel keeps for the whole job (posix/job_services.py). A job that has any is restarted in an IPC
+    namespace of its own."""
+    vdso: bytes = b""
+    """The kernel's own code, as the processes see it."""

@@ -10,11 +10,13 @@ import os
 
 NAMES = (
     "cpuid",
+    "devpts",
     "eventfd_semaphore",
     "membarrier_query",
     "pagemap_scan",
     "pid_namespace",
     "proc_mount",
+    "same_vdso",
     "seccomp_notify",
     "set_tid",
     "time_namespace",

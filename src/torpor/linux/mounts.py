@@ -5,6 +5,7 @@ Source: proc_pid_mountinfo(5).
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 from torpor.linux import proc
@@ -29,6 +30,15 @@ def parse(line: str) -> Mount:
         for code, char in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
             point = point.replace(code, char)
     return Mount(int(fields[0]), point, tail.split(" ", 1)[0])
+
+
+def kind_of_device(pid: int, dev: int) -> str:
+    """The type of the filesystem with this device number (st_dev) among a process' mounts, '' if there is none."""
+    field = f"{os.major(dev)}:{os.minor(dev)}"
+    for line in proc.text(f"/proc/{pid}/mountinfo").splitlines():
+        if line.split(" ", 3)[2] == field:
+            return parse(line).kind
+    return ""
 
 
 def of(pid: int, number: int) -> Mount | None:

@@ -95,6 +95,17 @@ def threads(pid: int) -> list[int]:
     return tids
 
 
+def face(pid: int) -> int:
+    """The number by which a process is to be looked at: its own; or, if its first thread has ended and others go on,
+    that of one of those. Such a process shows as a zombie without memory and descriptors, but /proc/TID shows them."""
+    try:
+        if stat(pid).state not in "ZX":
+            return pid
+        return next((tid for tid in threads(pid) if stat(pid, tid).state not in "ZX"), pid)
+    except OSError:
+        return pid
+
+
 def children(pid: int) -> list[int]:
     """Direct children of any of its threads (needs CONFIG_PROC_CHILDREN)."""
     out: list[int] = []

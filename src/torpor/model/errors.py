@@ -52,6 +52,10 @@ class Refused(TorporError):
         super().__init__(f"{what}: {self.refusals[0]}{more}")
 
 
+class NotNow(Refused):
+    """Refused for something that is most likely over in a moment: worth another attempt."""
+
+
 class CheckpointFailed(TorporError):
     """A checkpoint did not come about; the job goes on and earlier checkpoints are whole."""
 

@@ -15,7 +15,6 @@ import msgspec
 
 from torpor.model.data import CHUNK_SIZE, Buffer, Ref, Sink, Source
 
-
 _FICLONE = 0x40049409
 
 

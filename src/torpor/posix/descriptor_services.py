@@ -16,20 +16,27 @@ from typing import cast
 
 from torpor.posix.service import Descriptor, DescriptorService, Job
 
-O_ASYNC = 0o20000
-
 _TABLE = (
     # name (as in the manifest), module
     ("path", "pathonly"),
     ("memfd", "memfd"),
     ("file", "regular"),
     ("directory", "directory"),
+    ("pty_master", "pty_master"),
+    ("pty_slave", "pty_slave"),
     ("device", "device"),
     ("pipe", "pipe"),
+    ("fifo", "fifo"),
     ("eventfd", "eventfd"),
     ("timerfd", "timerfd"),
     ("signalfd", "signalfd"),
     ("epoll", "epoll"),
+    ("pidfd", "pidfd"),
+    ("inotify", "inotify"),
+    ("unix", "unix_socket"),
+    ("tcp", "inet_stream"),
+    ("udp", "inet_datagram"),
+    ("netlink", "netlink"),
     ("stream", "stream"),
     ("refused", "refusal"),
 )
@@ -46,8 +53,6 @@ def service_for(seen: Descriptor, job: Job) -> DescriptorService:
     """
     if role(seen, job) >= 0:
         return _own("stream")
-    if seen.flags & O_ASYNC:
-        return _own("refused")  # whatever it is
     for service in built_in():
         if service.claims(seen):
             return service

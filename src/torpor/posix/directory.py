@@ -3,6 +3,8 @@
 The kernel keeps for one: the inode, flags, and the position of the next entry (`pos` in fdinfo), which
 the filesystem defines: a number or, where names are hashed, a hash. Both stay valid for the same
 directory. Entries that a program has read ahead are in its own memory.
+
+One that was removed is empty for ever. It is made again, opened and removed again, for each description on its own.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ class OpenDirectory(msgspec.Struct, frozen=True):
     name: bytes
     flags: int
     position: int = 0
+    removed: bool = False
 
 
 class DirectoryService(DescriptorBase):
@@ -34,14 +37,29 @@ class DirectoryService(DescriptorBase):
         return is_type(seen, stat.S_IFDIR)
 
     def survey(self, seen: Descriptor, job: Job) -> Refusal | None:
+        if paths.is_deleted(seen.target, seen.dev, seen.ino):
+            return None
         return unreachable(seen, "a directory")
 
     def capture(self, fd: int, seen: Descriptor, job: Job) -> OpenDirectory:
         position = os.lseek(fd, 0, os.SEEK_CUR)
-        return OpenDirectory(os.fsencode(seen.target), status_flags(fd), position)
+        removed = paths.is_deleted(seen.target, seen.dev, seen.ino)
+        path = seen.target.removesuffix(paths.DELETED) if removed else seen.target
+        return OpenDirectory(os.fsencode(path), status_flags(fd), position, removed)
 
     def create(self, record: OpenDirectory, restart: Restart) -> int:
-        fd = open_again(os.fsdecode(record.name), record.flags, stat.S_IFDIR)
+        path = os.fsdecode(record.name)
+        if record.removed:
+            path = free_name(path)
+            try:
+                os.mkdir(path, 0o700)
+            except OSError as error:
+                raise RestartFailed(f"cannot make the removed directory {path} again: {error.strerror}") from None
+        try:
+            fd = open_again(path, record.flags, stat.S_IFDIR)
+        finally:
+            if record.removed:
+                os.rmdir(path)
         set_status(fd, record.flags)
         if record.position:
             try:
@@ -50,6 +68,19 @@ class DirectoryService(DescriptorBase):
                 path = os.fsdecode(record.name)
                 restart.say(f"{path}: the position in the open directory could not be set; it is read from its start")
         return fd
+
+
+def free_name(path: str) -> str:
+    """Where something that had been removed can be made again for a moment: its old name, or one like it where that is
+    taken, or in the folder for temporary files where its folder is gone."""
+    folder, base = os.path.split(path)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        folder = os.environ.get("TMPDIR", "/tmp")
+    name, count = os.path.join(folder, base), 1
+    while os.path.lexists(name):
+        count += 1
+        name = f"{os.path.join(folder, base)}.{count}"
+    return name
 
 
 def unreachable(seen: Descriptor, thing: str) -> Refusal | None:

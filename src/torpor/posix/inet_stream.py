@@ -27,9 +27,18 @@ import msgspec
 
 from torpor.linux import sock_diag
 from torpor.linux.sock_diag import (
-    CLOSE, CLOSE_WAIT, CLOSING, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, LAST_ACK, LISTEN, SYN_RECV, SYN_SENT,
+    CLOSE,
+    CLOSE_WAIT,
+    CLOSING,
+    ESTABLISHED,
+    FIN_WAIT1,
+    FIN_WAIT2,
+    LAST_ACK,
+    LISTEN,
+    SYN_RECV,
+    SYN_SENT,
 )  # fmt: skip
-from torpor.model.errors import Refusal, Refused, RestartFailed
+from torpor.model.errors import NotNow, Refusal, Refused, RestartFailed
 from torpor.posix import socket_kinds, socket_options, socket_queue
 from torpor.posix.descriptors import set_status, status_flags
 from torpor.posix.inet_connect import Connector, connector, failed_connect
@@ -37,7 +46,7 @@ from torpor.posix.service import Descriptor, DescriptorBase, Job, Restart
 from torpor.posix.socket_address import AF_INET, AF_INET6, STREAM, Address, inet, link, own_name, packed, peer_name
 from torpor.posix.socket_options import Options
 from torpor.posix.socket_queue import Queue
-from torpor.posix.socket_works import Step, works
+from torpor.posix.socket_works import Step, close_all, options_later, works
 
 FRESH, BOUND, LISTENING, CONNECTING, CONNECTED, CLOSED, FAILED = (
     "fresh", "bound", "listening", "connecting", "connected", "closed", "failed",
@@ -159,7 +168,7 @@ class TcpService(DescriptorBase):
     record = TcpSocket
 
     def claims(self, seen: Descriptor) -> bool:
-        return socket_kinds.kind(seen).startswith("TCP")
+        return socket_kinds.kind(seen) in ("TCP", "TCPv6")
 
     def capture(self, fd: int, seen: Descriptor, job: Job) -> TcpSocket:
         socket_kinds.refuse_unusual(fd, seen)
@@ -195,28 +204,34 @@ class TcpService(DescriptorBase):
         # After all that was accepted here or uses the port; those that wait to be accepted come after the listener.
         info = socket_options.get(fd, socket_options.TCP, socket_options.TCP_INFO) or bytes(192)
         waiting, backlog = struct.unpack_from("=II", info, 24)  # tcpi_unacked, tcpi_sacked of a listener
-        first = [
-            other.number
-            for other in table.by_ino.values()
-            if other.remote is not None and other.local is not None and other.state not in (LISTEN, CLOSE, SYN_SENT)
-            and (other.local.port == record.local.port or other.remote.port == record.local.port)
-            and not self._waits(other, table)
-        ]  # fmt: skip
+        first = [other.number for other in table.by_ino.values() if self._before(other, record.local.port, table)]
         gone = 0
         if waiting:
             for end in table.world():
-                if end.ino or end.state not in (ESTABLISHED, CLOSE_WAIT) or packed(*end.local).port != record.local.port:
+                if (
+                    end.ino
+                    or end.state not in (ESTABLISHED, CLOSE_WAIT)
+                    or packed(*end.local).port != record.local.port
+                ):
                     continue
                 local, remote = packed(*end.local), packed(*end.remote)
                 found = table.listener_at(local)
                 if found is None or found[0] != record.ino:
                     continue
                 if end.received > (end.state == CLOSE_WAIT):  # the end itself counts as one
-                    raise Refused([_unread(seen, f"from {remote}", local)])
+                    raise NotNow([_unread(seen, f"from {remote}", local)])
                 gone += (remote, local) not in table.by_ends
         return msgspec.structs.replace(
             record, state=LISTENING, remote=None, backlog=backlog, gone_waiting=gone, after=tuple(sorted(set(first)))
         )
+
+    def _before(self, other: _Seen, port: int, table: _Table) -> bool:
+        """Must this socket exist before a listener on that port does?"""
+        if other.local is None or other.state in (LISTEN, SYN_SENT):
+            return False
+        if other.remote is None:  # connected once: it has kept the port
+            return other.local.port == port and other.state == CLOSE
+        return port in (other.local.port, other.remote.port) and not self._waits(other, table)
 
     def _waits(self, one: _Seen, table: _Table) -> bool:
         """Does its other end wait to be accepted by a listener of the job?"""
@@ -272,10 +287,10 @@ class TcpService(DescriptorBase):
         found = self._waits_at(me, table)
         if found is not None:
             if sock_diag.to_send(fd):
-                raise Refused([_unread(seen, "to", me.remote)])
+                raise NotNow([_unread(seen, "to", me.remote)])
             end = table.ends_at(me.remote, me.local)
             if end is not None and end.received > (end.state == CLOSE_WAIT):
-                raise Refused([_unread(seen, "to", me.remote)])
+                raise NotNow([_unread(seen, "to", me.remote)])
             older = [
                 other.number
                 for ino, other in table.by_ino.items()
@@ -353,13 +368,7 @@ class TcpService(DescriptorBase):
         except OSError as error:
             raise RestartFailed(f"a TCP socket at {record.local}: {error.strerror}") from None
         set_status(fd, record.flags)
-        works(restart).add(Step.OPTIONS, lambda: socket_options.restore(fd_of(), record.options, restart))
-        kept = os.dup(fd)  # the pipeline moves ours to another number
-
-        def fd_of() -> int:
-            return kept
-
-        works(restart).add(Step.OPTIONS, lambda: os.close(kept))
+        options_later(fd, record.options, restart)
         return fd
 
     def _make(self, record: TcpSocket, restart: Restart, connect: Connector) -> int:
@@ -410,7 +419,7 @@ class TcpService(DescriptorBase):
         if record.queue is not None:
             queue = record.queue
             todo.add(Step.FILL, lambda: socket_queue.send_stream(other, mine, queue, restart))
-        if record.other == IN_JOB and record.peer != record.ino:
+        if record.other == IN_JOB:
             if record.shut:
                 todo.add(Step.SHUT, lambda: shut(mine, record.shut))
         elif record.state == FAILED or record.other == OUTSIDE:
@@ -428,9 +437,9 @@ class TcpService(DescriptorBase):
             todo.add(Step.SHUT, lambda: shut(other, 2))
             if record.shut:
                 todo.add(Step.SHUT, lambda: shut(mine, record.shut))
-        if record.peer != record.ino and (record.other != IN_JOB or record.ino < record.peer):
+        if record.other != IN_JOB or record.ino <= record.peer:
             # Last, both are closed here: the job has the ends it had.
-            todo.add(Step.LEAVE, lambda: [os.close(end) for end in ends] and None)
+            todo.add(Step.LEAVE, lambda: close_all(ends))
         return os.dup(mine)
 
 

@@ -85,6 +85,8 @@ def _held(seen: Descriptor, job: Job, terminal: bool) -> list[int]:
                 same.append(stream.number)
             elif terminal or stat.S_ISFIFO(seen.mode):
                 like.append(stream.number)
+        elif terminal and _TTY not in (seen.rdev, st.st_rdev):
+            continue  # the same number in another devpts is another terminal
         elif terminal and is_terminal(st.st_mode, st.st_rdev) and _is_terminal_of(seen, st.st_rdev):
             like.append(stream.number)
     if same and stat.S_IFMT(seen.mode) in (stat.S_IFREG, stat.S_IFDIR) and min(same) > 2:

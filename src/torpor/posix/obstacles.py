@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
-from torpor.linux import proc, ptrace
+from torpor.linux import capability, proc, ptrace
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.libc import syscall
 from torpor.model.errors import Refusal
@@ -27,7 +27,7 @@ from torpor.tracee.process import Process
 from torpor.tracee.task import Task
 
 _PF_KTHREAD = 0x00200000
-_KCMP_FILES, _KCMP_FS = 2, 3
+_KCMP_VM, _KCMP_FILES, _KCMP_FS = 1, 2, 3
 _GET_SYSCALL_USER_DISPATCH = 0x4210
 _SECCOMP = {1: "strict mode", 2: "filters"}
 
@@ -82,8 +82,28 @@ def seccomp(seen: Seen) -> Iterator[Refusal]:
     own = proc.status(os.getpid())
     if (mode, seen.status.get("Seccomp_filters")) == (int(own["Seccomp"]), own.get("Seccomp_filters")):
         return
+    if own["Seccomp"] == "0" and capability.have(capability.SYS_ADMIN):
+        return  # saved by posix/seccomp_filters.py
     yield seen.refuse(
-        f"uses seccomp ({_SECCOMP.get(mode, mode)})", "not supported yet; run the program without its sandbox"
+        f"uses seccomp ({_SECCOMP.get(mode, mode)})", "do this as root, or run the program without its sandbox"
+    )
+
+
+def shares_memory(seen: Seen) -> Iterator[Refusal]:
+    """A process that has its parent's memory without being a thread (clone with CLONE_VM). Only told once both are
+    stopped: a child of vfork has it too, for a moment, and a parent in vfork does not stop."""
+    parent = int(seen.status["PPid"])
+    us = str(threading.get_native_id())
+    if seen.tid != seen.pid or seen.status.get("TracerPid") != us:
+        return
+    try:
+        if proc.status(parent).get("TracerPid") != us or syscall(NR.kcmp, seen.pid, parent, _KCMP_VM, 0, 0) != 0:
+            return
+    except OSError:
+        return
+    yield seen.refuse(
+        f"shares its memory with process {parent} without being a thread of it (CLONE_VM)",
+        "not supported; run the program in a mode that uses threads",
     )
 
 
@@ -133,8 +153,8 @@ def _namespace(pid: int, kind: str) -> str:
 
 def unshared(seen: Seen) -> Iterator[Refusal]:
     """A thread that has made a descriptor table or a working directory of its own (unshare(2), clone(2))."""
-    if seen.tid == seen.pid:
-        return
+    if seen.tid == seen.pid or seen.status["State"][0] in "ZX":
+        return  # a first thread that has ended has none at all
     for kind, what in ((_KCMP_FILES, "table of descriptors"), (_KCMP_FS, "working directory")):
         try:
             differs = syscall(NR.kcmp, seen.pid, seen.tid, kind, 0, 0) != 0
@@ -163,6 +183,7 @@ PROCESS: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     word_size,
     namespaces,
     tagged_addresses,
+    shares_memory,
 )
 THREAD: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (traced, seccomp, shadow_stack, unshared, dispatch)
 

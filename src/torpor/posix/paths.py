@@ -87,6 +87,21 @@ def is_deleted(target: str, dev: int, ino: int) -> bool:
     return target.endswith(DELETED) and not is_at(target, dev, ino)
 
 
+def other_name(target: str, dev: int, ino: int) -> str:
+    """Another name, in the same folder, of a file whose name `target` ('PATH (deleted)') is gone; '' if there is none.
+
+    sem_open(3) makes a file under a temporary name, gives it its own and removes the first.
+    """
+    try:
+        with os.scandir(os.path.dirname(target) or "/") as entries:
+            for entry in entries:
+                if entry.inode() == ino and is_at(entry.path, dev, ino):
+                    return entry.path
+    except OSError:
+        pass
+    return ""
+
+
 def _gone(error: OSError) -> str:
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return "is gone"

@@ -215,7 +215,7 @@ def holder_outside(seen: Descriptor, job: Job) -> int:
         try:
             for number in os.listdir(f"/proc/{name}/fd"):
                 try:
-                    if os.readlink(f"/proc/{name}/fd/{number}") == seen.target and not _descends(int(name), inside):
+                    if os.readlink(f"/proc/{name}/fd/{number}") == seen.target and not descends(int(name), inside):
                         return int(name)
                 except OSError:
                     continue
@@ -224,7 +224,7 @@ def holder_outside(seen: Descriptor, job: Job) -> int:
     return 0
 
 
-def _descends(pid: int, inside: set[int]) -> bool:
+def descends(pid: int, inside: set[int]) -> bool:
     """Is it a child that the job has made since its processes were listed?"""
     while pid > 1:
         pid = proc.stat(pid).ppid

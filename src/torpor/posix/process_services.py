@@ -23,6 +23,7 @@ from torpor.posix.personality import PersonalityService
 from torpor.posix.posix_timers import PosixTimerService
 from torpor.posix.prctls import PrctlService
 from torpor.posix.scheduling import SchedulingService
+from torpor.posix.seccomp_filters import SeccompService
 from torpor.posix.service import ProcessService, ThreadService
 from torpor.posix.thread_signals import ThreadSignalService
 from torpor.posix.tid_address import TidAddressService
@@ -51,6 +52,7 @@ THREAD_SERVICES: tuple[ThreadService, ...] = (
     MemoryPolicyService(),
     ModeService(),
     SchedulingService(),
+    SeccompService(),
     IdentityService(),
     ParentDeathService(),
 )

@@ -13,7 +13,7 @@ import msgspec
 
 from torpor.linux import proc
 from torpor.model.errors import Refusal, Refused, RestartFailed
-from torpor.posix.descriptors import O_ASYNC, O_PATH
+from torpor.posix.descriptors import O_PATH
 from torpor.posix.inherited import is_terminal
 from torpor.posix.service import Descriptor, DescriptorBase, Job, Restart
 
@@ -130,11 +130,6 @@ def refuse(seen: Descriptor) -> Refusal:
     """Name the thing."""
     kind = stat.S_IFMT(seen.mode)
     target = seen.target
-    if seen.flags & O_ASYNC:
-        return seen.refuse(
-            f"{target} with signals on input (O_ASYNC), which are not supported yet",
-            "switch them off (fcntl F_SETFL)",
-        )
     if target.startswith("anon_inode:"):
         return seen.refuse(anonymous(target.removeprefix("anon_inode:")), CLOSE)
     if target.startswith("pidfd:"):
@@ -143,7 +138,7 @@ def refuse(seen: Descriptor) -> Refusal:
         return seen.refuse(f"a namespace ({target})", CLOSE)
     if kind == stat.S_IFSOCK and not seen.flags & O_PATH:
         return seen.refuse(
-            f"{socket_name(seen)}, and sockets are not supported yet",
+            f"{socket_name(seen)}, a kind that cannot be saved",
             "close it before the checkpoint (one inherited as standard input, output or error may stay)",
         )
     if kind == stat.S_IFIFO:

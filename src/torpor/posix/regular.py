@@ -8,6 +8,9 @@ is; how much of it belongs to the checkpoint is a matter of policy (`files`):
     save   the contents of what it had open for writing are in the checkpoint too and are put back
     keep   nothing is touched
 
+A file on tmpfs that the job maps shared and writable (POSIX shared memory, named semaphores) is memory of the job:
+it is saved with its contents, and made again if it is gone, except with `keep`.
+
 A file without a name (deleted, or never named: O_TMPFILE) is always saved with its contents: nobody else
 keeps them.
 
@@ -69,6 +72,8 @@ class OpenFile(msgspec.Struct, frozen=True):
     contents: Contents | None = None
     """Here only in the record of the holder."""
     locks: tuple[locks.Lock, ...] = ()
+    mapped: bool = False
+    """It is a file in memory that the job shares by mapping it: saved with its contents whatever the policy."""
 
 
 class RegularService(DescriptorBase):
@@ -86,7 +91,7 @@ class RegularService(DescriptorBase):
             return _no_mount(seen) or unreachable(seen, "a file")
         link = f"/proc/{seen.pid}/fd/{seen.number}"
         try:
-            if os.stat(link).st_nlink > 0:
+            if os.stat(link).st_nlink > 0 and not paths.other_name(seen.target, seen.dev, seen.ino):
                 return seen.refuse(
                     f"{seen.target}, which has another name that cannot be found",
                     "close it before the checkpoint",
@@ -105,6 +110,8 @@ class RegularService(DescriptorBase):
         flags = status_flags(fd)
         deleted = paths.is_deleted(seen.target, seen.dev, seen.ino)
         path = seen.target.removesuffix(paths.DELETED) if deleted else seen.target
+        if deleted and os.fstat(fd).st_nlink:
+            path, deleted = paths.other_name(seen.target, seen.dev, seen.ino), False
         file = paths.identity(fd, path)
         held = locks.of_description(seen.info)
         made_up = is_made_up(seen)
@@ -116,7 +123,8 @@ class RegularService(DescriptorBase):
         # The bare policy `save` means what the job writes, not the data it reads; files named one by one are
         # meant. No list names the empty path.
         explicit = not job.save_contents("")
-        if deleted or ((written or explicit) and job.save_contents(path)):
+        mapped = job.files != "keep" and is_shared_memory(seen.pid, seen.dev, seen.ino, job)
+        if deleted or mapped or ((written or explicit) and job.save_contents(path)):
             mine = job.object_of(seen.pid, seen.number)
             holder = first_object([one for one in same if inherited.role(one, job) < 0], job)
             if mine is None or holder in (mine, -1):
@@ -130,7 +138,8 @@ class RegularService(DescriptorBase):
                 except OSError as error:
                     thing = f"{path}, whose contents cannot be read ({error.strerror})"
                     raise Refused([seen.refuse(thing, "run torpor as its owner or as root")]) from None
-        record = OpenFile(file, flags, offset, written, job.files == "keep", False, deleted, holder, contents, held)
+        keep = job.files == "keep"
+        record = OpenFile(file, flags, offset, written, keep, False, deleted, holder, contents, held, mapped)
         return record
 
     def needs(self, record: OpenFile) -> tuple[int, ...]:
@@ -148,30 +157,17 @@ class RegularService(DescriptorBase):
         if record.deleted or record.made_up or _kept(record, restart):
             return
         if record.contents is not None:
-            put_back(fd, record.file, record.contents, restart)
+            put_back(fd, record.file, record.contents, restart, trust_time=not record.mapped)
         elif record.written and record.holder < 0 and record.flags & O_ACCMODE != os.O_RDONLY:
             cut_back(fd, record.file, restart)
 
     def _named(self, record: OpenFile, restart: Restart) -> int:
         path = record.file.path
-        if record.contents is not None and not _kept(record, restart) and not os.path.lexists(path):
-            self._make(record.file, restart)
+        if record.contents is not None and not _kept(record, restart):
+            make_missing(record.file, restart)
         if not record.made_up and (record.holder < 0 or _kept(record, restart)):
             verify(record, restart)
         return open_again(path, record.flags, stat.S_IFREG)
-
-    def _make(self, file: FileIdentity, restart: Restart) -> None:
-        """Create a file that is gone; its contents come in `finish`."""
-        path = file.path
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except FileNotFoundError:
-            raise missing(path, "is gone, and so is its folder") from None
-        except OSError as error:
-            raise RestartFailed(f"cannot create {path} again: {error.strerror}") from None
-        restart.on_failure(lambda: os.unlink(path))
-        os.fchmod(fd, stat.S_IMODE(file.mode))
-        os.close(fd)
 
     def _nameless(self, record: OpenFile, restart: Restart) -> int:
         """A file without a name: made again, or another description of the one that was made."""
@@ -231,6 +227,22 @@ def _of_clone(clone: int, sink: Sink) -> Contents:
         os.close(clone)
 
 
+def make_missing(file: FileIdentity, restart: Restart) -> None:
+    """Create a file that is gone; its contents come later. Nothing if it is there. Raises Refused, RestartFailed."""
+    path = file.path
+    if os.path.lexists(path):
+        return
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        raise missing(path, "is gone, and so is its folder") from None
+    except OSError as error:
+        raise RestartFailed(f"cannot create {path} again: {error.strerror}") from None
+    restart.on_failure(lambda: os.unlink(path))
+    os.fchmod(fd, stat.S_IMODE(file.mode))
+    os.close(fd)
+
+
 def verify(record: OpenFile, restart: Restart) -> None:
     """Is the file still what the job may go on with? Raises Refused. Pure looking."""
     file = record.file
@@ -250,6 +262,14 @@ def check_unchanged(file: FileIdentity, restart: Restart) -> None:
     if reason and (reason == "is gone" or restart.changed_files != "accept"):
         way_out = "put it back" if reason == "is gone" else "bring it back, or restart with --changed-files=accept"
         raise missing(file.path, reason, way_out)
+
+
+def is_shared_memory(pid: int, dev: int, ino: int, job: Job) -> bool:
+    """Is it a file on tmpfs that the job maps shared and writable, as shm_open(3) and sem_open(3) make them?
+
+    Such a file is memory of the job rather than a file: it comes back with its contents.
+    """
+    return not os.major(dev) and job.maps(dev, ino) and mounts.kind_of_device(pid, dev) in ("tmpfs", "ramfs")
 
 
 def is_made_up(seen: Descriptor) -> bool:

@@ -99,8 +99,11 @@ class Stream(msgspec.Struct, frozen=True):
 class Job(Protocol):
     """What a service may know of the job while it is being surveyed or captured."""
 
-    descriptors: Sequence[Descriptor]
-    """Every descriptor of every process of the job."""
+    @property
+    def descriptors(self) -> Sequence[Descriptor]:
+        """Every descriptor of every process of the job."""
+        ...
+
     streams: Sequence[Stream]
     sink: Sink
     """Where bulk data goes (capture only)."""
@@ -122,6 +125,10 @@ class Job(Protocol):
     def adopt(self, fd: int) -> int:
         """The number of the object behind a descriptor of our own that was found inside another object, in flight
         (capture only). Takes `fd` over. Nobody else needs to have the object open."""
+        ...
+
+    def maps(self, dev: int, ino: int) -> bool:
+        """Does a process of the job map this file, shared and writable?"""
         ...
 
     def processes(self) -> Iterable[int]:
@@ -163,6 +170,11 @@ class Restart(Protocol):
 
     def object(self, number: int) -> int:
         """Our descriptor of an object that exists already."""
+        ...
+
+    def devpts(self) -> int:
+        """A descriptor of the root of a devpts instance of the job's own (linux/devpts.py), which the job will find at
+        /dev/pts; made at the first call. Raises OSError."""
         ...
 
     def host_pid(self, vpid: int) -> int:
@@ -257,6 +269,34 @@ class ThreadService(Protocol):
     def restore(self, record: Any, task: Task) -> Steps: ...
 
     def outside(self, record: Any, task: Task) -> None: ...
+
+
+class JobService(Protocol):
+    """Something the kernel keeps for an IPC namespace, and so for the whole job."""
+
+    name: str
+    record: type[msgspec.Struct]
+
+    def capture(self, job: Job, processes: Sequence[Process]) -> msgspec.Struct | None:
+        """The record; None where there is nothing. `processes`: all that are stopped, the first one first. May raise
+        Refused: nothing has been changed yet."""
+        ...
+
+    def create(self, record: Any, processes: Mapping[int, Process], source: Source) -> None:
+        """Make it again: `processes` are the stubs by their pids in the job, still with memory of their own and every
+        capability; the first one comes first. Raises RestartFailed."""
+        ...
+
+    def finish(self, record: Any, processes: Mapping[int, Process]) -> None:
+        """All memory is mapped and filled, clocks have not started."""
+        ...
+
+
+class JobBase:
+    """Defaults for the steps a job service often does not need."""
+
+    def finish(self, record: Any, processes: Mapping[int, Process]) -> None:
+        return None
 
 
 class DescriptorBase:

@@ -56,9 +56,13 @@ _TCP = (1, 3, 4, 5, 6, 7, 8, 9, 13, 16, 18, 23, 25, 27, 30, 34, 36, 37, 44, 45, 
 # UDP_NO_CHECK6_TX 101, NO_CHECK6_RX 102, SEGMENT 103, GRO 104.
 _UDP = (101, 102, 103, 104)
 # NETLINK_PKTINFO 3, BROADCAST_ERROR 4, NO_ENOBUFS 5, LISTEN_ALL_NSID 8, CAP_ACK 10, EXT_ACK 11, GET_STRICT_CHK 12.
+_MULTICAST, _MULTICAST6 = (33, 34, 49), (17, 18, 19, 29)
+"""Of no use to TCP, which uses their room for something else."""
 _NETLINK = (3, 4, 5, 8, 10, 11, 12)
 
-_EARLY = frozenset({(SOL_SOCKET, 25), (IP, 15), (IP, 19), (IP, 24), (IP, 51), (IPV6, 26), (IPV6, 75), (IPV6, 78)})
+_EARLY = frozenset(
+    {(SOL_SOCKET, 15), (SOL_SOCKET, 25), (IP, 15), (IP, 19), (IP, 24), (IP, 51), (IPV6, 26), (IPV6, 75), (IPV6, 78)}
+)
 """Set before the socket is bound."""
 
 
@@ -118,11 +122,13 @@ def _names(family: int, protocol: int) -> Iterable[tuple[int, int]]:
         yield SOL_SOCKET, name
     if family in (_socket.AF_INET, _socket.AF_INET6):
         for name in _IP:
-            yield IP, name
+            if protocol != TCP or name not in _MULTICAST:
+                yield IP, name
         if family == _socket.AF_INET6:
             yield IPV6, IPV6_V6ONLY
             for name in _IPV6:
-                yield IPV6, name
+                if protocol != TCP or name not in _MULTICAST6:
+                    yield IPV6, name
         for name in _TCP if protocol == TCP else _UDP:
             yield protocol, name
     elif family == _socket.AF_NETLINK:
@@ -138,10 +144,8 @@ def save(fd: int, family: int, protocol: int) -> Options:
         if value is not None:
             values.append(Option(level, name, value))
     lock = get(fd, SOL_SOCKET, SO_BUF_LOCK, 4)
-    if lock is None:  # before Linux 5.14: all that the kernel does not tune itself counts as set
-        locked = 0 if protocol == TCP else _SNDBUF_LOCK | _RCVBUF_LOCK
-    else:
-        locked = struct.unpack("i", lock)[0]
+    # Before Linux 5.14, all that the kernel does not tune itself counts as set.
+    locked = struct.unpack("i", lock)[0] if lock else 0 if protocol == TCP else _SNDBUF_LOCK | _RCVBUF_LOCK
     return Options(
         tuple(values),
         number(fd, SOL_SOCKET, SO_SNDBUF) if locked & _SNDBUF_LOCK else 0,

@@ -12,20 +12,26 @@ from __future__ import annotations
 
 import _socket
 import array
+import ctypes
+import errno
 import os
 import select
 import struct
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import msgspec
 
 from torpor.linux import sock_diag
+from torpor.linux.libc import libc
+from torpor.linux.uio import IoVec
 from torpor.model.data import CHUNK_SIZE
-from torpor.model.errors import RestartFailed
+from torpor.model.errors import NotNow, RestartFailed
 from torpor.posix import socket_options
-from torpor.posix.service import Job, Restart
+from torpor.posix.service import Descriptor, Job, Restart
 from torpor.posix.socket_address import link
 from torpor.posix.socket_options import SO_PEEK_OFF, SO_RCVBUF, SO_SNDBUF, SOL_SOCKET
 
@@ -137,11 +143,22 @@ def _close(fds: Sequence[int]) -> None:
 def peek_datagrams(fd: int, ends: bool = False) -> list[Peeked]:
     """All datagrams in a queue, empty ones included; nothing is taken. ends: nobody can send any more, and an empty
     one may be the end (SOCK_SEQPACKET)."""
-    if not readable(fd) & select.POLLIN:
+    events = readable(fd)
+    if not events & select.POLLIN:
         return []
+    if events & select.POLLERR:
+        if not sock_diag.to_read(fd):
+            return []
+        raise BrokenPipeError(errno.EPIPE, "an error waits to be told in front of its datagrams")
     one = link(fd)
     found: list[Peeked] = []
     try:
+        # An empty datagram that was looked at before is passed over by a walk: look at the first one without.
+        first, _ = _look(one, 1) if socket_options.number(fd, SOL_SOCKET, SO_PEEK_OFF) < 0 else (None, 0)
+        if first is not None:
+            _close(first.fds)
+            if not first.data and not (ends and not first.sender and not first.fds):
+                found.append(first._replace(fds=[]))
         with _Walk(fd) as walk:
             at, size = 0, 1 << 18
             while True:
@@ -166,8 +183,18 @@ def peek_datagrams(fd: int, ends: bool = False) -> list[Peeked]:
         one.detach()
 
 
-def peek_unix_stream(fd: int) -> list[Peeked]:
-    """What is in the queue of a UNIX stream, cut where descriptors or another sender's identity begin."""
+def datagrams_of(fd: int, seen: Descriptor, ends: bool = False) -> list[Peeked]:
+    """The same for a socket of the job. Raises Refused where looking would take something away."""
+    try:
+        return peek_datagrams(fd, ends)
+    except BrokenPipeError as error:
+        thing = f"a datagram socket that cannot be looked into: {error.strerror}"
+        raise NotNow([seen.refuse(thing, "try again")]) from None
+
+
+def peek_unix_stream(fd: int, pieces: bool = False) -> list[Peeked]:
+    """What is in the queue of a UNIX stream, cut where descriptors or another sender's identity begin. pieces: cut
+    everywhere between what was sent by one call and the next, as far as the kernel keeps it apart."""
     total = sock_diag.to_read(fd)
     if not total:
         return []
@@ -180,15 +207,18 @@ def peek_unix_stream(fd: int) -> list[Peeked]:
                 message, _ = _look(one, total - at)
                 if message is None or not message.data:
                     break
-                if message.fds:
+                end = at + len(message.data)
+                cuts = [at, end]
+                if message.fds or pieces:
                     # Bytes that were sent before the ones with descriptors may be in front of them.
-                    before = _without(one, walk, at, len(message.data))
-                    if before:
-                        found.append(message._replace(data=message.data[:before], fds=[]))
-                    found.append(message._replace(data=message.data[before:]))
-                else:
-                    found.append(message)
-                at += len(message.data)
+                    cuts.insert(1, _start_of(fd, walk, at, end))
+                while pieces and cuts[1] > at:
+                    cuts.insert(1, _start_of(fd, walk, at, cuts[1]))
+                cuts = sorted(set(cuts))
+                for start, stop in pairwise(cuts):
+                    part = message._replace(data=message.data[start - at : stop - at])
+                    found.append(part if stop == end else part._replace(fds=[]))
+                at = end
                 walk.go(at)
         return found
     except BaseException:
@@ -199,20 +229,27 @@ def peek_unix_stream(fd: int) -> list[Peeked]:
         one.detach()
 
 
-def _without(one: _socket.socket, walk: _Walk, start: int, length: int) -> int:
-    """How many of the `length` bytes from `start` on come before those that carry descriptors."""
-    low, high = 0, length - 1  # the last byte carries them
-    while low < high:
-        middle = (low + high) // 2
-        walk.go(start + middle)
-        message, _ = _look(one, 1)
-        has = bool(message and message.fds)
-        _close(message.fds if message else ())
-        if has:
-            high = middle
-        else:
-            low = middle + 1
-    return low
+def _start_of(fd: int, walk: _Walk, start: int, end: int) -> int:
+    """Where the piece begins that ends at `end`, not before `start`.
+
+    A peek stops in front of a piece whose bytes cannot be copied. So the last byte asked for is to go to an address
+    that does not exist, and what is copied ends where its piece begins.
+    """
+    span = 1 << 16
+    while True:
+        first = max(start, end - span)
+        walk.go(first)
+        room = ctypes.create_string_buffer(end - first)
+        vectors = (IoVec * 2)()
+        vectors[0].base, vectors[0].length = ctypes.addressof(room), end - first - 1
+        vectors[1].base, vectors[1].length = 1, 1
+        header = struct.pack("=QIIQQQQII", 0, 0, 0, ctypes.addressof(vectors), 2, 0, 0, 0, 0)
+        copied = libc.recvmsg(fd, header, _PEEK)
+        if copied > 0:
+            return int(first + copied)
+        if first == start:
+            return start
+        span *= 4
 
 
 def peek_tcp(fd: int, inline: bool) -> list[Peeked]:
@@ -222,8 +259,14 @@ def peek_tcp(fd: int, inline: bool) -> list[Peeked]:
     """
     one = link(fd)
     try:
-        urgent = readable(fd) & select.POLLPRI
-        first = _all(one, sock_diag.to_read(fd) + 1)  # ends at urgent data, also at such that was read already
+        events = readable(fd)
+        urgent = events & select.POLLPRI
+        size = sock_diag.to_read(fd)
+        # Not a byte more where an error waits to be told: looking at it would take it.
+        error = events & select.POLLERR
+        first = _all(one, size) if size or not error else b""  # ends at urgent data, also at such that was read already
+        if error:
+            return [Peeked(first, [], None, None)] if first else []
         try:
             walk = _Walk(fd)
         except OSError:
@@ -297,6 +340,7 @@ def send_stream(fd: int, to: int, queue: Queue, restart: Restart) -> None:
     sender, receiver = socket_options.Room(fd), socket_options.Room(to)
     tcp = one.family != _socket.AF_UNIX
     total = sum(message.size for message in queue.messages)
+    ask_who(to, queue)
     sender.grow(SO_SNDBUF, 4 * total + (1 << 16))
     if tcp:
         open_window(to, 2 * total + (1 << 16))
@@ -306,10 +350,10 @@ def send_stream(fd: int, to: int, queue: Queue, restart: Restart) -> None:
             ancillary = _rights(message, restart)
             head = len(data) - 1 if message.urgent else len(data)
             while done < head:
-                done += _patiently(one, lambda rest=data[done:head], extra=ancillary: one.sendmsg([rest], extra, _FLAGS))
+                done += _patiently(partial(one.sendmsg, [data[done:head]], ancillary, _FLAGS))
                 ancillary = []
             if message.urgent:
-                _patiently(one, lambda last=data[head:]: one.send(last, _socket.MSG_OOB | _FLAGS))
+                _patiently(partial(one.send, data[head:], _socket.MSG_OOB | _FLAGS))
         if tcp:
             arrive(fd, to)
     finally:
@@ -322,6 +366,12 @@ def send_stream(fd: int, to: int, queue: Queue, restart: Restart) -> None:
 _FLAGS = _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL
 
 
+def ask_who(fd: int, queue: Queue) -> None:
+    """Senders' identities are kept only of what is sent to a socket that asks for them already."""
+    if any(message.credentials is not None for message in queue.messages):
+        socket_options.put(fd, SOL_SOCKET, socket_options.SO_PASSCRED, 1)
+
+
 def _rights(message: Message, restart: Restart) -> list[tuple[int, int, bytes]]:
     if not message.objects:
         return []
@@ -329,7 +379,7 @@ def _rights(message: Message, restart: Restart) -> list[tuple[int, int, bytes]]:
     return [(SOL_SOCKET, _SCM_RIGHTS, fds.tobytes())]
 
 
-def _patiently(one: _socket.socket, step: Callable[[], int]) -> int:
+def _patiently(step: Callable[[], int]) -> int:
     """Send once there is room. Raises RestartFailed if there is none."""
     end = time.monotonic() + PATIENCE
     while True:
@@ -351,9 +401,9 @@ def send_message(fd: int, message: Message, data: memoryview, to: Any, restart: 
         room.grow(SO_SNDBUF, 4 * len(data) + (1 << 16))
         ancillary = _rights(message, restart)
         if to is None:
-            _patiently(one, lambda: one.sendmsg([data], ancillary, _FLAGS))
+            _patiently(partial(one.sendmsg, [data], ancillary, _FLAGS))
         else:
-            _patiently(one, lambda: one.sendmsg([data], ancillary, _FLAGS, to))
+            _patiently(partial(one.sendmsg, [data], ancillary, _FLAGS, to))
     finally:
         one.detach()
         room.back()

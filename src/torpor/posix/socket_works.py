@@ -7,10 +7,14 @@ are in step, in the order of `Step`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import resource
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 
+from torpor.posix import socket_options
 from torpor.posix.service import Restart
+from torpor.posix.socket_options import Options
 
 
 class Step(IntEnum):
@@ -33,6 +37,9 @@ class Works:
     """The list of what is to be done."""
 
     def __init__(self) -> None:
+        # Each end of a connection is held twice for a while. (Every process gets its own limits back later.)
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         self._todo: list[tuple[Step, Callable[[], None]]] = []
 
     def add(self, step: Step, what: Callable[[], None]) -> None:
@@ -49,3 +56,20 @@ def works(restart: Restart) -> Works:
     """The list of this restart. It is run when all objects exist."""
     found: Works = restart.shared(("socket works", 0), Works, Works.run)
     return found
+
+
+def options_later(fd: int, options: Options, restart: Restart) -> None:
+    """Set a socket's options once everything else is as it was."""
+    kept = os.dup(fd)  # the pipeline moves its own to another number
+
+    def put() -> None:
+        socket_options.restore_early(kept, options)
+        socket_options.restore(kept, options, restart)
+        os.close(kept)
+
+    works(restart).add(Step.OPTIONS, put)
+
+
+def close_all(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)

@@ -154,6 +154,7 @@ def _offset(pid: int, clock: int) -> int:
     if clock in _REAL:
         return 0
     key = "monotonic" if clock == timerfd.CLOCK_MONOTONIC else "boottime"
+    pid = proc.face(pid)
     return _shown_offset(pid, key) - _shown_offset(os.getpid(), key)
 
 

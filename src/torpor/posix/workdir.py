@@ -2,8 +2,9 @@
 
 The directories are what the links /proc/PID/cwd and /proc/PID/root point to, the umask stands in
 /proc/PID/status. They come back by chdir(2) and umask(2) in the process. A working directory that has been
-removed, or that cannot be reached under its name any more, is refused for now, and so is a root directory
-other than the machine's (chroot).
+removed is made again and removed once the process is in it: it is empty, and each process has one of its own. One that
+cannot be reached under its name (something is mounted over it) is refused, and so is a root directory other than the
+machine's (chroot).
 
 Threads may have a directory of their own (unshare(CLONE_FS)); see `obstacles`.
 """
@@ -19,6 +20,7 @@ import msgspec
 from torpor.linux import proc
 from torpor.linux.arch.x86_64 import NR
 from torpor.model.errors import Refusal, RestartFailed
+from torpor.posix.directory import free_name
 from torpor.posix.service import ProcessBase, Stage, Steps
 from torpor.tracee.call import Answer, In, call
 from torpor.tracee.process import Process
@@ -29,6 +31,7 @@ class Workdir(msgspec.Struct, frozen=True):
 
     directory: bytes
     umask: int
+    removed: bool = False
 
 
 def removed(pid: int) -> bool:
@@ -66,19 +69,25 @@ class WorkdirService(ProcessBase):
                 f"has the root directory {where}",
                 "not supported yet; run torpor inside of it",
             )
-        elif removed(tid):
+        elif removed(tid) and os.stat(f"/proc/{tid}/cwd").st_nlink:
             where = os.readlink(f"/proc/{tid}/cwd").removesuffix(" (deleted)")
             yield Refusal(
                 pid,
                 proc.comm(pid),
-                f"its working directory {where} has been removed",
-                "not supported yet; let it chdir",
+                f"its working directory {where} is not found under that name",
+                "let it chdir, or unmount what is over it",
             )
 
     def capture(self, process: Process, answers: Sequence[Answer]) -> Workdir:
-        return Workdir(os.readlink(os.fsencode(f"/proc/{process.leader.tid}/cwd")), int(process.status["Umask"], 8))
+        here = os.fsencode(f"/proc/{process.leader.tid}/cwd")
+        where, gone = os.readlink(here), os.stat(here).st_nlink == 0
+        return Workdir(where.removesuffix(b" (deleted)") if gone else where, int(process.status["Umask"], 8), gone)
 
     def restore(self, record: Any, process: Process) -> Steps:
+        if record.removed:
+            path = In(os.fsencode(free_name(os.fsdecode(record.directory))) + b"\0")
+            calls = [call(NR.mkdir, path, 0o700), call(NR.chdir, path), call(NR.rmdir, path)]
+            return {Stage.PROCESS: [*calls, call(NR.umask, record.umask)]}
         try:
             os.stat(os.fsencode(f"/proc/{process.leader.tid}/root") + record.directory)
         except (FileNotFoundError, NotADirectoryError):

@@ -134,7 +134,9 @@ def _stop_process(frozen: Frozen, pid: int, deadline: float) -> bool:
     known = frozen.processes.get(pid)
     fresh = known is None
     if known is None:
-        known = LivingProcess(pid, proc.inner_pid(proc.status(pid)))
+        tgid = int(proc.status(pid)["Tgid"])
+        known = LivingProcess(pid, proc.inner_pid(proc.status(tgid)))
+        known.tgid = tgid
     seen = {task.tid for task in known.tasks}
     news = False
     while True:

@@ -22,10 +22,13 @@ SCRATCH_SIZE = 64 * 1024
 
 
 class Process:
-    """A process all of whose threads are stopped. `pid` is the host's number, `vpid` the one it sees itself."""
+    """A process all of whose threads are stopped. `pid` is the host's number, `vpid` the one it sees itself.
+
+    tgid: differs from `pid` where the first thread has ended; then `pid` is the number of one that lives.
+    """
 
     def __init__(self, pid: int, vpid: int) -> None:
-        self.pid, self.vpid = pid, vpid
+        self.pid, self.vpid, self.tgid = pid, vpid, pid
         self.tasks: list[Task] = []
         self._copies: dict[int, int] = {}
         self._pidfd = -1
@@ -68,7 +71,8 @@ class Process:
         """
         if number not in self._copies:
             if self._pidfd < 0:
-                self._pidfd = os.pidfd_open(self.pid)
+                # For a thread that is not the first one a flag is needed (PIDFD_THREAD, Linux 6.9).
+                self._pidfd = os.pidfd_open(self.pid, 0 if self.pid == self.tgid else os.O_EXCL)
             self._copies[number] = syscall(NR.pidfd_getfd, self._pidfd, number, 0)
         return self._copies[number]
 
@@ -158,7 +162,13 @@ class LivingProcess(Process):
     def add(self, tid: int) -> Task:
         """Take a freshly stopped thread in."""
         fields = proc.status(self.pid, tid)
-        task = Task(tid, self.pid, proc.inner_pid(fields), self)
+        if fields.get("Seccomp", "0") != "0":
+            try:
+                # Or its own filters would kill it for our calls. Where we may not, the survey has refused it.
+                ptrace.request(ptrace.SETOPTIONS, tid, 0, ptrace.O_SUSPEND_SECCOMP)
+            except OSError:
+                pass
+        task = Task(tid, self.tgid, proc.inner_pid(fields), self)
         task.look()
         self.tasks.append(task)
         return task

@@ -6,8 +6,10 @@ addresses that neither the stub as it is nor the process it will be uses.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import time
 from collections.abc import Iterable, Sequence
 
 from torpor.linux import clone, proc, ptrace, uio
@@ -24,6 +26,7 @@ CODE_SIZE = 4096
 USER_END = 0x7FFF_FFFF_F000
 LOWEST = 0x1_0000
 
+_AT_EMPTY_PATH = 0x1000
 _O_OPTIONS = ptrace.O_EXITKILL | ptrace.O_TRACECLONE | ptrace.O_TRACESYSGOOD
 _CLONE_THREAD = clone.VM | clone.FS | clone.FILES | clone.SIGHAND | clone.THREAD | clone.SYSVSEM
 
@@ -63,6 +66,47 @@ class StubProcess(Process):
         task = Task(self.pid, self.pid, self.vpid, self)
         task.look()
         self.tasks.append(task)
+
+    def move(self, hole: int, hole_size: int) -> None:
+        """Another hole, for memory that has changed; `settle` is to follow."""
+        self.hole, self.hole_size = hole, hole_size
+        self.room = hole + CODE_SIZE + SCRATCH_SIZE
+
+    def execute(self, fd: int) -> int:
+        """Execute a program (a descriptor in the stub) and stop before its first instruction; 0, or an errno if the
+        kernel does not want to. Our hole is gone then. Descriptors without close-on-exec stay."""
+        task = self.leader
+        seat = self._move(task)
+        at = seat.scratch + 64
+        # "" for the path, and the vectors { "stub", NULL } and { NULL }.
+        image = bytes(8) + b"stub\0\0\0\0" + (at + 8).to_bytes(8, "little") + bytes(8)
+        uio.write(self.pid, at, image)
+        ptrace.request(ptrace.SETOPTIONS, self.pid, 0, _O_OPTIONS | ptrace.O_TRACEEXEC)
+        regs = task.regs.copy()
+        regs.orig_rax, regs.rip, regs.rax = NOT_IN_CALL, seat.one, int(NR.execveat)
+        regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8 = fd, at, at + 16, at + 24, _AT_EMPTY_PATH
+        ptrace.set_regs(self.pid, regs)
+        ptrace.set_mask(self.pid, ALL_BLOCKED & ~(1 << (seat.signal - 1)))
+        executed = False
+        while True:
+            ptrace.request(ptrace.CONT, self.pid)
+            status = ptrace.wait(self.pid)
+            if not os.WIFSTOPPED(status):
+                raise RestartFailed(f"process {self.vpid} ended while it executed its program")
+            if status >> 16 == ptrace.EVENT_EXEC:
+                # Still inside the call, which would write its result over registers set now.
+                ptrace.request(ptrace.INTERRUPT, self.pid)
+                executed = True
+            elif executed:
+                if status >> 16 == ptrace.EVENT_STOP:
+                    break
+            elif not status >> 16 and ptrace.get_regs(self.pid).rip == seat.stop:
+                break
+        ptrace.request(ptrace.SETOPTIONS, self.pid, 0, _O_OPTIONS)
+        if not executed:
+            return -ctypes.c_long(ptrace.get_regs(self.pid).rbx).value
+        task.look()
+        return 0
 
     def settle(self, areas: Sequence[Area], pending: int) -> None:
         """Move into the hole: the first code runs over the stub's own text.
@@ -107,6 +151,26 @@ class StubProcess(Process):
         made = {answer.value for answer in answers}
         if made != set(vtids):
             raise RestartFailed(f"process {self.vpid}: threads got other numbers than they had")
+        self.adopt(vtids)
+
+    def make_some_threads(self, count: int) -> list[int]:
+        """Make threads with whatever numbers come; the numbers. Each has to be adopted or ended."""
+        made = self.leader.run([call(NR.clone, _CLONE_THREAD, 0, 0, 0, 0)] * count)
+        return [answer.value for answer in made]
+
+    def end_thread(self, tid: int) -> None:
+        """End a thread that is not adopted. tid: as we see it."""
+        ptrace.wait(tid)
+        seat = self._move(self.leader)
+        regs = ptrace.get_regs(tid)
+        regs.orig_rax, regs.rip, regs.rax, regs.rdi = NOT_IN_CALL, seat.one, int(NR.exit), 0
+        ptrace.set_regs(tid, regs)
+        ptrace.request(ptrace.CONT, tid)
+        while os.WIFSTOPPED(ptrace.wait(tid)):
+            ptrace.request(ptrace.CONT, tid)
+
+    def adopt(self, vtids: Sequence[int]) -> None:
+        """Take in threads that have just been made, in this order."""
         by_vtid = {}
         for tid in proc.threads(self.pid):
             if tid != self.pid:
@@ -116,9 +180,26 @@ class StubProcess(Process):
             status = ptrace.wait(tid)
             if not os.WIFSTOPPED(status):
                 raise RestartFailed(f"process {self.vpid}: thread {vtid} ended while it was being made")
-            task = Task(tid, self.pid, vtid, self)
+            task = Task(tid, self.tgid, vtid, self)
             task.look()
             self.tasks.append(task)
+
+    def lose_leader(self) -> None:
+        """The first thread ends, the others live on; the process is looked at by one of those from now on."""
+        task = self.tasks[0]
+        seat = self._move(task)
+        regs = task.regs.copy()
+        regs.orig_rax, regs.rip, regs.rax, regs.rdi = NOT_IN_CALL, seat.one, int(NR.exit), 0
+        ptrace.set_regs(task.tid, regs)
+        ptrace.request(ptrace.CONT, task.tid)
+        deadline = time.monotonic() + 5
+        # Its end is not reported as long as others live.
+        while proc.stat(self.pid, task.tid).state != "Z":
+            if time.monotonic() > deadline:
+                raise RestartFailed(f"process {self.vpid}: its first thread does not end")
+            time.sleep(0.0002)
+        self.tasks.pop(0)
+        self.pid = self.tasks[0].tid
 
     def halt(self) -> None:
         """Put the whole process into a group stop, as SIGSTOP does; calls can still be run in it, and it stays stopped

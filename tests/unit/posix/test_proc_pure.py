@@ -182,9 +182,7 @@ def test_in_a_user_namespace_capabilities_are_dropped() -> None:
 
 
 def test_root_becomes_a_user() -> None:
-    saved = person(
-        ambient=1 << 10, permitted=1 << 10, effective=1 << 10, inheritable=1 << 10, bounding=FULL >> 1
-    )
+    saved = person(ambient=1 << 10, permitted=1 << 10, effective=1 << 10, inheritable=1 << 10, bounding=FULL >> 1)
     calls = identity.plan(saved, ROOT, ANYONE, "thread 1")
     assert options(calls) == [
         prctl.SET_SECUREBITS, "setgroups", "setresgid", "setresuid", "capset", prctl.CAP_AMBIENT,

@@ -271,7 +271,8 @@ def test_removed_but_linked_elsewhere_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "one"
     path.write_bytes(b"x")
     fd = os.open(path, os.O_RDONLY)
-    os.link(path, tmp_path / "two")
+    os.mkdir(tmp_path / "elsewhere")
+    os.link(path, tmp_path / "elsewhere" / "two")
     path.unlink()
     seen = look(fd)
     job = FakeJob([fd])
@@ -324,9 +325,7 @@ def test_locks_of_a_description(tmp_path: Path) -> None:
     os.close(fd)
     os.close(other)
     made = FakeRestart(job.sink).make(saved)
-    kinds = [
-        [line.split()[2:5] + line.split()[-2:] for line in look(fd).info if "lock:" in line] for fd in made
-    ]
+    kinds = [[line.split()[2:5] + line.split()[-2:] for line in look(fd).info if "lock:" in line] for fd in made]
     assert kinds == [
         [["FLOCK", "ADVISORY", "WRITE", "0", "EOF"]],
         [["OFDLCK", "ADVISORY", "WRITE", "10", "14"]],

@@ -196,45 +196,16 @@ def refused(fd: int) -> str:
     return str(service.survey(seen, job))
 
 
-def test_sockets_are_named(tmp_path: Path) -> None:
-    unix = socket.socket(socket.AF_UNIX)
-    unix.bind(str(tmp_path / "sock"))
-    tcp = socket.socket()
-    tcp.bind(("127.0.0.1", 0))
-    tcp.listen()
-    udp = socket.socket(type=socket.SOCK_DGRAM)
-    udp.bind(("127.0.0.1", 0))
-    netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
-    netlink.bind((0, 0))
-    for sock, words in (
-        (unix, f"a UNIX socket ({tmp_path}/sock)"),
-        (tcp, "a TCP socket"),
-        (udp, "a UDP socket"),
-    ):
-        assert f"descriptor {sock.fileno()} is {words}" in refused(sock.fileno())
-    assert "a netlink socket" in refused(netlink.fileno())
-    fresh = socket.socket()
-    assert "not bound or connected" in refused(fresh.fileno())
+def test_kinds_of_sockets_that_cannot_be_saved_are_named() -> None:
+    try:
+        raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP)
+    except PermissionError:
+        pytest.skip("needs the right to have raw sockets")
+    assert "a raw socket, a kind that cannot be saved" in refused(raw.fileno())
 
 
-def test_kernel_objects_are_named(tmp_path: Path) -> None:
-    import ctypes
-
-    libc = ctypes.CDLL(None)
-    assert "an inotify instance" in refused(libc.inotify_init())
-    assert "a pidfd" in refused(os.pidfd_open(os.getpid()))
+def test_kernel_objects_are_named() -> None:
     assert "a namespace (net:[" in refused(os.open("/proc/self/ns/net", os.O_RDONLY))
-    os.mkfifo(tmp_path / "fifo")
-    assert "a named pipe" in refused(os.open(tmp_path / "fifo", os.O_RDWR))
-
-
-def test_signals_on_input_are_refused() -> None:
-    import fcntl
-
-    r, w = os.pipe()
-    fcntl.fcntl(r, fcntl.F_SETFL, fcntl.fcntl(r, fcntl.F_GETFL) | os.O_ASYNC)
-    assert "O_ASYNC" in refused(r)
-    os.close(w)
 
 
 def seen_as(target: str, mode: int = 0, rdev: int = 0) -> Descriptor:

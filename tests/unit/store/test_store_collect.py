@@ -166,9 +166,7 @@ class Between:
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_no_order_of_steps_loses_a_chunk(
-    seed: int, place: str, check: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_order_of_steps_loses_a_chunk(seed: int, place: str, check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pack, "FULL", 1)
     play = Play(place, seed)
     for _ in range(40):

@@ -95,9 +95,7 @@ def test_killed_at_every_step(
             return
 
 
-def test_disk_full_at_every_step(
-    place: str, variant: str, store: Store, save: Any, faults: Any, check: Any
-) -> None:
+def test_disk_full_at_every_step(place: str, variant: str, store: Store, save: Any, faults: Any, check: Any) -> None:
     failed = 0
     for step in range(1, 200):
         here = f"{place}{step}"

@@ -13,6 +13,7 @@ class NR(IntEnum):
 
     read = 0
     write = 1
+    open = 2
     close = 3
     mmap = 9
     mprotect = 10
@@ -35,6 +36,7 @@ class NR(IntEnum):
     setitimer = 38
     getpid = 39
     sendfile = 40
+    recvmsg = 47
     clone = 56
     fork = 57
     vfork = 58
@@ -42,11 +44,20 @@ class NR(IntEnum):
     exit = 60
     wait4 = 61
     kill = 62
+    semget = 64
+    semop = 65
+    semctl = 66
     shmdt = 67
+    msgget = 68
+    msgsnd = 69
+    msgrcv = 70
+    msgctl = 71
     fcntl = 72
     flock = 73
     chdir = 80
     fchdir = 81
+    mkdir = 83
+    rmdir = 84
     umask = 95
     getuid = 102
     setuid = 105
@@ -100,6 +111,8 @@ class NR(IntEnum):
     set_mempolicy = 238
     get_mempolicy = 239
     ioprio_set = 251
+    inotify_add_watch = 254
+    inotify_rm_watch = 255
     openat = 257
     unshare = 272
     set_robust_list = 273
@@ -112,6 +125,7 @@ class NR(IntEnum):
     rt_tgsigqueueinfo = 297
     prlimit64 = 302
     setns = 308
+    inotify_init1 = 294
     kcmp = 312
     sched_setattr = 314
     sched_getattr = 315
@@ -122,6 +136,11 @@ class NR(IntEnum):
     membarrier = 324
     mlock2 = 325
     rseq = 334
+    move_mount = 429
+    fsopen = 430
+    fsconfig = 431
+    fsmount = 432
     clone3 = 435
     close_range = 436
+    pidfd_open = 434
     pidfd_getfd = 438

@@ -25,12 +25,17 @@ ANONYMOUS = "anonymous"
 FILE = "file"
 OBJECT = "object"
 """Memory that exists only while it is mapped or open: shared anonymous memory, memfd, deleted files."""
+SYSV = "sysv"
+"""A System V segment; `what` is its id (posix/sysv_shm.py)."""
 KERNEL = "kernel"
 """[vdso] and its data pages."""
 DROPPABLE = "droppable"
 
 ADVICE = {"sr": 2, "rr": 1, "dc": 10, "mg": 12, "hg": 14, "nh": 15, "dd": 16, "wf": 18}
 """VmFlags that are set by madvise(2), and the advice."""
+
+MAY_WRITE = "mw"
+"""The VmFlag of an area that may be made writable; recorded for System V segments only."""
 
 KEPT = frozenset(("gd", "nr", "ac", "lo", "lf", "ht", "sl", *ADVICE))
 """VmFlags that are recorded."""
@@ -76,6 +81,8 @@ def kind_of(area: Area, flags: frozenset[str]) -> str:
         return DROPPABLE
     if area.ino == 0 or (path == "/anon_hugepage (deleted)" and area.perms[3] == "p"):
         return ANONYMOUS
+    if path.startswith("/SYSV") and path.endswith(" (deleted)"):
+        return SYSV
     if path.endswith(" (deleted)"):
         return OBJECT
     return FILE
@@ -92,7 +99,7 @@ def make(
     prot = record.prot
     if writable_first(record):
         prot |= PROT_WRITE
-    if parked_at is not None and record.kind == OBJECT:
+    if parked_at is not None and record.kind in (OBJECT, SYSV):
         source = parked_at(record)
         if source:
             # mremap with old_size 0 makes a second mapping of a shared object (mremap(2)).
@@ -123,7 +130,7 @@ def writable_first(record: AreaRecord) -> bool:
 def finish(record: AreaRecord) -> list[Call]:
     """The calls that follow once the contents are in: protection, advice, locking."""
     calls = []
-    if parked := record.kind == OBJECT and record.shared:
+    if parked := record.kind in (OBJECT, SYSV) and record.shared:
         calls.append(call(NR.mprotect, record.start, record.size, record.prot))
     if not parked and writable_first(record):
         calls.append(call(NR.mprotect, record.start, record.size, record.prot))

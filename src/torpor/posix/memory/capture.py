@@ -12,6 +12,7 @@ from torpor.linux.arch.x86_64 import NR
 from torpor.linux.pagemap import PAGE, Pagemap
 from torpor.model.data import CHUNK_SIZE, Sink
 from torpor.model.errors import Refusal, Refused
+from torpor.posix import paths
 from torpor.posix.memory import obstacles
 from torpor.posix.memory.area import (
     ANONYMOUS,
@@ -19,8 +20,10 @@ from torpor.posix.memory.area import (
     FILE,
     KEPT,
     KERNEL,
+    MAY_WRITE,
     OBJECT,
     PROT_READ,
+    SYSV,
     AreaRecord,
     kind_of,
     prot_of,
@@ -28,6 +31,8 @@ from torpor.posix.memory.area import (
 from torpor.posix.memory.pages import Window, windows
 from torpor.tracee.call import ANY, Out, call
 from torpor.tracee.process import Process
+
+_NEVER_NAMED = ("/dev/zero (deleted)", "/anon_hugepage (deleted)")
 
 
 class Seen(NamedTuple):
@@ -49,9 +54,16 @@ def look(process: Process) -> list[Seen]:
         refusal = obstacles.refuse_flags(process.pid, process.comm, area, fields, flags)
         if refusal is not None:
             raise Refused([refusal])
+        kind = kind_of(area, flags)
+        if kind == OBJECT and area.path.startswith("/") and area.path not in _NEVER_NAMED:
+            name = paths.other_name(area.path, area.dev, area.ino)
+            if name:
+                area, kind = area._replace(path=name), FILE
+        kept = KEPT | {MAY_WRITE} if kind == SYSV else KEPT
         record = AreaRecord(
-            area.start, area.end, kind_of(area, flags), prot_of(area.perms), area.perms[3] == "s",
-            tuple(sorted(flags & KEPT)), area.offset, -1, -1, area.path if area.path.startswith("[") else "",
+            area.start, area.end, kind, prot_of(area.perms), area.perms[3] == "s",
+            tuple(sorted(flags & kept)), area.offset, area.ino if kind == SYSV else -1, -1,
+            area.path if area.path.startswith("[") else "",
             int(fields["KernelPageSize"].split()[0]) * 1024,
         )  # fmt: skip
         # smaps counts huge TLB pages apart from the others.

@@ -15,6 +15,10 @@ MEMFD = "memfd"
 DELETED = "deleted"
 HUGE = "huge"
 
+STAND_IN = "torpor:/dev/zero"
+"""Name of a memfd that stands for shared anonymous memory, where that could not be inherited (restart in place). It
+counts as what it stands for."""
+
 
 class MemoryObjectRecord(msgspec.Struct, frozen=True):
     """kind: one of the constants above. name: a memfd's name, or the path a deleted file had. size: bytes that matter
@@ -28,7 +32,7 @@ class MemoryObjectRecord(msgspec.Struct, frozen=True):
 
 def kind_of(path: str) -> str:
     """The kind of an object, from the path that maps shows for it."""
-    if path == "/dev/zero (deleted)":
+    if path in ("/dev/zero (deleted)", f"/memfd:{STAND_IN} (deleted)"):
         return ANONYMOUS
     if path == "/anon_hugepage (deleted)":
         return HUGE

@@ -27,13 +27,6 @@ def survey(pid: int) -> Iterable[Refusal]:
                 f"maps the device {path} {where}",
                 "a device's memory cannot be saved; run without that device",
             )
-        elif path.startswith("/SYSV"):
-            yield Refusal(
-                pid,
-                comm,
-                f"has System V shared memory attached {where}",
-                "not supported yet; use POSIX or mmap shared memory",
-            )
         elif path.startswith("anon_inode:"):
             yield Refusal(pid, comm, f"maps {path} {where}", "not supported; run without it")
         elif path in ("[uprobes]", "[shstk]") or path.startswith("/[aio]"):
@@ -47,6 +40,9 @@ def refuse_flags(pid: int, comm: str, area: proc.Area, fields: dict[str, str], f
         return Refusal(pid, comm, f"{where} belongs to a device", "a device's memory cannot be saved; run without it")
     if flags & {"um", "ui"}:
         return Refusal(pid, comm, f"{where} is handled by a userfaultfd of the program", "not supported")
+    if "ht" in flags and area.path.startswith("/SYSV"):
+        thing = f"{where} is System V memory of huge pages"
+        return Refusal(pid, comm, thing, "not supported yet; run it without SHM_HUGETLB")
     if "ss" in flags:
         return Refusal(pid, comm, f"{where} is a shadow stack", "run it with GLIBC_TUNABLES=glibc.cpu.hwcaps=-SHSTK")
     if fields.get("ProtectionKey", "0").strip() not in ("", "0"):

@@ -1,0 +1,63 @@
+"""Which sockets a job has, of what kind, and tables of them that are made once for a job."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+from torpor.model.errors import Refused
+from torpor.posix import socket_options
+from torpor.posix.descriptors import is_type
+from torpor.posix.service import Descriptor, Job
+
+Table = TypeVar("Table")
+
+
+def kind(seen: Descriptor) -> str:
+    """The protocol of a socket as the kernel names it: 'TCP', 'TCPv6', 'UDP', 'UNIX-STREAM', 'UNIX', 'NETLINK', ...
+
+    '' if it is no socket, or gone. Source: sockfs_xattr_get in net/socket.c.
+    """
+    if not is_type(seen, stat.S_IFSOCK):
+        return ""
+    try:
+        name = os.getxattr(f"/proc/{seen.pid}/fd/{seen.number}", "system.sockprotoname")
+    except OSError:
+        return ""
+    return name.rstrip(b"\0").decode(errors="replace")
+
+
+def objects(job: Job, start: str) -> dict[int, Descriptor]:
+    """The job's sockets of a kind (the beginning of its name), by inode number: one descriptor of each."""
+    found: dict[int, Descriptor] = {}
+    for seen in job.descriptors:
+        if not stat.S_ISSOCK(seen.mode) or seen.ino in found or not kind(seen).startswith(start):
+            continue
+        if job.object_of(seen.pid, seen.number) is not None:
+            found[seen.ino] = seen
+    return found
+
+
+class PerJob(Generic[Table]):
+    """A table that is made once for a job as it is: again when its descriptors have become others."""
+
+    def __init__(self, make: Callable[[Job], Table]) -> None:
+        self._make = make
+        self._for: tuple[Sequence[Descriptor], int] = ((), -1)
+        self._table: Table | None = None
+
+    def of(self, job: Job) -> Table:
+        whole = job.descriptors
+        if self._table is None or self._for[0] is not whole or self._for[1] != len(whole):
+            self._table = self._make(job)
+            self._for = (whole, len(whole))
+        return self._table
+
+
+def refuse_unusual(fd: int, seen: Descriptor) -> None:
+    """Raises Refused for what no socket service can save."""
+    if socket_options.has_filter(fd):
+        way_out = "take it off before the checkpoint (SO_DETACH_FILTER)"
+        raise Refused([seen.refuse("a socket with a packet filter (SO_ATTACH_FILTER)", way_out)])

@@ -1,0 +1,230 @@
+"""Names of UNIX sockets: found as files when they are saved, bound again in the right folder.
+
+A path is kept by the kernel as the bytes that the program gave to bind, relative to where it was then. Which
+folder that was is found by comparing the file there with the one that the kernel says the socket is bound to.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+import msgspec
+
+from torpor.model.errors import RestartFailed
+from torpor.posix.service import Descriptor, Job, Restart
+from torpor.posix.socket_address import DATAGRAM, SEQPACKET, STREAM, link
+from torpor.posix.socket_works import Step, works
+
+
+class Name(msgspec.Struct, frozen=True):
+    """A name as it was bound.
+
+    raw: b'' none; with a leading zero abstract; else a path. folder: what a relative path is relative to. mode,
+    user, group: of the socket's file; mode is 0 if the path does not name the socket any more.
+    """
+
+    raw: bytes = b""
+    folder: str = ""
+    mode: int = 0
+    user: int = 0
+    group: int = 0
+
+    @property
+    def is_path(self) -> bool:
+        return bool(self.raw) and self.raw[0] != 0
+
+    def __str__(self) -> str:
+        if not self.raw:
+            return "without a name"
+        if not self.is_path:
+            return "@" + os.fsdecode(self.raw[1:])
+        return os.path.join(self.folder, os.fsdecode(self.raw))
+
+
+def find_file(name: bytes, file: tuple[int, int] | None, seen: Descriptor, job: Job) -> Name:
+    """The name of a socket that was seen in a process; file: (dev, ino) as sock_diag tells it."""
+    if not name or name[0] == 0:
+        return Name(name)
+    folders = [""]
+    if not name.startswith(b"/"):
+        folders = []
+        for pid in dict.fromkeys((seen.pid, *job.processes())):
+            try:
+                folders.append(os.readlink(f"/proc/{pid}/cwd"))
+            except OSError:
+                continue
+    for folder in folders:
+        try:
+            st = os.lstat(os.path.join(os.fsencode(folder), name))
+        except OSError:
+            continue
+        if not stat.S_ISSOCK(st.st_mode):
+            continue
+        # The kernel's own device numbers: 20 bits of minor number.
+        if file is None or (st.st_ino & 0xFFFFFFFF == file[1] and _same_device(st.st_dev, file[0])):
+            return Name(name, folder, stat.S_IMODE(st.st_mode), st.st_uid, st.st_gid)
+    return Name(name, folders[0] if folders else "/")
+
+
+def _same_device(dev: int, kernel: int) -> bool:
+    return (os.major(dev), os.minor(dev)) == (kernel >> 20, kernel & 0xFFFFF)
+
+
+def names(restart: Restart) -> Names:
+    """The names of this restart."""
+    found: Names = restart.shared(("unix names", 0), lambda: Names(restart), Names.close)
+    return found
+
+
+class Names:
+    """Binds and connects, in the right folder; knows what is only borrowed."""
+
+    def __init__(self, restart: Restart) -> None:
+        self._restart = restart
+        self._here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._aside: dict[str, str] = {}
+        self._deleted: dict[str, int] = {}
+        self._instead: dict[bytes, bytes] = {}
+        works(restart).add(Step.NAMES, self._delete)
+
+    def within(self, name: Name) -> _Within:
+        """A context in whose working directory the name means what it meant."""
+        return _Within(self._here, name.folder if name.is_path and not name.raw.startswith(b"/") else "")
+
+    def bind(self, fd: int, name: Name) -> None:
+        """Give a socket its name. Raises RestartFailed where somebody else has it."""
+        if not name.mode and name.is_path:
+            try:
+                self.borrow(fd, name)
+                self._deleted[str(name)] = 1
+            except (RestartFailed, OSError):
+                # Its folder is gone as well: nobody can find it by this name any more.
+                one = link(fd)
+                try:
+                    one.bind(b"")
+                    self._instead[name.raw] = one.getsockname()
+                finally:
+                    one.detach()
+                self._restart.say(f"a socket that was {name} (deleted) has another name now")
+            return
+        with self.within(name):
+            if name.is_path:
+                self._clear(fd, name)
+            _bind(fd, name)
+            if name.is_path:
+                path = str(name)
+                self._restart.on_failure(lambda: os.unlink(path))
+                os.chmod(name.raw, name.mode)
+                try:
+                    os.chown(name.raw, name.user, name.group)
+                except OSError:
+                    pass  # an ordinary user's files are their own
+
+    def _clear(self, fd: int, name: Name) -> None:
+        """Take away the file of a socket that is dead."""
+        try:
+            st = os.lstat(name.raw)
+        except FileNotFoundError:
+            return
+        if not stat.S_ISSOCK(st.st_mode):
+            raise RestartFailed(f"{name}, a socket's name, is something else now: move it away")
+        if _alive(name):
+            raise RestartFailed(f"{name} is in use by another program")
+        os.unlink(name.raw)
+
+    def borrow(self, fd: int, name: Name) -> None:
+        """Give a socket a name for a moment; what is in that place is put aside until `give_back`."""
+        with self.within(name):
+            if name.is_path:
+                path = str(name)
+                beside = f"{path}.{os.getpid()}.torpor"
+                try:
+                    os.rename(path, beside)
+                    self._aside[path] = beside
+                    self._restart.on_failure(lambda: self._put_back(path))
+                except FileNotFoundError:
+                    pass
+            _bind(fd, name)
+
+    def give_back(self, name: Name) -> None:
+        """The name is not needed any more."""
+        if not name.is_path:
+            return
+        try:
+            os.unlink(str(name))
+        except FileNotFoundError:
+            pass
+        self._put_back(str(name))
+
+    def _put_back(self, path: str) -> None:
+        beside = self._aside.pop(path, "")
+        if beside:
+            os.rename(beside, path)
+
+    def _delete(self) -> None:
+        for path in self._deleted:
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                pass
+            self._put_back(path)
+
+    def connect(self, fd: int, name: Name) -> None:
+        """Connect a socket to a name. Raises OSError."""
+        one = link(fd)
+        try:
+            if name.raw in self._instead:
+                one.connect(self._instead[name.raw])
+                return
+            with self.within(name):
+                one.connect(name.raw)
+        finally:
+            one.detach()
+
+    def close(self) -> None:
+        os.close(self._here)
+
+
+class _Within:
+    def __init__(self, here: int, folder: str) -> None:
+        self._here, self._folder = here, folder
+
+    def __enter__(self) -> None:
+        if self._folder:
+            os.chdir(self._folder)
+
+    def __exit__(self, *_: object) -> None:
+        if self._folder:
+            os.fchdir(self._here)
+
+
+def _bind(fd: int, name: Name) -> None:
+    one = link(fd)
+    try:
+        one.bind(name.raw)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise RestartFailed(f"{name} is in use by another program") from None
+        raise RestartFailed(f"the socket's name {name}: {error.strerror}") from None
+    finally:
+        one.detach()
+
+
+def _alive(name: Name) -> bool:
+    """Does a socket answer at this path?"""
+    import _socket
+
+    for kind in (STREAM, DATAGRAM, SEQPACKET):
+        probe = _socket.socket(_socket.AF_UNIX, kind | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK)
+        try:
+            probe.connect(name.raw)
+            return True
+        except OSError as error:
+            if error.errno == errno.EPROTOTYPE:
+                continue
+            return error.errno == errno.EAGAIN
+        finally:
+            probe.close()
+    return False

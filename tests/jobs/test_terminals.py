@@ -1,0 +1,148 @@
+"""Pairs of pseudo-terminals held by the job, sessions on them, and real programs that people use at terminals."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+
+import catalogue
+import harness
+import pytest
+
+SESSION = """
+import os, pty, re, select, sys, time
+go = sys.argv[1]
+pid, master = pty.fork()
+if pid == 0:
+    os.environ["PS1"] = "$ "
+    os.execvp("bash", ["bash", "--norc", "--noprofile", "-i"])
+seen = b""
+def until(pattern, patience=20):
+    global seen
+    end = time.time() + patience
+    while not re.search(pattern, seen):
+        if time.time() > end or not (select.select([master], [], [], 0.2)[0] or time.time() < end):
+            print("FAIL: no", pattern, "in", seen, flush=True)
+            os._exit(1)
+        if select.select([master], [], [], 0.1)[0]:
+            seen += os.read(master, 65536)
+    found = re.search(pattern, seen)
+    seen = seen[found.end():]
+    return found
+def type(text):
+    os.write(master, text.encode())
+until(rb"\\$ ")
+type("sleep 9991 & sleep 9992\\n")
+time.sleep(0.3)
+type("\\x1a")
+until(rb"Stopped")
+type("tty; echo pid $$\\n")
+tty = until(rb"(/dev/pts/\\d+)").group(1)
+shell = until(rb"pid (\\d+)").group(1)
+until(rb"\\$ ")
+type("echo half a li")
+until(rb"half a li")
+print("READY", flush=True)
+while not os.path.exists(go):
+    time.sleep(0.01)
+type("ne\\n")
+until(rb"\\nhalf a line\\r\\n")
+type("jobs\\n")
+until(rb"Running\\s+sleep 9991")
+until(rb"Stopped\\s+sleep 9992")
+type("tty; echo pid $$\\n")
+assert until(rb"(/dev/pts/\\d+)").group(1) == tty
+assert until(rb"pid (\\d+)").group(1) == shell
+type("fg\\n")
+until(rb"sleep 9992\\r\\n")
+time.sleep(0.3)
+type("\\x03")
+until(rb"\\$ ")
+type("kill %1; wait; echo $?; exit 5\\n")
+until(rb"Terminated")
+_, status = os.waitpid(pid, 0)
+assert os.waitstatus_to_exitcode(status) == 5, status
+print("OK", flush=True)
+"""
+
+
+@pytest.mark.parametrize("program", catalogue.parameters(catalogue.TERMINALS))
+def test_two_generations(program: catalogue.Program, via: str, bench: harness.Bench) -> None:
+    bench.cycle(program.command(bench.go), via)
+
+
+@pytest.mark.parametrize("program", catalogue.parameters(catalogue.SANDBOX))
+def test_filters_of_its_own(program: catalogue.Program, via: str, root_bench: harness.Bench) -> None:
+    root_bench.cycle(program.command(root_bench.go), via)
+
+
+def test_filters_are_refused_without_privilege(user_bench: harness.Bench) -> None:
+    job = user_bench.run(catalogue.Program("sandbox.c", "all").command(user_bench.go))
+    job.ready()
+    said = user_bench.torpor("checkpoint", job.name, "--store", user_bench.store)
+    assert said.status == 1 and "seccomp" in said.err and len(said.err.strip().splitlines()) == 1, said
+    job.verified()
+
+
+def test_vfork_in_progress(via: str, bench: harness.Bench) -> None:
+    """The parent cannot be stopped until its child has ended: the checkpoint waits for that."""
+    bench.cycle(catalogue.Program("vfork.c", "short").command(bench.go), via)
+
+
+def test_vfork_that_does_not_end(bench: harness.Bench) -> None:
+    job = bench.run(catalogue.Program("vfork.c", "long").command(bench.go))
+    job.ready()
+    said = bench.torpor("checkpoint", job.name, "--store", bench.store)
+    assert said.status != 0 and "vfork" in said.err and len(said.err.strip().splitlines()) == 1, said
+    job.verified()
+
+
+def test_memory_shared_without_threads_is_refused(bench: harness.Bench) -> None:
+    job = bench.run(catalogue.Program("vfork.c", "shared").command(bench.go))
+    job.ready()
+    said = bench.torpor("checkpoint", job.name, "--store", bench.store)
+    assert said.status == 1 and "CLONE_VM" in said.err, said
+    job.verified()
+
+
+def test_numbers_that_are_taken(bench: harness.Bench) -> None:
+    """Somebody else has the number of the job's pseudo-terminal at the restart: the job has a devpts of its own."""
+    job = bench.run(catalogue.Program("terminals.c", "session").command(bench.go))
+    job.ready()
+    saved = bench.checkpoint(job)
+    bench.kill()
+    taken = []
+    try:
+        while len(taken) < 12:
+            taken += os.openpty()
+        again = bench.restart(f"{job.name}@{saved['number']}", detach=True)
+        saved = bench.checkpoint(again)
+        bench.kill()
+        bench.restart(f"{job.name}@{saved['number']}").verified()
+    finally:
+        for fd in taken:
+            os.close(fd)
+
+
+def test_a_shell_with_jobs(via: str, bench: harness.Bench) -> None:
+    """An interactive shell on a pseudo-terminal: a running job, a stopped one, half a line typed."""
+    path = os.path.join(bench.folder, "session.py")
+    with open(path, "w") as f:
+        f.write(SESSION)
+    bench.cycle([bench.account.python, path, bench.go], via)
+
+
+@pytest.mark.skipif(not shutil.which("script"), reason="there is no script")
+def test_script(bench: harness.Bench) -> None:
+    """script(1) records a shell that counts; nothing is lost or doubled."""
+    log = os.path.join(bench.folder, "typescript")
+    loop = f"i=0; echo READY; while [ ! -e {bench.go} ]; do i=$((i+1)); echo n $i; sleep 0.02; done; echo OK"
+    job = bench.run(["script", "-q", "-f", "-c", loop, log])
+    job.ready()
+    saved = bench.checkpoint(job)
+    bench.kill()
+    again = bench.restart(f"{job.name}@{saved['number']}")
+    again.verified()
+    numbers = [int(number) for number in re.findall(r"^n (\d+)", harness.text(log), re.MULTILINE)]
+    assert numbers == list(range(1, len(numbers) + 1)), numbers

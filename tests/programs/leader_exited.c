@@ -1,0 +1,37 @@
+/* The first thread has ended (pthread_exit), others live on: the process shows as a zombie whose threads run. */
+#include "check.h"
+
+static pid_t tids[3];
+static atomic_int turn;
+
+static void *work(void *arg)
+{
+    long i = (long)arg;
+    tids[i] = gettid();
+    if (i)
+        for (;;) {
+            turn++;
+            short_sleep();
+        }
+    UNTIL(state_of(getpid()) == 'Z', 10, "the first thread to end");
+    int fd = open("/dev/null", O_RDWR);
+    MUST(fd >= 0 && dup2(fd, 77) == 77);
+    ready();
+    wait_go();
+    CHECK(state_of(getpid()) == 'Z', "the first thread lives again");
+    SAME(gettid(), tids[0] + WRONG(1), "tid");
+    int before = turn;
+    UNTIL(turn > before + 3, 10, "the other threads to go on");
+    CHECK(fcntl(77, F_GETFD) == 0, "descriptor 77");
+    CHECK(fcntl(78, F_GETFD) == -1, "descriptor 78");
+    ok();
+}
+
+int main(int argc, char **argv)
+{
+    begin(argc, argv);
+    pthread_t thread;
+    for (long i = 0; i < 3; i++)
+        MUST(pthread_create(&thread, NULL, work, (void *)i) == 0);
+    pthread_exit(NULL);
+}

@@ -1,0 +1,52 @@
+"""Numbers without processes: pidwalk and clone.feign."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from torpor.linux import clone, pidwalk, proc
+
+
+def test_feigning_leaves_nothing_but_a_number() -> None:
+    before = proc.children(os.getpid())
+    at = pidwalk.last()
+    for _ in range(5):
+        clone.feign()
+    assert pidwalk.distance(at, pidwalk.last(), pidwalk.highest()) >= 5
+    assert proc.children(os.getpid()) == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_walking_to_a_number() -> None:
+    """Others take numbers as well: some of the attempts come out right."""
+    for _ in range(20):
+        wanted = pidwalk.last() + 150
+        if wanted >= pidwalk.highest() - 10:
+            wanted = pidwalk.RESERVED + 150
+        walker = pidwalk.Walker(pidwalk.in_use(), time.monotonic() + 20)
+        if not walker.walk(wanted):
+            continue
+        made = os.fork()
+        if made == 0:
+            os._exit(0)
+        os.waitpid(made, 0)
+        if made == wanted:
+            return
+    pytest.fail("no number was met in 20 attempts")
+
+
+def test_a_deadline_is_kept() -> None:
+    walker = pidwalk.Walker((), time.monotonic() - 1)
+    with pytest.raises(TimeoutError):
+        walker.walk(max(pidwalk.last() - 500, pidwalk.RESERVED))
+
+
+def test_numbers_in_use() -> None:
+    used = pidwalk.in_use()
+    assert used[os.getpid()] == os.getpid()
+    assert os.getsid(0) in used or os.getsid(0) == 0
+    assert pidwalk.last() > 0
