@@ -105,9 +105,19 @@ def tagged(tag: str) -> list[int]:
             continue
         finally:
             os.close(fd)
-        if mark in data + b"\0":
+        if mark in (data or _environ_of_threads(name)) + b"\0":
             found.append(int(name))
     return found
+
+
+def _environ_of_threads(name: str) -> bytes:
+    """The environment of a process whose first thread has ended: of one that lives."""
+    with contextlib.suppress(OSError):
+        for tid in os.listdir(f"/proc/{name}/task"):
+            if tid != name:
+                with open(f"/proc/{name}/task/{tid}/environ", "rb") as f:
+                    return f.read(1 << 16)
+    return b""
 
 
 def adopt_orphans() -> None:

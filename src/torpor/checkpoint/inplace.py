@@ -242,7 +242,7 @@ def end_below(pid: int) -> None:
 
 def _alive(pid: int) -> bool:
     try:
-        return proc.stat(pid).state not in "ZX"
+        return proc.stat(proc.face(pid)).state not in "ZX"
     except OSError:
         return False
 
