@@ -8,6 +8,7 @@ same versions of the dependencies and this source.
 from __future__ import annotations
 
 import fcntl
+import filecmp
 import os
 import pwd
 import shutil
@@ -191,6 +192,8 @@ def readable_copy(path: str) -> str:
     """A file or tree of this source, copied to where every user can read it."""
     target = os.path.join(STAGE, "copy", os.path.relpath(path, ROOT))
     os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
+    if os.path.exists(target) and filecmp.cmp(path, target, shallow=False):
+        return target  # not made anew under the feet of a program that runs it
     temporary = f"{target}.{os.getpid()}"
     shutil.copyfile(path, temporary)
     os.chmod(temporary, stat.S_IMODE(os.stat(path).st_mode) | 0o444)

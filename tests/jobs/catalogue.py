@@ -125,8 +125,9 @@ TERMINALS = [
     Program("terminals.c", "stopped"),
     Program("terminals.c", "session", 2),
     Program("terminals.c", "ends"),
+    Program("proc_files.c"),
 ]
-"""Pairs of pseudo-terminals that the program holds itself."""
+"""Pairs of pseudo-terminals that the program holds itself, and open files of processes."""
 
 SANDBOX = [Program("sandbox.c", "all")]
 """Filters for system calls: root only."""

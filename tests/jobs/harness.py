@@ -95,28 +95,20 @@ def tagged(tag: str) -> list[int]:
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
-        try:
-            fd = os.open(f"/proc/{name}/environ", os.O_RDONLY)
-        except OSError:
-            continue
-        try:
-            data = os.read(fd, 1 << 16)
-        except OSError:
-            continue
-        finally:
-            os.close(fd)
-        if mark in (data or _environ_of_threads(name)) + b"\0":
+        if mark in _environ(name) + b"\0":
             found.append(int(name))
     return found
 
 
-def _environ_of_threads(name: str) -> bytes:
-    """The environment of a process whose first thread has ended: of one that lives."""
+def _environ(name: str) -> bytes:
+    """The environment of a process; if its first thread has ended, that of one that lives."""
+    with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb", buffering=0) as f:
+        return f.read(1 << 16) or b""
     with contextlib.suppress(OSError):
         for tid in os.listdir(f"/proc/{name}/task"):
             if tid != name:
-                with open(f"/proc/{name}/task/{tid}/environ", "rb") as f:
-                    return f.read(1 << 16)
+                with open(f"/proc/{name}/task/{tid}/environ", "rb", buffering=0) as f:
+                    return f.read(1 << 16) or b""
     return b""
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
+import time
 
 import catalogue
 import harness
@@ -146,3 +148,73 @@ def test_script(bench: harness.Bench) -> None:
     again.verified()
     numbers = [int(number) for number in re.findall(r"^n (\d+)", harness.text(log), re.MULTILINE)]
     assert numbers == list(range(1, len(numbers) + 1)), numbers
+
+
+@pytest.mark.skipif(not all(shutil.which(name) for name in ("tmux", "vim", "top")), reason="needs tmux, vim and top")
+def test_a_server_of_windows(bench: harness.Bench) -> None:
+    """tmux with three windows: an editor with unsaved text, a shell with jobs, top; attached to again after a restart."""
+    socket, text = os.path.join(bench.folder, "socket"), os.path.join(bench.home, "unsaved.txt")
+    bench.env["TERM"] = "xterm"
+    tmux = ["tmux", "-S", socket, "-f", "/dev/null"]
+
+    def ask(*words: str) -> str:
+        client = bench.popen([*tmux, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        out, _ = client.communicate(timeout=20)
+        return str(out.decode(errors="replace"))
+
+    def shows(window: int, pattern: str) -> None:
+        harness.until(
+            lambda: re.search(pattern, ask("capture-pane", "-p", "-t", f"a:{window}"), re.MULTILINE),
+            f"{pattern} in window {window}: {ask('capture-pane', '-p', '-t', f'a:{window}')}",
+            20,
+        )
+
+    def attach() -> subprocess.Popen[bytes]:
+        """A client outside the job, on a terminal of its own."""
+        master, slave = os.openpty()
+        os.set_blocking(master, False)
+        client = bench.popen([*tmux, "attach"], stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+        os.close(slave)
+        terminals.append(master)
+        harness.until(lambda: ask("list-clients").strip(), "client", 20)
+        return client
+
+    terminals: list[int] = []
+    job = bench.run([*tmux, "-D"])
+    harness.until(lambda: os.path.exists(socket), "socket")
+    ask("new-session", "-d", "-x", "100", "-y", "30", "-s", "a", f"vim -u NONE -n {text}")
+    ask("new-window", "bash --norc --noprofile")
+    ask("new-window", "top -d 0.5")
+    ask("send-keys", "-t", "a:0", "ihello unsaved")
+    ask("send-keys", "-t", "a:1", "sleep 9981 & sleep 9982", "Enter")
+    time.sleep(0.5)
+    ask("send-keys", "-t", "a:1", "C-z")
+    shows(1, "Stopped")
+    ask("send-keys", "-t", "a:1", "echo half")
+    shows(0, "hello unsaved")
+    shows(1, "echo half$")
+    shows(2, "load average")
+    client = attach()
+    try:
+        for _ in range(2):
+            saved = bench.checkpoint(job)
+            assert client.poll() is None, "the client has noticed"
+            bench.kill()
+            job = bench.restart(f"{job.name}@{saved['number']}", detach=True)
+            harness.until(lambda: "a:" in ask("list-sessions") or "a" in ask("list-sessions"), "server")
+            assert ask("list-clients").strip() == "", "the old client has gone with the old job"
+            client = attach()
+        ask("send-keys", "-t", "a:1", " of it", "Enter")
+        shows(1, "^half of it$")
+        ask("send-keys", "-t", "a:1", "clear; jobs", "Enter")
+        shows(1, r"Running\s+sleep 9981")
+        shows(1, r"Stopped\s+sleep 9982")
+        before = ask("capture-pane", "-p", "-t", "a:2")
+        harness.until(lambda: ask("capture-pane", "-p", "-t", "a:2") != before, "top goes on", 20)
+        ask("send-keys", "-t", "a:0", " and saved", "Escape", ":wq", "Enter")
+        harness.until(lambda: harness.text(text) == "hello unsaved and saved\n", "text", 20)
+        ask("kill-server")
+        assert client.wait(20) is not None
+    finally:
+        for fd in terminals:
+            os.close(fd)

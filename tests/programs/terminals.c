@@ -283,6 +283,8 @@ static void member(int number, pid_t group, int tty)
         MUST(ioctl(tty, TIOCNOTTY) == 0);
         CHECK(open("/dev/tty", O_RDWR) < 0 && errno == ENXIO, "still a terminal");
     }
+    if (WRONG(1) && number == 2)
+        MUST(ioctl(tty, TIOCNOTTY) == 0);
     all->up++;
     while (!all->told)
         short_sleep();
@@ -362,8 +364,6 @@ static void do_session(void)
     UNTIL(all->up == 4, 10, "session");
     /* The terminal of ourselves, if we have one, is another one. */
     ready();
-    if (WRONG(1))
-        kill(all->pids[2], SIGKILL);
     wait_go();
     SAME(tcgetpgrp(master), all->pids[1], "group in front");
     SAME(tcgetsid(master), child, "session");

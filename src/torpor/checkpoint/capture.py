@@ -28,7 +28,7 @@ from torpor.image.manifest import (
 from torpor.linux import kcmp, proc
 from torpor.linux.arch.x86_64 import NR
 from torpor.model.data import Sink
-from torpor.model.errors import Refusal, Refused
+from torpor.model.errors import CheckpointFailed, Refusal, Refused
 from torpor.posix import cpu, descriptor_services, owner, paths, regular, terminal
 from torpor.posix.contents import store_file
 from torpor.posix.job_services import JOB_SERVICES
@@ -184,6 +184,8 @@ def capture(
     """
     order = [pid for pid in tree.find() if pid in frozen.processes or pid in frozen.zombies]
     view = _JobView(frozen, order, streams, files_policy, sink)
+    if not view.pids:
+        raise CheckpointFailed("the job has ended")
     try:
         view.look_inside()
         refusals = view.refusals()
@@ -199,11 +201,12 @@ def capture(
             objects.append(ObjectRecord(service.name, _raw(record), owner.capture(held, view)))
     finally:
         view.close()
+    seen_memory = memory.look(frozen)
     clocks = _clocks(frozen.processes[view.pids[0]])
     files = _Files()
     asked = {pid: _ask(process) for pid, process in frozen.processes.items()}
     services = _job_services(view, [frozen.processes[pid] for pid in order if pid in frozen.processes])
-    saved = memory.save(frozen, view, files.number, sink, progress)
+    saved = memory.save(frozen, seen_memory, view, files.number, sink, progress)
     records = [_process(pid, tree, view, frozen, asked.get(pid), saved, files) for pid in order]
     manifest = Manifest(
         job=job,

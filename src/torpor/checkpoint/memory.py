@@ -23,6 +23,8 @@ from torpor.tracee.process import Process
 WORKERS = 2
 
 Progress = Callable[[str, int, int], None]
+Look = dict[int, list[capture.Seen]]
+"""By host pid: what `look` found."""
 
 
 class Saved(NamedTuple):
@@ -34,15 +36,23 @@ class Saved(NamedTuple):
     objects: tuple[MemoryObjectRecord, ...]
 
 
+def look(frozen: Frozen) -> Look:
+    """The areas of all processes. To be called before anything is run in them, which needs memory of its own.
+
+    Raises Refused.
+    """
+    return {pid: capture.look(process) for pid, process in frozen.processes.items()}
+
+
 def save(
     frozen: Frozen,
+    seen: Look,
     job: Job,
     file_number: Callable[[str], int],
     sink: Sink,
     progress: Progress | None,
 ) -> Saved:
     """Save all memory. Raises Refused (before anything was sent to the sink) or CheckpointFailed."""
-    seen = {pid: capture.look(process) for pid, process in frozen.processes.items()}
     areas: dict[int, tuple[AreaRecord, ...]] = {}
     shared: dict[tuple[int, int], list[tuple[Process, Area, AreaRecord]]] = {}
     for pid, found in seen.items():
@@ -56,6 +66,9 @@ def save(
             records.append(record)
         areas[pid] = tuple(records)
     object_records = _objects(shared, areas, job, sink)
+    for process in frozen.processes.values():
+        # Nothing more is asked: what is saved is the memory as it was found.
+        process.unpark()
     work = [
         (pid, window, plainly) for pid, found in seen.items() for window, plainly in capture.own_windows(pid, found)
     ]

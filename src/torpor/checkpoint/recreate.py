@@ -25,7 +25,7 @@ from torpor.posix.memory import objects as memory_objects
 from torpor.posix.memory.area import FILE, PROT_WRITE
 from torpor.posix.memory.objects import MemoryObjectRecord
 from torpor.posix.rewind import put_back
-from torpor.posix.service import DescriptorService
+from torpor.posix.service import DescriptorService, Late
 from torpor.posix.sysv_shm import SharedMemoryService, SharedSegments
 
 
@@ -211,6 +211,12 @@ class Inventory:
             return {}
         record = msgspec.msgpack.decode(state, type=SharedSegments)
         return {segment.identity.number: segment.size for segment in record.segments}
+
+    def late(self, number: int) -> Late | None:
+        """What the processes open themselves in place of an object."""
+        service, state, _ = self._made[number]
+        look = getattr(service, "late", None)
+        return look(state) if look else None
 
     def finish(self) -> None:
         """The last step of every object: clocks start."""

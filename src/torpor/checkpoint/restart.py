@@ -243,6 +243,8 @@ def _take_over(
         each.know_stops([record for record in living if record.parent == pid and record.stop_signal])
     for service, state in job:
         service.finish(state, stubs)
+    for each in takeovers:
+        each.late()
     inventory.finish()
     asked: set[int] = set()
     for each in takeovers:

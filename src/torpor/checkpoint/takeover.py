@@ -254,6 +254,23 @@ class Takeover:
                 flags = fcntl.fcntl(self.inventory.object(d.object), fcntl.F_GETFL)
                 self.process.run([call(NR.fcntl, d.number, fcntl.F_SETFL, flags | O_ASYNC)])
 
+    def late(self) -> None:
+        """Files that only the process itself can open, over what holds their place."""
+        opened: dict[int, int] = {}
+        for d in self.record.descriptors:
+            late = self.inventory.late(d.object)
+            if late is None:
+                continue
+            if d.object not in opened:
+                path = In(late.path + b"\0")
+                fd = self.process.run([call(NR.openat, 0, path, late.flags | 0o2000000, 0)], check=False)[0]
+                if fd.error:
+                    continue  # gone in the meantime: what holds its place says so
+                opened[d.object] = fd.value
+                self.process.run([call(NR.lseek, fd.value, late.position, 0, accept=ANY)])
+            self.process.run([call(NR.dup3, opened[d.object], d.number, 0o2000000 if d.cloexec else 0)])
+        self.process.run([call(NR.close, fd) for fd in opened.values()])
+
     def clocks(self) -> None:
         """Whatever starts to run."""
         self.process.run(self._process_calls(Stage.CLOCKS))

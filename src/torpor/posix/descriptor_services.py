@@ -20,6 +20,7 @@ _TABLE = (
     # name (as in the manifest), module
     ("path", "pathonly"),
     ("memfd", "memfd"),
+    ("process_file", "process_file"),
     ("file", "regular"),
     ("directory", "directory"),
     ("pty_master", "pty_master"),

@@ -131,6 +131,8 @@ def namespaces(seen: Seen) -> Iterator[Refusal]:
         # A process with a new namespace for its children only shows it there.
         # (A pid namespace without a process in it yet cannot be read.)
         split = kind in ("pid", "time") and _namespace(seen.pid, f"{kind}_for_children") != own
+        if split and not _namespace(seen.pid, "mnt"):
+            return  # it is just ending, and has lost all of them but this
         if own and (own not in others or split):
             yield seen.refuse(
                 f"is in a {kind} namespace of its own"

@@ -189,11 +189,6 @@ def socket_name(seen: Descriptor) -> str:
 
 def _device(seen: Descriptor) -> Refusal:
     target = seen.target
-    if seen.rdev == os.makedev(5, 2):
-        return seen.refuse(
-            "the master of a pseudo-terminal, which is not supported yet",
-            "end what runs in it before the checkpoint",
-        )
     if is_terminal(seen.mode, seen.rdev):
         return seen.refuse(f"a terminal ({target}) that is not the one the job inherited", CLOSE)
     for start, words, way_out in DEVICES:

@@ -190,6 +190,15 @@ class Restart(Protocol):
         ...
 
 
+class Late(msgspec.Struct, frozen=True):
+    """A file that only the job itself can open again, once all its processes and threads exist: by its path, with
+    these flags, at this position."""
+
+    path: bytes
+    flags: int
+    position: int = 0
+
+
 class DescriptorService(Protocol):
     """A kind of open file description."""
 
@@ -224,6 +233,10 @@ class DescriptorService(Protocol):
 
     def finish(self, record: Any, fd: int, restart: Restart) -> None:
         """Everything exists, all tasks are still stopped; clocks start now."""
+        ...
+
+    def late(self, record: Any) -> Late | None:
+        """What every process that has it opens in its place at the end; None for nearly everything."""
         ...
 
 
@@ -312,6 +325,9 @@ class DescriptorBase:
         return ()
 
     def finish(self, record: Any, fd: int, restart: Restart) -> None:
+        return None
+
+    def late(self, record: Any) -> Late | None:
         return None
 
 

@@ -302,14 +302,6 @@ def test_made_up_files_are_just_opened() -> None:
     assert os.lseek(made[0], 0, os.SEEK_CUR) == 100
 
 
-def test_files_of_a_process_are_refused() -> None:
-    fd = os.open("/proc/self/maps", os.O_RDONLY)
-    job = FakeJob([fd])
-    refusal = service_for(look(fd), job).survey(look(fd), job)
-    assert refusal is not None
-    assert "belongs to a process" in str(refusal)
-
-
 def test_locks_of_a_description(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)

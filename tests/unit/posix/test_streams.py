@@ -61,14 +61,6 @@ def test_streams_that_share_a_description_have_roles_of_their_own() -> None:
             os.dup2(old[n], n)
 
 
-def test_other_terminals_are_refused() -> None:
-    master, slave = pty.openpty()
-    job = FakeJob([master, slave])
-    said = [str(service_for(seen, job).survey(seen, job)) for seen in job.descriptors]
-    assert "master of a pseudo-terminal" in said[0]
-    assert "not the one the job inherited" in said[1]
-
-
 def test_pipe_from_outside() -> None:
     r, w = os.pipe()
     again = os.open(f"/proc/self/fd/{w}", os.O_WRONLY)

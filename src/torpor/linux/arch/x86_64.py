@@ -15,6 +15,7 @@ class NR(IntEnum):
     write = 1
     open = 2
     close = 3
+    lseek = 8
     mmap = 9
     mprotect = 10
     munmap = 11

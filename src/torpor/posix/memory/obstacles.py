@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 from torpor.linux import proc
@@ -13,6 +14,15 @@ HARMLESS_DEVICES = ("/dev/zero", "/dev/zero (deleted)")
 def survey(pid: int) -> Iterable[Refusal]:
     """Look at the maps of a process (host pid); it may be running."""
     comm = proc.comm(pid)
+    try:
+        program = os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        return  # it is just ending
+    if program.endswith(" (deleted)") and not os.path.exists(program):
+        yield Refusal(
+            pid, comm, f"runs a program file that has been removed or replaced, {program.removesuffix(' (deleted)')}",
+            "start it again from the file that is there now",
+        )  # fmt: skip
     for area in proc.maps(pid):
         path = area.path
         where = f"at {area.start:#x}"

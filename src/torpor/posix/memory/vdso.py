@@ -130,8 +130,10 @@ Places = Mapping[str, tuple[int, int]]
 
 
 def same(old: bytes, new: bytes, old_places: Places, new_places: Places) -> bool:
-    """May this kernel's vDSO be moved to where the old one was? old: empty if it was not saved. Masked by
-    TORPOR_WITHOUT=same_vdso."""
+    """May this kernel's vDSO be moved to where the old one was? old: empty if it was not saved.
+
+    Masked by TORPOR_WITHOUT=same_vdso.
+    """
     if masks.masked("same_vdso"):
         return False
 
