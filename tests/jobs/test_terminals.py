@@ -152,7 +152,7 @@ def test_script(bench: harness.Bench) -> None:
 
 @pytest.mark.skipif(not all(shutil.which(name) for name in ("tmux", "vim", "top")), reason="needs tmux, vim and top")
 def test_a_server_of_windows(bench: harness.Bench) -> None:
-    """tmux with three windows: an editor with unsaved text, a shell with jobs, top; attached to again after a restart."""
+    """tmux with three windows: an editor with unsaved text, a shell with jobs, top; attached to again."""
     socket, text = os.path.join(bench.folder, "socket"), os.path.join(bench.home, "unsaved.txt")
     bench.env["TERM"] = "xterm"
     tmux = ["tmux", "-S", socket, "-f", "/dev/null"]

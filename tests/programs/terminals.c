@@ -245,8 +245,10 @@ static void do_stopped(void)
     }
     UNTIL(blocked_in(writer) == 1 || state_of(writer) == 'S', 5, "writer");
     ready();
-    if (WRONG(1))
+    if (WRONG(1)) {
         MUST(write(master, "\021", 1) == 1);
+        UNTIL(integer(master, FIONREAD) == 11, 5, "output");
+    }
     wait_go();
     short_sleep();
     SAME(integer(master, FIONREAD), 6, "output while stopped");

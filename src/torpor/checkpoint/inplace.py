@@ -47,7 +47,9 @@ _TURN = signal.SIGUSR1
 _WORD = struct.Struct("<i")
 _MONOTONIC = frozenset((1, 4, 6, 7, 9))
 """CLOCK_MONOTONIC, _RAW, _COARSE, CLOCK_BOOTTIME, _ALARM."""
-_PATIENCE = 1.0
+_MARGIN = 16
+"""Steps that are left to the process that forks: as many as others may take until it is its turn."""
+_PATIENCE = 5.0
 """Seconds that ended processes get to be reaped by their parents."""
 
 
@@ -67,6 +69,15 @@ class Gates:
             number = self._await(world, left)
             if make(left[number]):
                 del left[number]
+
+    def approach(self, wanted: int) -> None:
+        # Whoever forks makes the last steps: between them and the fork there must be no change of processes.
+        end = pidwalk.highest()
+        if wanted > 0 and pidwalk.distance(pidwalk.last(), wanted, end) <= 4 * _MARGIN:
+            try:
+                pidwalk.Walker((), time.monotonic() + 1).walk(wanted)
+            except TimeoutError:
+                return  # missed, then
 
     def fits(self, wanted: int, got: int) -> bool:
         return got == wanted if wanted > 0 else got not in self._numbers
@@ -167,7 +178,7 @@ class InPlace:
             if number < 0:
                 walker.avoid(self._numbers)
                 break
-            if _reach(walker, number):
+            if _reach(walker, number, _MARGIN):
                 break
         forker = self._ready.pop(number)
         self._forker = forker
@@ -180,18 +191,22 @@ class InPlace:
                 process.make_threads(numbers)
             return
         left = {number: process for process, numbers in wanted for number in numbers}
+        missed = 0
         while left:
             first = _nearest(left, pidwalk.last(), self.walker.end)
             process, run = left[first], 1
             while left.get(first + run) is process:
                 run += 1
-            if not _reach(self.walker, first):
+            # Where others are quicker, begin earlier and make more; what is too much is ended again.
+            margin = min(_MARGIN, 4 * missed)
+            if not _reach(self.walker, first, margin):
                 continue
-            for got in process.make_some_threads(run):
+            for got in process.make_some_threads(run + 2 * margin):
                 if left.get(got) is process:
                     del left[got]
                 else:
                     process.end_thread(got)
+            missed = missed + 1 if first in left else 0
         for process, numbers in wanted:
             process.adopt(numbers)
 
@@ -264,12 +279,12 @@ def _nearest(numbers: Iterable[int], at: int, end: int) -> int:
     return min(numbers, key=lambda number: 0 if number < 0 else pidwalk.distance(at, number, end))
 
 
-def _reach(walker: pidwalk.Walker, number: int) -> bool:
-    """Walk to a number; False if it was missed and others should be looked at again. Raises RestartFailed."""
+def _reach(walker: pidwalk.Walker, number: int, margin: int = 0) -> bool:
+    """Walk to a number, or so many steps before it; False if it was missed and others should be looked at again. Raises RestartFailed."""
     if pidwalk.distance(pidwalk.last(), number, walker.end) >= pidwalk.NEVER:
         raise RestartFailed(f"the number {number} is not handed out any more")
     try:
-        if walker.walk(number):
+        if walker.walk(number, margin):
             return True
     except TimeoutError:
         raise RestartFailed("finding the old process numbers takes too long: raise --pid-budget") from None
@@ -282,7 +297,7 @@ def _reach(walker: pidwalk.Walker, number: int) -> bool:
 
 def _soon_free(number: int) -> bool:
     """Wait a moment for a number that somebody has taken for something short."""
-    deadline = time.monotonic() + 5 * _PATIENCE
+    deadline = time.monotonic() + _PATIENCE
     while os.path.exists(f"/proc/{number}"):
         if time.monotonic() > deadline:
             return False
@@ -300,7 +315,7 @@ def prepare(
     """Look whether a job can be restarted in place, and plan it. budget: seconds that walking to its numbers may take.
     say: called with notes. Raises Refused."""
     wanted = _wanted(manifest)
-    used = _in_use(wanted)
+    used = _in_use(wanted, _wished(manifest))
     refusals = [_taken(number, used[number], wanted[number]) for number in sorted(wanted) if number in used]
     jump = clock_jump(manifest, machine.clocks(), proc.boot_id())
     state = sorted(set(monotonic_state(manifest))) if jump else []
@@ -359,13 +374,21 @@ def _wanted(manifest: Manifest) -> dict[int, str]:
     return found
 
 
-def _in_use(wanted: Collection[int]) -> dict[int, int]:
-    """`pidwalk.in_use`. A process of the saved job that is being reaped just now is waited for."""
-    deadline = time.monotonic() + _PATIENCE
+def _wished(manifest: Manifest) -> set[int]:
+    """The numbers of what was outside, for stand-ins."""
+    return {number for record in manifest.processes for number in (record.parent, record.pgid, record.sid)}
+
+
+def _in_use(wanted: Collection[int], wished: Collection[int]) -> dict[int, int]:
+    """`pidwalk.in_use`. Processes that have ended and are being reaped just now are waited for."""
+    began = time.monotonic()
     while True:
         used = pidwalk.in_use()
         taken = [used[number] for number in wanted if number in used]
-        if not taken or any(_alive(pid) for pid in taken) or time.monotonic() > deadline:
+        dead = [pid for pid in taken if not _alive(pid)]
+        waited = time.monotonic() - began
+        late = any(number in used and not _alive(used[number]) for number in wished)
+        if not ((dead and len(dead) == len(taken) and waited < _PATIENCE) or (late and waited < _PATIENCE / 5)):
             return used
         time.sleep(0.01)
 

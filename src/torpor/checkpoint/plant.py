@@ -75,6 +75,10 @@ class Turns(Protocol):
         """Call `make` once for each thing (by number), when it is its turn, until it says that it worked."""
         ...
 
+    def approach(self, wanted: int) -> None:
+        """Right before a fork: make the last steps to the number."""
+        ...
+
     def fits(self, wanted: int, got: int) -> bool:
         """Will that number do? wanted: below 0 for any that nobody else has to get."""
         ...
@@ -321,6 +325,7 @@ def _fork(world: World, wanted: int) -> int:
     turns = world.footing.turns
     if turns is None:
         return clone.fork(max(0, wanted))
+    turns.approach(wanted)
     made = clone.fork()
     if made == 0:
         if not turns.fits(wanted, os.getpid()):

@@ -56,8 +56,9 @@ class Walker:
         self.end = highest()
         self.steps = 0
 
-    def walk(self, wanted: int) -> bool:
-        """Make `wanted` the next number; False if that was missed: somebody was quicker, or it is in use.
+    def walk(self, wanted: int, margin: int = 0) -> bool:
+        """Make `wanted` the next number, or leave so many steps before it; False if that was missed: somebody was
+        quicker, or it is in use.
 
         Raises TimeoutError after the deadline (time.monotonic), OSError where nothing can be forked at all.
         """
@@ -67,12 +68,12 @@ class Walker:
             left = distance(at, wanted, self.end)
             if left >= NEVER or left > before:
                 return False
-            if left == 1 or (left <= _NEAR and self._all_used(at, wanted)):
+            if left <= margin + 1 or (left <= _NEAR and self._all_used(at, wanted)):
                 return True
             if time.monotonic() > self.deadline:
                 raise TimeoutError
             before = left
-            for _ in range((left - 1) // 2 if left > _NEAR else 1):
+            for _ in range((left - margin - 1) // 2 if left > _NEAR + margin else 1):
                 clone.feign()
                 self.steps += 1
             if left <= _NEAR:

@@ -6,7 +6,6 @@ proc(5).
 
 from __future__ import annotations
 
-import os
 import stat
 
 import msgspec

@@ -54,9 +54,25 @@ def jobs(env: dict[str, str]) -> list[dict[str, object]]:
     return found
 
 
-def test_reads_and_exits(saved: Screen) -> None:
+def wait_until_running(env: dict[str, str]) -> None:
+    """Until the only job is there and has been let go (before that it is registered, and held by its tracer)."""
+
+    def runs() -> bool:
+        for job in jobs(env):
+            try:
+                with open(f"/proc/{job['pid']}/stat") as stat:
+                    if stat.read().rpartition(")")[2].split()[0] in "SR":
+                        return True
+            except FileNotFoundError:
+                continue  # there is a name, and no process yet
+        return False
+
+    wait_for(30, runs)
+
+
+def test_reads_and_exits(saved: Screen, env: dict[str, str]) -> None:
     saved.send("torpor restart j\n")
-    time.sleep(1.0)
+    wait_until_running(env)
     saved.send("two\n")
     saved.expect("line two")
     saved.send("end\n")
@@ -67,7 +83,7 @@ def test_reads_and_exits(saved: Screen) -> None:
 
 def test_control_c_and_control_z(saved: Screen, env: dict[str, str]) -> None:
     saved.send("torpor restart j\n")
-    time.sleep(1.0)
+    wait_until_running(env)
     saved.send("\x03")
     saved.expect("got int")
     saved.send("\x1a")
@@ -98,8 +114,7 @@ def test_death_by_signal_gives_the_terminal_back(saved: Screen, env: dict[str, s
     saved.send("stty -a | md5sum\n")
     before = saved.expect(r"([0-9a-f]{32})").group(1)
     saved.send("torpor restart j\n")
-    wait_for(20, lambda: bool(jobs(env)))
-    time.sleep(0.5)
+    wait_until_running(env)
     (job,) = jobs(env)
     os.kill(int(str(job["pid"])), signal.SIGKILL)
     saved.expect("Killed")
@@ -110,13 +125,13 @@ def test_death_by_signal_gives_the_terminal_back(saved: Screen, env: dict[str, s
 
 def test_second_generation(saved: Screen, env: dict[str, str]) -> None:
     saved.send("torpor restart j\n")
-    time.sleep(1.0)
+    wait_until_running(env)
     saved.send("two\n")
     saved.expect("line two")
     subprocess.run([*TORPOR, "checkpoint", "j", "--stop"], env=env, check=True, capture_output=True)
     saved.expect("Killed")
     saved.send("torpor restart\n")
-    time.sleep(1.0)
+    wait_until_running(env)
     saved.send("three\n")
     saved.expect("line three")
     saved.send("end\n")
