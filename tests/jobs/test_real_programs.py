@@ -23,6 +23,9 @@ import harness
 import pytest
 from accounts import STAGE
 
+# Part of `make exam` until it has been shown to pass, and in how long, on a quiet machine.
+pytestmark = pytest.mark.exam
+
 SIMPLE_PATH = "/usr/local/bin:/usr/bin:/bin"
 
 

@@ -280,7 +280,10 @@ def _nearest(numbers: Iterable[int], at: int, end: int) -> int:
 
 
 def _reach(walker: pidwalk.Walker, number: int, margin: int = 0) -> bool:
-    """Walk to a number, or so many steps before it; False if it was missed and others should be looked at again. Raises RestartFailed."""
+    """Walk to a number, or so many steps before it; False if it was missed and others should be looked at again.
+
+    Raises RestartFailed.
+    """
     if pidwalk.distance(pidwalk.last(), number, walker.end) >= pidwalk.NEVER:
         raise RestartFailed(f"the number {number} is not handed out any more")
     try:
