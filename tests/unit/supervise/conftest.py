@@ -116,3 +116,10 @@ def shell(env: dict[str, str], tmp_path: Path) -> Iterator[Screen]:
     screen.expect(r"\$ ")
     yield screen
     screen.close()
+
+
+# A shell starts what it puts in the background with these ignored, and everything below would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGQUIT) == signal.SIG_IGN:
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
