@@ -155,7 +155,7 @@ class Takeover:
             self._kernel_at[name] = room
             room += mine.size
         for number, shared in self.inventory.parked():
-            size = (len(shared) + PAGE - 1) & ~(PAGE - 1)
+            size = _pages(len(shared))
             calls.append(call(NR.mremap, uio.address_of(shared), 0, size, 3, room))
             self._parked[number] = room
             room += size
@@ -387,12 +387,15 @@ class Takeover:
 
     def _pending(self) -> int:
         """Signals (bits) that will be queued for this process or a thread of it."""
-        found = 0
-        for service, state in self._states(PROCESS_SERVICES, self.record.services):
-            found |= pending.bits(getattr(state, "signals", ())) if service.name == "pending" else 0
+        # Only these two records are decoded here: this runs for every process before anything else of it is there.
+        whole = [service for service in PROCESS_SERVICES if service.name == "pending"]
+        each = [service for service in THREAD_SERVICES if service.name == "thread_signals"]
+        states = self._states(whole, self.record.services)
         for thread in self.record.threads:
-            for service, state in self._states(THREAD_SERVICES, thread.services):
-                found |= pending.bits(getattr(state, "signals", ())) if service.name == "thread_signals" else 0
+            states += self._states(each, thread.services)
+        found = 0
+        for _, state in states:
+            found |= pending.bits(state.signals)
         return found
 
     def _handler_due(self, task: Task, mask: int) -> bool:

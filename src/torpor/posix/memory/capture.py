@@ -11,7 +11,7 @@ from torpor.linux import proc, uio
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.pagemap import PAGE, Pagemap
 from torpor.model.data import CHUNK_SIZE, Sink
-from torpor.model.errors import Refusal, Refused
+from torpor.model.errors import Refused
 from torpor.posix import paths
 from torpor.posix.memory import obstacles
 from torpor.posix.memory.area import (
@@ -211,11 +211,3 @@ def touched_pages(process: Process, record: AreaRecord) -> bytes:
 def _swaps() -> bool:
     """Is any swap space in use?"""
     return any(int(line.split()[3]) for line in proc.text("/proc/swaps").splitlines()[1:])
-
-
-def refuse_unreadable(process: Process, error: OSError) -> Refused:
-    """Memory that could not be read although it is there."""
-    return Refused([Refusal(process.pid, process.comm, f"memory could not be read: {error}", "try again")])
-
-
-__all__ = ["OBJECT", "Reader", "Seen", "look", "object_chunks", "own_windows", "touched_pages"]
