@@ -187,6 +187,13 @@ class Running:
     def output(self) -> str:
         return text(self.out)
 
+    def which(self) -> list[str]:
+        """The words that name it to `torpor checkpoint`."""
+        if self.via != "pid":
+            return [self.name]
+        assert self.popen is not None
+        return ["--pid", str(self.popen.pid), "--name", self.name]
+
     def ended(self) -> int | None:
         """The exit status, None while it runs."""
         if self.popen is None:
@@ -351,12 +358,7 @@ class Bench:
 
     def checkpoint(self, job: Running, *options: str) -> dict[str, Any]:
         """Save a job; what `--json` said. The whole thing is checked: it must be a checkpoint of that name."""
-        if job.via == "pid":
-            assert job.popen is not None
-            which = ["--pid", str(job.popen.pid), "--name", job.name]
-        else:
-            which = [job.name]
-        said = self.must("checkpoint", *which, "--store", self.store, "--json", *options)
+        said = self.must("checkpoint", *job.which(), "--store", self.store, "--json", *options)
         return said.json()  # type: ignore[no-any-return]
 
     def restart(self, name: str, *options: str, detach: bool = False, **popen: Any) -> Running:

@@ -17,7 +17,7 @@ def test_call_goes_on_after_a_refusal(program: catalogue.Program, via: str, benc
     """The service may be refused (that has to be said in one line) or saved: the call is undisturbed either way."""
     job = bench.run(program.command(bench.go), via)
     job.ready()
-    which = ["--pid", str(job.popen.pid), "--name", job.name] if via == "pid" and job.popen else [job.name]
+    which = job.which()
     for _ in range(3):
         said = bench.torpor("checkpoint", *which, "--store", bench.store)
         assert said.status in (0, 1), said

@@ -149,7 +149,7 @@ def kill_checkpoints(kind: str, via: str, times: int, bench: harness.Bench) -> N
         bench.checkpoint(job)
         took = min(took, time.monotonic() - began)
         same_again(root, before, exact, "after an undisturbed checkpoint")
-    which = ["--pid", str(root), "--name", job.name] if via == "pid" else [job.name]
+    which = job.which()
     hits = 0
     for turn in range(times):
         command = bench.popen(
@@ -258,7 +258,7 @@ def saving_fails(job: harness.Running, store: str, *words: str) -> str:
     bench = job.bench
     root = program_of(job)
     before = picture(root, True)
-    which = ["--pid", str(root), "--name", job.name] if job.via == "pid" else [job.name]
+    which = job.which()
     said = bench.torpor("checkpoint", *which, "--store", store, *words)
     assert said.status in (1, 2), said
     same_again(root, before, True, "after a checkpoint that failed")
@@ -334,7 +334,7 @@ def test_program_that_exits_meanwhile(via: str, user_bench: harness.Bench) -> No
         job = user_bench.run(["sh", "-c", "echo READY; sleep 0.25; exit 7"], via)
         job.ready()
         time.sleep(0.02 * k)  # moments spread over its life: the subject of this test
-        which = ["--pid", str(job.popen.pid), "--name", job.name] if via == "pid" and job.popen else [job.name]
+        which = job.which()
         said = user_bench.torpor("checkpoint", *which, "--store", user_bench.store)
         assert said.status in (0, 1, 2), said
         if said.status:
@@ -364,7 +364,7 @@ def test_process_that_is_traced_already(via: str, bench: harness.Bench) -> None:
     assert tracer.stdout is not None and tracer.stdin is not None
     if tracer.stdout.readline() != b"traced\n":
         pytest.skip("this user may not trace")
-    which = ["--pid", str(root), "--name", job.name] if via == "pid" else [job.name]
+    which = job.which()
     before = picture(root, True)
     said = bench.torpor("checkpoint", *which, "--store", bench.store)
     assert said.status == 1, said

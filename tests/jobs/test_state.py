@@ -26,7 +26,7 @@ def test_a_member_that_may_not_be_traced_is_refused(via: str, user_bench: harnes
     """An ordinary user's process that is not dumpable: one line that names it, and it goes on."""
     job = user_bench.run(catalogue.Program("identity.c", "undumpable").command(user_bench.go), via)
     job.ready()
-    which = ["--pid", str(job.popen.pid), "--name", job.name] if via == "pid" and job.popen else [job.name]
+    which = job.which()
     said = user_bench.torpor("checkpoint", *which, "--store", user_bench.store)
     assert said.status == 1, said
     assert len(said.err.strip().splitlines()) == 1, said

@@ -228,7 +228,7 @@ class Inventory:
         for number, fd in self._files.items():
             file = self.manifest.files[number] if number >= 0 else None
             if file is not None and file.contents is not None and self.files != "keep":
-                put_back(fd, file.identity, file.contents, self, trust_time=False)
+                put_back(fd, file.identity, file.contents, self)
 
     def close(self) -> None:
         """Our own descriptors are not needed any more."""

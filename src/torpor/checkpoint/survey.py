@@ -98,10 +98,25 @@ class Survey:
                 fields = proc.status(pid)
                 found.append(Refusal(pid, fields["Name"], "may not be traced by this user", why_not_traced(fields)))
         for seen in self.descriptors:
-            refusal = descriptor_services.service_for(seen, self).survey(seen, self)
+            refusal = self._refusal(seen)
             if refusal is not None:
                 found.append(refusal)
         return found
+
+    def _refusal(self, seen: Descriptor) -> Refusal | None:
+        """Why a descriptor stands in the way. A job that runs may have closed it, or removed the file, between two of
+        our looks: only what is still so after the service has looked counts."""
+        while True:
+            refusal = descriptor_services.service_for(seen, self).survey(seen, self)
+            if refusal is None:
+                return None
+            try:
+                again = descriptors.look_at(seen.pid, seen.number, seen.process)
+            except OSError:
+                return None
+            if (again.target, again.dev, again.ino) == (seen.target, seen.dev, seen.ino):
+                return refusal
+            seen = again
 
 
 class ProcessSeen(msgspec.Struct, frozen=True):

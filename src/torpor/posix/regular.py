@@ -157,7 +157,7 @@ class RegularService(DescriptorBase):
         if record.deleted or record.made_up or _kept(record, restart):
             return
         if record.contents is not None:
-            put_back(fd, record.file, record.contents, restart, trust_time=not record.mapped)
+            put_back(fd, record.file, record.contents, restart)
         elif record.written and record.holder < 0 and record.flags & O_ACCMODE != os.O_RDONLY:
             cut_back(fd, record.file, restart)
 

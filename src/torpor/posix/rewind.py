@@ -42,11 +42,11 @@ def cut_back(fd: int, file: FileIdentity, restart: Restart) -> None:
     restart.say(f"{path}: cut back to {file.size} bytes; the {size - file.size} beyond are in {kept}")
 
 
-def put_back(fd: int, file: FileIdentity, contents: Contents, restart: Restart, trust_time: bool = True) -> None:
+def put_back(fd: int, file: FileIdentity, contents: Contents, restart: Restart) -> None:
     """Make the file behind `fd` hold what was saved, in place; only what differs is written.
 
-    What it has beyond the saved length is kept as by `cut_back`. trust_time: a file that was not changed later than it
-    had been is the same (not so for mapped files in memory). Raises RestartFailed, Damaged.
+    What it has beyond the saved length is kept as by `cut_back`. The time of its last change proves nothing: a store
+    to a page of a shared mapping that is dirty already leaves it as it is. Raises RestartFailed, Damaged.
     """
     cut_back(fd, file, restart)
     try:
@@ -55,8 +55,6 @@ def put_back(fd: int, file: FileIdentity, contents: Contents, restart: Restart, 
         raise RestartFailed(f"the contents of {file.path} cannot be put back: {error.strerror}") from None
     try:
         st = os.fstat(own)
-        if trust_time and (st.st_ino, st.st_size, st.st_mtime_ns) == (file.ino, file.size, file.mtime_ns):
-            return
         journal = _Journal(own, st)
         restart.on_failure(journal.undo)
         if st.st_size < contents.size:
