@@ -345,3 +345,23 @@ def database(mode: str, late: float, via: str, bench: harness.Bench) -> None:
     last.verified()
     total = int(last.output().split("TOTAL ")[1].split()[0])
     assert check_database(path, 40) == total
+
+
+# -- a folder ---------------------------------------------------------------------------------------------------------
+
+
+def test_folder_saved_whole(via: str, bench: harness.Bench) -> None:
+    """`--files=save:FOLDER`: the folder is as it was, whatever the program did in it after the checkpoint."""
+    top = os.path.join(bench.home, "state")
+    job = bench.run([bench.account.python, harness.script("folder.py"), bench.go, top], via)
+    job.ready()
+    said = bench.torpor("checkpoint", *job.which(), f"--files=save:{top}/not/there")
+    assert said.status == 2 and "not/there" in said.err, said
+    saved = bench.checkpoint(job, f"--files=save:{top}")
+    job.verified()  # it has gone on, and changed the folder
+    bench.untell()
+    again = bench.restart(f"{job.name}@{saved['number']}", detach=True)
+    saved = bench.checkpoint(again, f"--files=save:{top}")
+    bench.kill()
+    shutil.rmtree(top)
+    bench.restart(f"{job.name}@{saved['number']}").verified()

@@ -29,12 +29,13 @@ from torpor.linux import kcmp, proc
 from torpor.linux.arch.x86_64 import NR
 from torpor.model.data import Sink
 from torpor.model.errors import CheckpointFailed, Refusal, Refused
-from torpor.posix import cpu, descriptor_services, owner, paths, regular, terminal
+from torpor.posix import cpu, descriptor_services, owner, paths, regular, scratch, terminal
 from torpor.posix.contents import store_file
 from torpor.posix.job_services import JOB_SERVICES
 from torpor.posix.memory import layout, vdso
 from torpor.posix.memory.area import FILE, PROT_WRITE, AreaRecord
 from torpor.posix.process_services import PROCESS_SERVICES, THREAD_SERVICES
+from torpor.posix.scratch import Scratch
 from torpor.posix.service import Descriptor, Job, Stream, ThreadService
 from torpor.tracee.call import Answer, Call, Out, call
 from torpor.tracee.freeze import Frozen
@@ -130,15 +131,18 @@ class _Files:
         )
 
     def _record(self, view: Job, file: paths.FileIdentity, written: bool) -> FileRecord:
-        if view.files == "keep" or not regular.is_shared_memory(os.getpid(), file.dev, file.ino, view):
+        if view.in_saved_folder(file.path):
+            return FileRecord(file, written, restored=True)
+        in_memory = view.files != "keep" and regular.is_shared_memory(os.getpid(), file.dev, file.ino, view)
+        if not in_memory and not (written and view.save_contents(file.path)):
             return FileRecord(file, written)
-        same = (seen for seen in view.descriptors if (seen.dev, seen.ino) == (file.dev, file.ino))
-        if any(not seen.flags & os.O_PATH for seen in same):
+        same = [seen for seen in view.descriptors if (seen.dev, seen.ino) == (file.dev, file.ino)]
+        if any(not seen.flags & os.O_PATH and (in_memory or seen.access) for seen in same):
             return FileRecord(file, written, restored=True)
         try:
             fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            thing = f"the shared memory {file.path} cannot be read ({error.strerror})"
+            thing = f"the mapped file {file.path} cannot be read ({error.strerror})"
             raise Refused([Refusal(0, "", thing, "run torpor as its owner or as root")]) from error
         try:
             return FileRecord(file, written, store_file(fd, view.sink), restored=True)
@@ -158,6 +162,7 @@ class Captured(NamedTuple):
 
     manifest: Manifest
     parts: dict[int, Callable[[], msgspec.Struct]]
+    scratch: Callable[[], Scratch]
     notes: tuple[str, ...]
 
     def complete(self) -> Manifest:
@@ -165,7 +170,7 @@ class Captured(NamedTuple):
         objects = list(self.manifest.objects)
         for number, make in self.parts.items():
             objects[number] = ObjectRecord(objects[number].service, _raw(make()))
-        return msgspec.structs.replace(self.manifest, objects=tuple(objects))
+        return msgspec.structs.replace(self.manifest, objects=tuple(objects), scratch=self.scratch())
 
 
 def capture(
@@ -192,6 +197,7 @@ def capture(
         if refusals:
             raise Refused(refusals)
         objects = []
+        saved_files: list[bytes] = []
         for number, group in enumerate(view.groups):
             seen = group[0]
             view.at = number
@@ -199,6 +205,9 @@ def capture(
             held = view.hold(seen.pid, seen.number)
             record = service.capture(held, seen, view)
             objects.append(ObjectRecord(service.name, _raw(record), owner.capture(held, view)))
+            if isinstance(record, regular.OpenFile) and record.holder >= 0 and not record.deleted:
+                saved_files.append(record.file.name)
+        finish_scratch = _scratch(view, saved_files)
     finally:
         view.close()
     seen_memory = memory.look(frozen)
@@ -224,7 +233,16 @@ def capture(
         services=services,
         vdso=_vdso(frozen, saved),
     )
-    return Captured(manifest, view.parts, tuple(view.notes))
+    return Captured(manifest, view.parts, finish_scratch, tuple(view.notes))
+
+
+def _scratch(view: _JobView, saved: Iterable[bytes]) -> Callable[[], Scratch]:
+    """Files that belong to the job without being open. Raises Refused."""
+    try:
+        return scratch.capture(view.folders, saved, view)
+    except OSError as error:
+        thing = f"{error.filename} cannot be read ({error.strerror})"
+        raise Refused([Refusal(0, "", thing, "run torpor as its owner or as root, or name another folder")]) from error
 
 
 def end(frozen: Frozen, manifest: Manifest) -> None:

@@ -20,7 +20,7 @@ from torpor.image.manifest import Manifest
 from torpor.linux import devpts, pty
 from torpor.model.data import Source
 from torpor.model.errors import RestartFailed
-from torpor.posix import descriptor_services, epoll, owner, regular
+from torpor.posix import descriptor_services, epoll, owner, regular, scratch
 from torpor.posix.memory import objects as memory_objects
 from torpor.posix.memory.area import FILE, PROT_WRITE
 from torpor.posix.memory.objects import MemoryObjectRecord
@@ -83,6 +83,8 @@ class Inventory:
 
     def make(self) -> None:
         """Make everything. Raises RestartFailed or Refused; `undo` must then be called."""
+        if self.files != "keep" and (self.manifest.scratch.folders or self.manifest.scratch.beside):
+            scratch.restore(self.manifest.scratch, self)
         records: list[tuple[DescriptorService, Any]] = []
         for record in self.manifest.objects:
             service = descriptor_services.service_named(record.service)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
@@ -32,6 +33,8 @@ class Survey:
         self.streams = streams
         self.files, _, rest = files.partition(":")
         self._save_paths = frozenset(path for path in rest.split(",") if path)
+        self.folders = tuple(sorted(path for path in self._save_paths if os.path.isdir(path)))
+        """Those that are saved whole."""
         self.sink: Sink = NoSink()
         self._mapped: set[tuple[int, int]] | None = None
         found: list[Descriptor] = []
@@ -44,6 +47,9 @@ class Survey:
 
     def save_contents(self, path: str) -> bool:
         return self.files == "save" and (not self._save_paths or path in self._save_paths)
+
+    def in_saved_folder(self, path: str) -> bool:
+        return any(path.startswith(f"{folder}/") for folder in self.folders)
 
     def maps(self, dev: int, ino: int) -> bool:
         if self._mapped is None:

@@ -23,8 +23,8 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="save it as the next checkpoint of this name (default: the job's)")
     add_files(
         parser,
-        "auto, keep: contents of files are not saved; save, save:PATH,...: those of files that the job has "
-        "open for writing are",
+        "auto, keep: contents of files are not saved; save: those of files that the job has open for writing are; "
+        "save:PATH,...: those of these files, and of all that is in these folders",
     )
     add_store(parser)
     add_json(parser)
@@ -33,8 +33,6 @@ def options(parser: argparse.ArgumentParser) -> None:
 def command(options: argparse.Namespace) -> int:
     if options.job and options.pid is not None:
         raise UsageError("checkpoint: a job or --pid, not both")
-    if options.files not in ("auto", "keep", "save") and not options.files.startswith("save:"):
-        raise UsageError("checkpoint: --files is auto, keep, save or save:PATH,...")
     import torpor
     from torpor.cli.progress import Progress
     from torpor.cli.text import complain, duration, say, say_json, size

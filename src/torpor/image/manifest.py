@@ -17,6 +17,7 @@ from torpor.posix.memory.objects import MemoryObjectRecord
 from torpor.posix.memory.pages import PagesRecord
 from torpor.posix.owner import Owner
 from torpor.posix.paths import FileIdentity
+from torpor.posix.scratch import Scratch
 
 Services = dict[str, msgspec.Raw]
 """Records of services by the service's name."""
@@ -135,5 +136,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     services: Services = {}
     """What the kernel keeps for the whole job (posix/job_services.py). A job that has any is restarted in an IPC
     namespace of its own."""
+    scratch: Scratch = Scratch()
+    """Files that belong to the job although it does not have them open."""
     vdso: bytes = b""
     """The kernel's own code, as the processes see it."""

@@ -8,6 +8,8 @@ is; how much of it belongs to the checkpoint is a matter of policy (`files`):
     save   the contents of what it had open for writing are in the checkpoint too and are put back
     keep   nothing is touched
 
+Files in a folder that is saved whole (`save:FOLDER`, see scratch.py) have come back by the time they are opened.
+
 A file on tmpfs that the job maps shared and writable (POSIX shared memory, named semaphores) is memory of the job:
 it is saved with its contents, and made again if it is gone, except with `keep`.
 
@@ -74,6 +76,8 @@ class OpenFile(msgspec.Struct, frozen=True):
     locks: tuple[locks.Lock, ...] = ()
     mapped: bool = False
     """It is a file in memory that the job shares by mapping it: saved with its contents whatever the policy."""
+    in_folder: bool = False
+    """It is in a folder that is saved whole."""
 
 
 class RegularService(DescriptorBase):
@@ -119,6 +123,9 @@ class RegularService(DescriptorBase):
             return OpenFile(file, flags, offset, made_up=True, locks=held)
         same = [one for one in siblings(seen, job) if not one.flags & O_PATH]
         written = any(one.access != os.O_RDONLY for one in same)
+        in_folder = not deleted and job.in_saved_folder(path)
+        if in_folder:
+            return OpenFile(file, flags, offset, written, locks=held, in_folder=True)
         holder, contents = -1, None
         # The bare policy `save` means what the job writes, not the data it reads; files named one by one are
         # meant. No list names the empty path.
@@ -154,7 +161,7 @@ class RegularService(DescriptorBase):
         return fd
 
     def finish(self, record: OpenFile, fd: int, restart: Restart) -> None:
-        if record.deleted or record.made_up or _kept(record, restart):
+        if record.deleted or record.made_up or record.in_folder or _kept(record, restart):
             return
         if record.contents is not None:
             put_back(fd, record.file, record.contents, restart)
@@ -165,7 +172,9 @@ class RegularService(DescriptorBase):
         path = record.file.path
         if record.contents is not None and not _kept(record, restart):
             make_missing(record.file, restart)
-        if not record.made_up and (record.holder < 0 or _kept(record, restart)):
+        if record.in_folder and restart.files != "keep":
+            pass
+        elif not record.made_up and (record.holder < 0 or _kept(record, restart)):
             verify(record, restart)
         return open_again(path, record.flags, stat.S_IFREG)
 

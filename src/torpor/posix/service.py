@@ -114,6 +114,10 @@ class Job(Protocol):
         """Does the policy ask for the contents of the regular file `path` to be saved?"""
         ...
 
+    def in_saved_folder(self, path: str) -> bool:
+        """Is it in a folder that is saved whole (posix/scratch.py), whoever has it open?"""
+        ...
+
     def vpid(self, pid: int) -> int:
         """The pid of a process of the job as the job sees it; 0 if it is not in the job."""
         ...

@@ -116,9 +116,10 @@ class Job:
     ) -> Saved:
         """Save the job; it goes on running unless `stop`.
 
-        files: 'auto', 'keep', 'save' or 'save:PATH,...'.  store, name: other than those the job was started
-        with. Raises Refused, CheckpointFailed; the job then goes on unharmed.
+        files: 'auto', 'keep', 'save' or 'save:PATH,...' (files, or folders to be saved whole).  store, name: other than
+        those the job was started with. Raises Refused, CheckpointFailed; the job then goes on unharmed.
         """
+        files = _files(files)
         request = {
             "do": "checkpoint", "stop": stop, "files": files, "store": _absolute(store), "name": name or "",
         }  # fmt: skip
@@ -275,6 +276,19 @@ def _living(pids: set[Pid]) -> set[Pid]:
     return {one for one in pids if one.alive}
 
 
+def _files(policy: str) -> str:
+    """A policy for files whose paths mean the same to a supervisor in another folder. Raises UsageError."""
+    if policy in ("auto", "keep", "save"):
+        return policy
+    if not policy.startswith("save:") or not policy[5:]:
+        raise UsageError("--files is auto, keep, save or save:PATH,...")
+    paths = [os.path.realpath(path) for path in policy[5:].split(",") if path]
+    for path in paths:
+        if not os.path.lexists(path):
+            raise UsageError(f"--files=save: there is no {path}")
+    return "save:" + ",".join(paths)
+
+
 def _absolute(store: str | None) -> str:
     """A location that means the same to a supervisor in another folder; URLs of later back ends are left
     alone."""
@@ -329,7 +343,7 @@ def checkpoint_pid(
             return Job(entry).checkpoint(stop=stop, files=files, store=store, name=name, progress=progress)
     where = _foreign(pid)
     label = registry.check_name(name) if name else registry.fit_name(f"{proc.comm(pid)}-{pid}")
-    return as_saved(saving.save(label, where, _absolute(store), stop=stop, files=files, progress=progress))
+    return as_saved(saving.save(label, where, _absolute(store), stop=stop, files=_files(files), progress=progress))
 
 
 def check_pid(pid: int) -> Checked:

@@ -75,6 +75,9 @@ class FakeJob:
     def save_contents(self, path: str) -> bool:
         return self.files == "save" and (not self.paths or path in self.paths)
 
+    def in_saved_folder(self, path: str) -> bool:
+        return any(path.startswith(f"{folder}/") for folder in self.paths)
+
     def vpid(self, pid: int) -> int:
         return pid if pid in self.processes() else 0
 
