@@ -30,7 +30,9 @@ if TYPE_CHECKING:
         Refusal,
         Refused,
         RestartFailed,
+        Sealed,
         TorporError,
+        Untrusted,
         UsageError,
     )
     from torpor.supervise.job import Checked, Job, Saved
@@ -47,7 +49,9 @@ __all__ = [
     "Refused",
     "RestartFailed",
     "Saved",
+    "Sealed",
     "TorporError",
+    "Untrusted",
     "UsageError",
     "__version__",
     "attach",
@@ -66,8 +70,8 @@ _WHERE = {
     ),
     "torpor.supervise.job": ("Checked", "Job", "Saved"),
     "torpor.model.errors": (
-        "CheckpointFailed", "Damaged", "NotFound", "Refusal", "Refused", "RestartFailed", "TorporError",
-        "UsageError",
+        "CheckpointFailed", "Damaged", "NotFound", "Refusal", "Refused", "RestartFailed", "Sealed", "TorporError",
+        "Untrusted", "UsageError",
     ),
 }  # fmt: skip
 

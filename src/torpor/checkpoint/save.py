@@ -23,6 +23,7 @@ from torpor.tracee.task import Gone
 if TYPE_CHECKING:
     from torpor.store.root import RootInfo
     from torpor.store.save import Save
+    from torpor.store.sealing import Sealer
     from torpor.store.store import Store
 
 Progress = Callable[[str, int, int], None]
@@ -34,11 +35,13 @@ class SaveRequest(msgspec.Struct, kw_only=True):
     name: the job's name. files: 'auto', 'keep', 'save' or 'save:PATH,...'. streams: what the job inherited, with our
     own descriptors for it. progress: called with (phase, bytes done, bytes in all). guard: held from the freeze to
     the release; whoever waits for the job's processes must not do so meanwhile. stop: end the job once it is saved.
+    sealer: who signs, and to whom it is encrypted.
     """
 
     name: str
     tree: Tree
     store: Store
+    sealer: Sealer
     stop: bool = False
     files: str = "auto"
     streams: Sequence[Stream] = ()
@@ -90,7 +93,7 @@ class _Changed(CheckpointFailed):
 
 
 def _attempt(request: SaveRequest, began: float) -> SaveReport:
-    saving = request.store.begin(request.name)
+    saving = request.store.begin(request.name, request.sealer)
     try:
         with request.guard:
             paused = time.perf_counter()

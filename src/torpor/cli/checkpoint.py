@@ -26,6 +26,13 @@ def options(parser: argparse.ArgumentParser) -> None:
         "auto, keep: contents of files are not saved; save: those of files that the job has open for writing are; "
         "save:PATH,...: those of these files, and of all that is in these folders",
     )
+    parser.add_argument(
+        "--encrypt-to",
+        action="append",
+        metavar="KEY",
+        help="encrypt it so that only this key can read it: self, a name (torpor key list), a file or a key written "
+        "out; may be repeated (default: $TORPOR_ENCRYPT_TO, separated by commas; without, it is not encrypted)",
+    )
     add_store(parser)
     add_json(parser)
 
@@ -45,6 +52,7 @@ def command(options: argparse.Namespace) -> int:
             files=options.files,
             store=store(options),
             name=options.name,
+            encrypt_to=options.encrypt_to,
             progress=progress,
         )
     finally:

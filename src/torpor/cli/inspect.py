@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from torpor.cli.options import add_json, add_store, store
+from torpor.cli.options import add_json, add_store, add_untrusted, store
 
 if TYPE_CHECKING:
     from torpor.launch.checkpoint import Checkpoint, Needs, SavedProcess
@@ -20,6 +20,7 @@ WIDTH = 100
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="NAME, NAME@3, NAME@-1")
+    add_untrusted(parser)
     add_store(parser)
     add_json(parser)
 
@@ -28,7 +29,7 @@ def command(options: argparse.Namespace) -> int:
     import torpor
     from torpor.cli.text import say, say_json
 
-    opened = torpor.open_checkpoint(options.checkpoint, store=store(options) or None)
+    opened = torpor.open_checkpoint(options.checkpoint, store=store(options) or None, untrusted=options.untrusted)
     if options.json:
         say_json({
             "name": opened.name,

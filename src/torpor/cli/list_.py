@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from torpor.cli.options import add_json, add_store, store
 
+if TYPE_CHECKING:
+    from torpor.store import RootInfo
+
 HELP = """List the checkpoints, of one job or of all. NEW is what a checkpoint added to the store; SIZE is
-what it would take alone."""
+what it would take alone. By whom it says it is signed is shown where that is nobody you trust; a restart
+verifies it. How many processes there are in an encrypted one is not shown."""
 EXAMPLE = """  torpor list
   torpor list train --json"""
 
@@ -16,6 +21,22 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("job", nargs="?", metavar="JOB")
     add_store(parser)
     add_json(parser)
+
+
+def remark(info: RootInfo) -> str:
+    """What is special about a checkpoint, '' if nothing is."""
+    from torpor.image import keys
+
+    if info.damaged:
+        return f"damaged: {info.damaged}"
+    words = ["not signed"] if not info.signer else []
+    if info.signer and not keys.trusted(bytes.fromhex(info.signer)):
+        words.append(f"signed by {info.signer[:16]}")
+    if info.recipients:
+        mine = keys.own()
+        ours = mine is not None and mine.public.box.hex() in info.recipients
+        words.append("encrypted" if ours else "encrypted, not to you")
+    return ", ".join(words)
 
 
 def command(options: argparse.Namespace) -> int:
@@ -39,7 +60,7 @@ def command(options: argparse.Namespace) -> int:
             size(info.bytes_total) if not info.damaged else "-",
             size(info.bytes_new) if not info.damaged else "-",
             str(info.label.get("processes", "-")),
-            info.damaged and f"damaged: {info.damaged}",
+            remark(info),
         ]
         for info in found
     ]

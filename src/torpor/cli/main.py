@@ -24,6 +24,7 @@ COMMANDS = {
     "inspect": "show what a checkpoint holds",
     "check": "could a job be saved, and what stands in the way",
     "rm": "remove checkpoints",
+    "key": "keys: who signs checkpoints, who is trusted, who can read",
     "doctor": "what this machine allows",
     "completion": "print a completion script for a shell",
 }

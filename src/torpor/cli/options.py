@@ -91,6 +91,15 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="say it as JSON")
 
 
+def add_untrusted(parser: argparse.ArgumentParser) -> None:
+    """--untrusted"""
+    parser.add_argument(
+        "--untrusted",
+        action="store_true",
+        help="also if it is not signed, or by nobody whose key you trust (torpor key list)",
+    )
+
+
 def add_files(parser: argparse.ArgumentParser, values: str) -> None:
     """--files"""
     parser.add_argument("--files", metavar="HOW", default="auto", help=values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from torpor.cli.options import add_files, add_json, add_store, store
+from torpor.cli.options import add_files, add_json, add_store, add_untrusted, store
 from torpor.model.errors import UsageError
 
 HELP = """Start a saved job again where it was when it was saved.
@@ -35,6 +35,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         default="refuse",
         help="what to do if a file that was only read (program, library, data) has changed",
     )
+    add_untrusted(parser)
     parser.add_argument("--in-place", action="store_true", help="without a PID namespace")
     parser.add_argument(
         "--pid-budget",
@@ -63,6 +64,7 @@ def command(options: argparse.Namespace) -> int:
         stderr=options.stderr,
         files=options.files,
         changed_files=options.changed_files,
+        untrusted=options.untrusted,
         pid_budget=options.pid_budget,
         in_place=True if options.in_place else None,
         progress=progress,

@@ -52,6 +52,7 @@ def restart(
     stderr: str | None = None,
     files: str = "auto",
     changed_files: str = "refuse",
+    untrusted: bool = False,
     pid_budget: float | None = None,
     in_place: bool | None = None,
 ) -> Job:
@@ -60,8 +61,9 @@ def restart(
     checkpoint: 'NAME' (the newest), 'NAME@3', 'NAME@-1'; None where there is only one job.  clone: also if
     the job is still running.  stdin, stdout, stderr: files in place of /dev/null and the log.  files: 'auto'
     or 'keep'. changed_files='accept': go on although a file that the job had open for reading has changed.
+    untrusted: also if it is not signed, or by nobody whose key is trusted here.
     pid_budget: seconds that finding the old pids may take in place.  in_place: without a namespace. Raises
-    NotFound, Damaged, Refused, RestartFailed.
+    NotFound, Damaged, Untrusted, Sealed, Refused, RestartFailed.
     """
     words = [
         "restart",
@@ -70,6 +72,7 @@ def restart(
     ]
     words += [f"--files={files}", f"--changed-files={changed_files}"]
     words += ["--clone"] if clone else []
+    words += ["--untrusted"] if untrusted else []
     words += ["--in-place"] if in_place else []
     words += [f"--pid-budget={pid_budget}"] if pid_budget is not None else []
     return _started([*words, *([checkpoint] if checkpoint else [])], None, None)
@@ -92,13 +95,18 @@ def checkpoint(
     files: str = "auto",
     store: str | None = None,
     name: str | None = None,
+    encrypt_to: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> Saved:
     """Save a job by its name (None: the only one), or the tree of a process by its pid. See
     `Job.checkpoint`."""
     if isinstance(job, int):
-        return checkpoint_pid(job, stop=stop, files=files, store=store, name=name, progress=progress)
-    return attach(job).checkpoint(stop=stop, files=files, store=store, name=name, progress=progress)
+        return checkpoint_pid(
+            job, stop=stop, files=files, store=store, name=name, encrypt_to=encrypt_to, progress=progress
+        )
+    return attach(job).checkpoint(
+        stop=stop, files=files, store=store, name=name, encrypt_to=encrypt_to, progress=progress
+    )
 
 
 def check(job: str | int | None = None) -> Checked:
@@ -113,11 +121,11 @@ def list_checkpoints(job: str | None = None, *, store: str | None = None) -> lis
     return open_store(store).list(job)
 
 
-def open_checkpoint(name: str | None = None, *, store: str | None = None) -> Checkpoint:
-    """A saved checkpoint, to be looked at. Raises NotFound, Damaged."""
+def open_checkpoint(name: str | None = None, *, store: str | None = None, untrusted: bool = False) -> Checkpoint:
+    """A saved checkpoint, to be looked at. untrusted: see `restart`. Raises NotFound, Damaged, Untrusted, Sealed."""
     from torpor.launch.checkpoint import open_checkpoint as opened
 
-    return opened(name, store)
+    return opened(name, store, untrusted)
 
 
 def _options(**given: str | None) -> list[str]:

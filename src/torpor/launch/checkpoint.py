@@ -9,6 +9,7 @@ import msgspec
 
 from torpor.image import codec
 from torpor.image.manifest import Manifest, ObjectRecord, ProcessRecord
+from torpor.image.seal import Opening
 from torpor.model.errors import Damaged
 from torpor.posix.memory.pages import unpack
 from torpor.store import RootInfo, open_store
@@ -116,16 +117,16 @@ class Checkpoint(NamedTuple):
         )
 
 
-def open_checkpoint(name: str | None = None, store: str | None = None) -> Checkpoint:
+def open_checkpoint(name: str | None = None, store: str | None = None, untrusted: bool = False) -> Checkpoint:
     """Read a checkpoint by its name (`NAME`, `NAME@3`, `NAME@-1`, None for the only job's newest).
 
-    Raises NotFound, Damaged, UsageError.
+    Raises NotFound, Damaged, Untrusted, Sealed, UsageError.
     """
     opened = open_store(store)
     info = opened.resolve(name)
     if info.damaged:
         raise Damaged(info.damaged)
-    load = opened.load(info.job, info.number)
+    load = opened.load(info.job, info.number, Opening(untrusted))
     try:
         manifest = codec.decode(load.body, Manifest, f"checkpoint {info.job}@{info.number}")
         return Checkpoint(load.info, manifest)

@@ -27,8 +27,8 @@ class Wishes(NamedTuple):
 
     name: other than the saved one.  clone: also if the job still runs.  stdin, stdout, stderr: files to take
     in place of our own.  files: 'auto' or 'keep'.  changed_files: 'refuse' or 'accept'.  pid_budget: seconds
-    that finding the old pids in place may take.  in_place: without a namespace (None: where there is none to
-    be had).
+    that finding the old pids in place may take.  untrusted: also if nobody who is trusted has signed it.
+    in_place: without a namespace (None: where there is none to be had).
     """
 
     name: str | None = None
@@ -38,6 +38,7 @@ class Wishes(NamedTuple):
     stderr: str | None = None
     files: str = "auto"
     changed_files: str = "refuse"
+    untrusted: bool = False
     pid_budget: float = 5.0
     in_place: bool | None = None
     progress: Progress | None = None
@@ -181,6 +182,7 @@ def _restart(
     us then, it is found."""
     from torpor.checkpoint.restart import RestartRequest
     from torpor.checkpoint.restart import restart as run
+    from torpor.image.seal import Opening
     from torpor.supervise.parent import become_subreaper
 
     become_subreaper()
@@ -200,7 +202,7 @@ def _restart(
             )
         )
 
-    load = store.load(info.job, info.number)
+    load = store.load(info.job, info.number, Opening(wishes.untrusted))
     try:
         job = run(
             RestartRequest(

@@ -68,5 +68,13 @@ class Damaged(TorporError):
     """Something in the store is missing, truncated, altered or not ours."""
 
 
+class Untrusted(TorporError):
+    """A checkpoint is not signed, or by nobody who is trusted here."""
+
+
+class Sealed(TorporError):
+    """A checkpoint is encrypted, and not to us."""
+
+
 class NotFound(UsageError):
     """There is no job or checkpoint of that name."""

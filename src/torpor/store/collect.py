@@ -26,7 +26,7 @@ class Roots:
                     except FileNotFoundError:
                         continue
                     what = f"nothing can be deleted while checkpoint {job}@{number} is there: it"
-                    self._read[job, number] = root.decode(data, what)[1].packs
+                    self._read[job, number] = root.decode(data, what).table.packs
         return {name for names in self._read.values() for name in names}
 
 

@@ -6,32 +6,54 @@ import mmap
 import os
 from typing import TYPE_CHECKING
 
+import msgspec
 from blake3 import blake3
 
 from torpor.model.data import Buffer, Ref
 from torpor.model.errors import Damaged
-from torpor.store import chunk, pack, root
+from torpor.store import chunk, pack, root, sealing
 from torpor.store.chunk import NAME
 from torpor.store.table import NOWHERE, Table
 
 if TYPE_CHECKING:
     from torpor.store.backend import Backend
+    from torpor.store.sealing import Cipher, Opener
 
 MAPPED = 4
 """Packs kept mapped: what is read of them counts as this process' resident memory until they are let go."""
 
 
+def open_load(backend: Backend, key: bytes, info: root.RootInfo, found: root.Root, opener: Opener, what: str) -> Load:
+    """Open a root whose signature has been accepted. key: of the store's chunk names. Raises Damaged, and what
+    `opener` raises where it is encrypted."""
+    header, body = found.header, bytes(found.body)
+    if not header.recipients:
+        if header.names and header.names != blake3(key).digest():
+            raise Damaged(f"{what}: its chunks were named with another key than this store's")
+        return Load(backend, key, info, found.table, body)
+    cipher = opener.cipher(header.recipients, what)
+    opened = cipher.open(body, sealing.BODY)
+    label = cipher.open(header.sealed_label, sealing.LABEL)
+    if opened is None or label is None:
+        raise Damaged(f"{what} is damaged: it cannot be decrypted with its own key")
+    info = info._replace(label=msgspec.msgpack.decode(label))
+    return Load(backend, cipher.names, info, found.table, opened, cipher)
+
+
 class Load:
     """See model.data.Source. Made by Store.load."""
 
-    __slots__ = ("_backend", "_key", "_mapped", "_recent", "_table", "body", "info")
+    __slots__ = ("_backend", "_cipher", "_key", "_mapped", "_recent", "_table", "body", "info")
 
-    def __init__(self, backend: Backend, key: bytes, info: root.RootInfo, table: Table, body: bytes) -> None:
+    def __init__(
+        self, backend: Backend, key: bytes, info: root.RootInfo, table: Table, body: bytes, cipher: Cipher | None = None
+    ) -> None:
         self.info = info
         self.body = body
         self._backend = backend
         self._key = key
         self._table = table
+        self._cipher = cipher
         self._mapped: dict[int, memoryview] = {}
         self._recent: list[int] = []
 
@@ -58,8 +80,11 @@ class Load:
         stored = view[start : start + table.stored[ref]]
         if len(stored) != table.stored[ref]:
             raise self._damaged(number, "is truncated")
-        data = stored if encoding == chunk.RAW else chunk.decode(encoding, stored, length)
         name = table.names[ref * NAME : ref * NAME + NAME]
+        plain: Buffer | None = stored
+        if self._cipher is not None:
+            plain = self._cipher.open(stored, sealing.CHUNK + name)
+        data = plain if plain is None or encoding == chunk.RAW else chunk.decode(encoding, plain, length)
         if data is None or len(data) != length or blake3(data, key=self._key).digest() != name:
             raise self._damaged(number, f"is damaged (chunk {ref}, at {start})")
         return data

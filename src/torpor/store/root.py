@@ -1,13 +1,14 @@
 """A root: the one object that makes a checkpoint exist. It lists the checkpoint's chunks beside an opaque
 body.
 
-    ...  header, a msgpack map in an envelope (b"torporR\\0"): enough to list checkpoints, read by itself
+    ...  header, a msgpack map in a signed envelope (b"torporR\\0"): enough to list checkpoints, read by itself
     ...  table of chunks (table.py); a reference in the body is a row of it
-    ...  body, whatever the caller saves (torpor: the manifest)
-    32   BLAKE3 of everything before
+    ...  body, whatever the caller saves (torpor: the manifest); encrypted if the seal says so
 
-The chunks stand outside the body so that pruning and copying need not understand, or be able to decrypt, the
-body.
+The header has the hashes of table and body, so its signature is one of everything. The chunks stand outside the body
+so that pruning and copying need not understand, or be able to decrypt, the body.
+
+Format 1 had no signature and no hashes, but the BLAKE3 of everything before at its end.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from blake3 import blake3
 from torpor.model.data import Buffer
 from torpor.model.errors import Damaged
 from torpor.store import envelope
+from torpor.store.sealing import Recipient, Sealer, Signature
 from torpor.store.table import Table
 
 MAGIC = b"torporR\0"
-VERSION = 1
+VERSION = 2
+SEALS = envelope.SIGNED | envelope.ENCRYPTED
 HEADER_GUESS = 4096
 """Bytes read to list a root; a longer header takes a second read."""
 
@@ -43,9 +46,13 @@ class RootInfo(NamedTuple):
     path: str
     """Where its root is."""
     label: dict[str, str | int | float]
-    """The caller's small summary."""
+    """The caller's small summary; empty where it is encrypted."""
     damaged: str = ""
     """One line about what is wrong with it; then the numbers and the label mean nothing."""
+    signer: str = ""
+    """Public key of whoever signed it, as the header says (`Store.load` verifies it); '' if nobody did. Hexadecimal."""
+    recipients: tuple[str, ...] = ()
+    """Public keys of those who can read it; empty where it is not encrypted. Hexadecimal."""
 
 
 class Header(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -61,48 +68,75 @@ class Header(msgspec.Struct, frozen=True, omit_defaults=True):
     """Length of the table of chunks."""
     body: int
     """Length of the body."""
+    table_hash: bytes = b""
+    body_hash: bytes = b""
+    """BLAKE3 of the body as stored."""
+    names: bytes = b""
+    """BLAKE3 of the store's key of chunk names; empty where the checkpoint is encrypted and has its own."""
+    recipients: list[Recipient] = []
+    """Not empty: it is encrypted to these."""
+    sealed_label: bytes = b""
+    """The label of an encrypted checkpoint, msgpack, encrypted."""
+
+
+class Root(NamedTuple):
+    """A root that is whole. signature: by whom it says it is; not verified, None if there is none."""
+
+    header: Header
+    table: Table
+    body: memoryview
+    signature: Signature | None
 
 
 def object_name(job: str, number: int) -> str:
     return f"roots/{job}/{number}"
 
 
-def encode(header: Header, table: Sequence[Buffer], body: Buffer) -> list[Buffer]:
-    """The root as pieces to be written one after the other; `header.table` and `header.body` are right
-    already."""
-    pieces: list[Buffer] = [envelope.wrap(MAGIC, VERSION, msgspec.msgpack.encode(header)), *table, body]
+def encode(header: Header, table: Sequence[Buffer], body: Buffer, sealer: Sealer) -> list[Buffer]:
+    """The root as pieces to be written one after the other; all of `header` is right already but for the hashes."""
     digest = blake3()
-    for piece in pieces:
+    for piece in table:
         digest.update(piece)
-    return [*pieces, digest.digest()]
+    hashed = msgspec.structs.replace(header, table_hash=digest.digest(), body_hash=blake3(body).digest())
+    encrypted = bool(header.recipients)
+    return [envelope.wrap(MAGIC, VERSION, msgspec.msgpack.encode(hashed), sealer, encrypted), *table, body]
 
 
-def decode_header(data: Buffer, what: str) -> tuple[Header, int]:
-    """The header and its whole length. Raises Damaged."""
-    payload = envelope.unwrap(MAGIC, VERSION, data, what)
+def decode_header(data: Buffer, what: str) -> tuple[Header, envelope.Opened]:
+    """The header and its envelope. Raises Damaged."""
+    opened = envelope.open_(MAGIC, VERSION, data, what, SEALS)
     try:
-        header = msgspec.msgpack.decode(payload, type=Header)
+        header = msgspec.msgpack.decode(opened.payload, type=Header)
     except msgspec.MsgspecError as error:
         raise Damaged(f"{what} is damaged: {error}") from None
-    return header, envelope.HEAD.size + len(payload) + envelope.DIGEST
+    if opened.version > 1 and opened.signature is None:
+        raise Damaged(f"{what} has lost its signature")
+    if bool(opened.seal & envelope.ENCRYPTED) != bool(header.recipients):
+        raise Damaged(f"{what} is damaged: encrypted or not?")
+    return header, opened
 
 
-def total_size(header: Header, length: int) -> int:
-    """How long the root is, given the length that `decode_header` returned."""
-    return length + header.table + header.body + envelope.DIGEST
+def total_size(header: Header, opened: envelope.Opened) -> int:
+    """How long the root is, given what `decode_header` returned."""
+    return opened.size + header.table + header.body + (envelope.DIGEST if opened.version == 1 else 0)
 
 
-def decode(data: Buffer, what: str) -> tuple[Header, Table, memoryview]:
-    """Header, table and body, all verified; nothing is copied. Raises Damaged."""
-    header, length = decode_header(data, what)
-    size = total_size(header, length)
+def decode(data: Buffer, what: str) -> Root:
+    """A root, whole; nothing is copied, nothing decrypted. Raises Damaged."""
+    header, opened = decode_header(data, what)
+    size = total_size(header, opened)
     if len(data) < size:
         raise Damaged(f"{what} is truncated")
     view = memoryview(data)
-    if len(data) > size or blake3(view[: -envelope.DIGEST]).digest() != view[-envelope.DIGEST :]:
+    start = opened.size + header.table
+    stored, body = view[opened.size : start], view[start : start + header.body]
+    if opened.version == 1:
+        whole = blake3(view[: -envelope.DIGEST]).digest() == view[-envelope.DIGEST :]
+    else:
+        whole = (blake3(stored).digest(), blake3(body).digest()) == (header.table_hash, header.body_hash)
+    if len(data) > size or not whole:
         raise Damaged(f"{what} is damaged")
-    table = Table(view[length : length + header.table], what)
+    table = Table(stored, what)
     if table.size != header.table:
         raise Damaged(f"{what} is damaged")
-    start = length + header.table
-    return header, table, view[start : start + header.body]
+    return Root(header, table, body, opened.signature)

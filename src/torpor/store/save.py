@@ -16,14 +16,16 @@ import time
 from collections import deque
 from collections.abc import Mapping
 
+import msgspec
 from blake3 import blake3
 
 from torpor.model.data import CHUNK_SIZE, Buffer, Ref
 from torpor.model.errors import CheckpointFailed
-from torpor.store import index, lease, pack, root
+from torpor.store import index, lease, pack, root, sealing
 from torpor.store.backend import Backend
 from torpor.store.chunk import ZERO, ZEROS, Packer
 from torpor.store.numbers import claim
+from torpor.store.sealing import Sealer
 from torpor.store.table import Columns, Place
 
 WAITING = 4
@@ -43,11 +45,13 @@ class _Slot:
 class Save:
     """See model.data.Sink. Made by Store.begin; ends with `commit` or `abort`."""
 
-    def __init__(self, backend: Backend, key: bytes, job: str) -> None:
-        """Raises OSError."""
+    def __init__(self, backend: Backend, key: bytes, job: str, sealer: Sealer) -> None:
+        """key: the store's. Raises OSError."""
         self.job = job
         self._backend = backend
-        self._key = key
+        self._sealer = sealer
+        self._cipher = sealer.cipher(key)
+        self._key = self._cipher.names if self._cipher is not None else key
         self._lease = lease.take(backend)
         try:
             # The order matters: lease, warrants, index (see lease.py).
@@ -151,6 +155,8 @@ class Save:
         except IndexError:
             slot = _Slot()
         encoding, stored = slot.packer.encode(data)
+        if self._cipher is not None:
+            stored = self._cipher.seal(stored, sealing.CHUNK + name)
         try:
             writer = slot.writer
             if writer is None:
@@ -245,8 +251,17 @@ class Save:
         where = root.object_name(self.job, number)
         now = time.time()
         header = root.Header(self.job, number, now, self._total, new, label, size, len(body))
+        cipher = self._cipher
+        if cipher is None:
+            header = msgspec.structs.replace(header, names=blake3(self._key).digest())
+        else:
+            sealed = cipher.seal(msgspec.msgpack.encode(label), sealing.LABEL)
+            body = cipher.seal(body, sealing.BODY)
+            header = msgspec.structs.replace(
+                header, label={}, sealed_label=sealed, recipients=cipher.recipients, body=len(body)
+            )
         try:
-            if not self._backend.put(where, root.encode(header, table, body)):
+            if not self._backend.put(where, root.encode(header, table, body, self._sealer)):
                 raise CheckpointFailed(f"{self._backend.place}/{where} exists although nobody claimed it")
             if not self._alive():
                 # A collection took us for dead, and may have decided before our root was there to be seen.
@@ -256,7 +271,8 @@ class Save:
             self._take_back(where)
             raise
         path = self._backend.path(where) or f"{self._backend.place}/{where}"
-        return root.RootInfo(self.job, number, now, self._total, new, path, label)
+        readers = tuple(recipient.key.hex() for recipient in header.recipients)
+        return root.RootInfo(self.job, number, now, self._total, new, path, label, "", self._sealer.key.hex(), readers)
 
     def _alive(self) -> bool:
         """Is our lease still there?"""

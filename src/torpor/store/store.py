@@ -11,11 +11,12 @@ from torpor.model.errors import Damaged, NotFound, TorporError, UsageError
 from torpor.store import envelope, names, numbers, root
 from torpor.store.backend import Backend
 from torpor.store.folder import Folder, make_folders
-from torpor.store.load import Load
+from torpor.store.load import Load, open_load
 from torpor.store.root import RootInfo
 
 if TYPE_CHECKING:
     from torpor.store.save import Save
+    from torpor.store.sealing import Opener, Sealer, Signature
 
 CONFIG = "store"
 MAGIC = b"torporC\0"
@@ -62,8 +63,8 @@ class Store:
         self._required = required
         self._config = self._read_config()
 
-    def begin(self, job: str) -> Save:
-        """Begin to save a checkpoint of `job`. The store is made if there is none yet.
+    def begin(self, job: str, sealer: Sealer) -> Save:
+        """Begin to save a checkpoint of `job`, which will be sealed so. The store is made if there is none yet.
 
         Raises UsageError for an impossible name or a place that cannot be a store, CheckpointFailed if it
         cannot be written to.
@@ -72,12 +73,14 @@ class Store:
 
         names.check_job(job)
         try:
-            return Save(self.backend, self._make().key, job)
+            return Save(self.backend, self._make().key, job, sealer)
         except OSError as error:
             raise _cannot(error, f"cannot write to {self.location}") from error
 
-    def load(self, job: str, number: int) -> Load:
-        """Open a checkpoint. Raises NotFound, Damaged."""
+    def load(self, job: str, number: int, opener: Opener) -> Load:
+        """Open a checkpoint: nothing of it is used before its signature was verified and found acceptable.
+
+        Raises NotFound, Damaged, and what `opener` raises."""
         where = root.object_name(names.check_job(job), number)
         what = f"checkpoint {job}@{number} ({self.location}/{where})"
         config = self._config_or_none()
@@ -89,10 +92,12 @@ class Store:
             raise NotFound(f"no checkpoint {job}@{number} in {self.location}") from None
         except OSError as error:
             raise Damaged(f"{what} cannot be read: {error.strerror or error}") from None
-        header, table, body = root.decode(data, what)
+        found = root.decode(data, what)
+        header = found.header
         if (header.job, header.number) != (job, number):
             raise Damaged(f"{what} is really {header.job}@{header.number}")
-        return Load(self.backend, config.key, self._info(header), table, bytes(body))
+        opener.accept(found.signature, what)
+        return open_load(self.backend, config.key, self._info(header, found.signature), found, opener, what)
 
     def list(self, job: str | None = None) -> RootInfos:
         """The checkpoints there are, of one job or of all, by job and number. Only headers are read; a root
@@ -150,22 +155,22 @@ class Store:
         what = f"checkpoint {job}@{number}"
         try:
             data = self.backend.get(where, 0, root.HEADER_GUESS)
-            size = envelope.size(root.MAGIC, root.VERSION, data, what)
+            size = envelope.size(root.MAGIC, root.VERSION, data, what, root.SEALS)
             if size > len(data):
                 data = self.backend.get(where, 0, size)
-            header, length = root.decode_header(data, what)
-            if self.backend.stat(where).size != root.total_size(header, length):
+            header, opened = root.decode_header(data, what)
+            if self.backend.stat(where).size != root.total_size(header, opened):
                 raise Damaged(f"{what} is truncated")
             if (header.job, header.number) != (job, number):
                 raise Damaged(f"{what} is really {header.job}@{header.number}")
-            return self._info(header)
+            return self._info(header, opened.signature)
         except Damaged as error:
             damage = str(error)
         except OSError as error:
             damage = f"{what} cannot be read: {error.strerror or error}"
         return RootInfo(job, number, 0.0, 0, 0, self._path(where), {}, damage)
 
-    def _info(self, header: root.Header) -> RootInfo:
+    def _info(self, header: root.Header, signature: Signature | None) -> RootInfo:
         return RootInfo(
             header.job,
             header.number,
@@ -174,6 +179,9 @@ class Store:
             header.bytes_new,
             self._path(root.object_name(header.job, header.number)),
             header.label,
+            "",
+            signature.key.hex() if signature else "",
+            tuple(recipient.key.hex() for recipient in header.recipients),
         )
 
     def _path(self, where: str) -> str:

@@ -6,7 +6,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from torpor.model.errors import NotFound, TorporError, UsageError
@@ -112,16 +112,19 @@ class Job:
         files: str = "auto",
         store: str | None = None,
         name: str | None = None,
+        encrypt_to: Sequence[str] | None = None,
         progress: Progress | None = None,
     ) -> Saved:
         """Save the job; it goes on running unless `stop`.
 
         files: 'auto', 'keep', 'save' or 'save:PATH,...' (files, or folders to be saved whole).  store, name: other than
-        those the job was started with. Raises Refused, CheckpointFailed; the job then goes on unharmed.
+        those the job was started with.  encrypt_to: keys that can read it ('self', a name, a key written out, a file);
+        None: the default. Raises Refused, CheckpointFailed; the job then goes on unharmed.
         """
-        files = _files(files)
+        files, readers = _files(files), _readers(encrypt_to)
         request = {
             "do": "checkpoint", "stop": stop, "files": files, "store": _absolute(store), "name": name or "",
+            "encrypt_to": readers,
         }  # fmt: skip
 
         def direct() -> dict[str, Any]:
@@ -129,7 +132,7 @@ class Job:
 
             plain = saving.save(
                 registry.check_name(name or self.name), self._reach(), _absolute(store) or self.entry.store,
-                stop=stop, files=files, progress=progress,
+                stop=stop, files=files, encrypt_to=readers, progress=progress,
             )  # fmt: skip
             self.entry = self.entry._replace(saved=f"{plain['job']}@{plain['number']}", saved_at=time.time())
             if self.entry.alive:
@@ -289,6 +292,16 @@ def _files(policy: str) -> str:
     return "save:" + ",".join(paths)
 
 
+def _readers(named: Sequence[str] | None) -> list[str] | None:
+    """Keys written out, which mean the same to a supervisor with another environment; None for its default. Raises
+    UsageError."""
+    if named is None and "TORPOR_ENCRYPT_TO" not in os.environ:
+        return None
+    from torpor.image import seal
+
+    return [str(key) for key in seal.readers(seal.default_recipients() if named is None else named)]
+
+
 def _absolute(store: str | None) -> str:
     """A location that means the same to a supervisor in another folder; URLs of later back ends are left
     alone."""
@@ -328,6 +341,7 @@ def checkpoint_pid(
     files: str = "auto",
     store: str | None = None,
     name: str | None = None,
+    encrypt_to: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> Saved:
     """Save the tree of process `pid`, whoever started it; as `Job.checkpoint`.
@@ -340,10 +354,15 @@ def checkpoint_pid(
 
     for entry in registry.jobs():
         if entry.root.pid == pid:
-            return Job(entry).checkpoint(stop=stop, files=files, store=store, name=name, progress=progress)
+            return Job(entry).checkpoint(
+                stop=stop, files=files, store=store, name=name, encrypt_to=encrypt_to, progress=progress
+            )
     where = _foreign(pid)
     label = registry.check_name(name) if name else registry.fit_name(f"{proc.comm(pid)}-{pid}")
-    return as_saved(saving.save(label, where, _absolute(store), stop=stop, files=_files(files), progress=progress))
+    files, readers = _files(files), _readers(encrypt_to)
+    return as_saved(
+        saving.save(label, where, _absolute(store), stop=stop, files=files, encrypt_to=readers, progress=progress)
+    )
 
 
 def check_pid(pid: int) -> Checked:

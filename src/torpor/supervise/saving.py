@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import _thread
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torpor.supervise.tree import Reach
@@ -52,6 +52,7 @@ def save(
     *,
     stop: bool = False,
     files: str = "auto",
+    encrypt_to: Sequence[str] | None = None,
     streams: Mapping[int, int] | None = None,
     progress: Progress | None = None,
     guard: Guard | None = None,
@@ -59,17 +60,20 @@ def save(
     """Make a checkpoint of the processes in `where` as the next one of job `name`; returns the report as
     plain values.
 
+    encrypt_to: see image.seal.sealing.
     streams: what the job inherited, by its number there, and our own descriptor of it; None if we hold none.
     Raises what `torpor.checkpoint.save.save` raises. To be called in one thread from start to end.
     """
     from torpor.checkpoint.save import SaveRequest
     from torpor.checkpoint.save import save as run
+    from torpor.image import seal
     from torpor.store import open_store
 
     request = SaveRequest(
         name=name,
         tree=where.tree(),
         store=open_store(store or None),
+        sealer=seal.sealing(encrypt_to),
         stop=stop,
         files=files,
         streams=_streams(streams),

@@ -184,3 +184,11 @@ def text(request: dict[str, Any], key: str, default: str = "") -> str:
     if not isinstance(value, str):
         raise ValueError(f"{key} is not a string")
     return value
+
+
+def texts(request: dict[str, Any], key: str) -> list[str] | None:
+    """A list of strings of a request, or None. Raises ValueError if it is something else."""
+    value = request.get(key)
+    if value is not None and not (isinstance(value, list) and all(isinstance(one, str) for one in value)):
+        raise ValueError(f"{key} is not a list of strings")
+    return value

@@ -18,7 +18,7 @@ from torpor.supervise import protocol, registry, state
 from torpor.supervise.loop import Loop
 from torpor.supervise.registry import Entry
 from torpor.supervise.saving import Guard, Worker
-from torpor.supervise.server import Connection, Server, text
+from torpor.supervise.server import Connection, Server, text, texts
 from torpor.supervise.signals import STOPS, Got, Signals
 from torpor.supervise.terminal import Terminal
 from torpor.supervise.tree import members, reach
@@ -294,6 +294,7 @@ class Supervisor:
 
         self._free()
         stop, files = bool(request.get("stop", False)), text(request, "files", "auto")
+        encrypt_to = texts(request, "encrypt_to")
         store = text(request, "store") or self.entry.store
         name = registry.check_name(text(request, "name") or self.entry.name)
         where = reach(self.entry)
@@ -305,7 +306,8 @@ class Supervisor:
         def work() -> dict[str, Any]:
             return saving.save(
                 name, where, store,
-                stop=stop, files=files, streams=self._streams, progress=progress, guard=self._guard,
+                stop=stop, files=files, encrypt_to=encrypt_to,
+                streams=self._streams, progress=progress, guard=self._guard,
             )  # fmt: skip
 
         def done(result: dict[str, Any] | None, error: BaseException | None) -> None:

@@ -14,11 +14,25 @@ from typing import Any
 
 import pytest
 
+from torpor.image import crypto
+from torpor.image.keys import Key, Public
+from torpor.image.seal import Opening, Sealing
 from torpor.store import Store, folder, open_store, pack
 from torpor.store.root import RootInfo
 
 CALLS = ("open", "pwrite", "fsync", "fdatasync", "link", "unlink", "mkdir", "utime", "listdir", "stat")
 """What the folder back end does to the file system."""
+
+
+ME = Key(bytes(range(32)), Public(*crypto.public_of(bytes(range(32)))), "")
+"""Who signs in these tests."""
+
+
+@pytest.fixture(autouse=True)
+def sealed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever does not say otherwise signs as ME, and opens what anybody has signed."""
+    monkeypatch.setattr(Store.begin, "__defaults__", (Sealing(ME),))
+    monkeypatch.setattr(Store.load, "__defaults__", (Opening(untrusted=True),))
 
 
 class Faults:

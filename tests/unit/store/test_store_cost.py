@@ -30,7 +30,8 @@ def test_loading_imports_little(store: Any, save: Any) -> None:
         "import sys, msgspec, blake3; before = set(sys.modules)\n"
         "from torpor.store import open_store\n"
         "store = open_store(sys.argv[1]); info = store.resolve('')\n"
-        "load = store.load(info.job, info.number); load.get(0); load.get(1)\n"
+        "from torpor.image.seal import Opening\n"
+        "load = store.load(info.job, info.number, Opening(untrusted=True)); load.get(0); load.get(1)\n"
         "print(*(set(sys.modules) - before))"
     )
     imported = set(run(code, store.location).split())
@@ -41,10 +42,12 @@ def test_loading_imports_little(store: Any, save: Any) -> None:
 def test_memory_is_bounded(place: str) -> None:
     code = """
 import mmap, os, resource, sys, threading
+from torpor.image import crypto, keys, seal
 from torpor.store import open_store
+me = keys.Key(bytes(32), keys.Public(*crypto.public_of(bytes(32))), "")
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 store = open_store(sys.argv[1])
-saving = store.begin("j")
+saving = store.begin("j", seal.Sealing(me))
 before = peak()
 def work():
     data = bytearray(os.urandom(1 << 18))
@@ -56,7 +59,7 @@ for t in threads: t.start()
 for t in threads: t.join()
 saving.commit(b"", {})
 print(peak() - before)
-load = store.load("j", 1)
+load = store.load("j", 1, seal.Opening(untrusted=True))
 for ref in load.refs: load.get(ref)
 print(peak() - before)
 """

@@ -10,16 +10,21 @@ from typing import Any
 import msgspec
 import pytest
 from blake3 import blake3
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 zstd = pytest.importorskip("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
 
 
-def envelope(data: bytes, magic: bytes) -> tuple[Any, int]:
+def envelope(data: bytes, magic: bytes, expected: tuple[int, int] = (1, 0)) -> tuple[Any, int]:
     found, version, seal, zero, length = struct.unpack_from("<8sHHIQ", data)
-    assert (found, version, seal, zero) == (magic, 1, 0, 0)
+    assert (found, version, seal, zero) == (magic, *expected, 0)
     end = 24 + length
+    if seal & 1:
+        signer = Ed25519PublicKey.from_public_bytes(data[end : end + 32])
+        signer.verify(data[end + 32 : end + 96], b"torpor signature\0" + data[:end])
+        end += 96
     assert blake3(data[:end]).digest() == data[end : end + 32]
-    return data[24:end], end + 32
+    return data[24 : 24 + length], end + 32
 
 
 def table(data: bytes) -> list[tuple[bytes, str, int, int, int, int]]:
@@ -47,10 +52,14 @@ def read(path: str) -> bytes:
 def checkpoint(place: str, job: str, number: int) -> tuple[dict[str, Any], list[bytes], bytes]:
     key = msgspec.msgpack.decode(envelope(read(f"{place}/store"), b"torporC\0")[0])["key"]
     data = read(f"{place}/roots/{job}/{number}")
-    assert blake3(data[:-32]).digest() == data[-32:]
-    payload, at = envelope(data, b"torporR\0")
+    payload, at = envelope(data, b"torporR\0", (2, 1))
     header = msgspec.msgpack.decode(payload)
     assert (header["job"], header["number"]) == (job, number)
+    body_at = at + header["table"]
+    assert body_at + header["body"] == len(data)
+    assert blake3(data[at:body_at]).digest() == header["table_hash"]
+    assert blake3(data[body_at:]).digest() == header["body_hash"]
+    assert blake3(key).digest() == header["names"]
     chunks = []
     for name, pack, offset, stored, length, encoding in table(data[at : at + header["table"]]):
         if encoding == 2:
@@ -61,9 +70,7 @@ def checkpoint(place: str, job: str, number: int) -> tuple[dict[str, Any], list[
                 chunk = zstd.decompress(chunk)
         assert len(chunk) == length and blake3(chunk, key=key).digest() == name
         chunks.append(chunk)
-    at += header["table"]
-    assert at + header["body"] + 32 == len(data)
-    return header, chunks, data[at:-32]
+    return header, chunks, data[body_at:]
 
 
 CHUNKS = [os.urandom(4096), b"text" * 3000, bytes(777), b"x", os.urandom(70_000), os.urandom(8192)]
