@@ -49,9 +49,9 @@ is done."""
 FITS_NOT = 9
 """Exit status of a process that has got another number than it should."""
 
-NOTE_NO_PROC, NOTE_NO_CLOCK, NOTE_NO_PTS = 101, 102, 103
+NOTE_NO_PROC, NOTE_NO_CLOCK, NOTE_NO_PTS, NOTE_NO_QUEUES = 101, 102, 103, 104
 """Reported by PID 1, not failures: no new /proc could be mounted; there is no time namespace; the
-job's devpts could not be mounted."""
+job's devpts, its message queues could not be mounted."""
 
 
 class Ground(msgspec.Struct, frozen=True):
@@ -199,6 +199,8 @@ def _await(fd: int, births: int, timeout: float, hear: Callable[[int, int, int],
                 notes.append("/proc still shows the host's processes: no new one may be mounted here")
             elif step == NOTE_NO_PTS:
                 notes.append("the job's pseudo-terminals are not in /dev/pts: nothing may be mounted there")
+            elif step == NOTE_NO_QUEUES:
+                notes.append("the host's message queues are still mounted: nothing may be mounted there")
             elif step == NOTE_NO_CLOCK:
                 notes.append("the monotonic clock jumps: there is no time namespace here")
             elif step >= TURN:
@@ -241,6 +243,11 @@ class Namespaces:
             namespaces.mount_proc()
         except OSError:
             world.tell(1, 0, NOTE_NO_PROC)
+        if self._ipc:
+            try:
+                namespaces.mount_queues()
+            except OSError:
+                world.tell(1, 0, NOTE_NO_QUEUES)
         if ground.devpts >= 0:
             try:
                 devpts.hang(ground.devpts)

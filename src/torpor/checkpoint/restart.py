@@ -165,12 +165,25 @@ def _footing(
     user = os.geteuid() != 0
     why = "as asked for" if request.in_place else namespaces.refused(user) if request.in_place is None else ""
     if not why:
-        return Namespaces(user, bool(manifest.services)), plan(manifest, keep_session)
+        return Namespaces(user, _own_ipc(manifest, say)), plan(manifest, keep_session)
     from torpor.checkpoint import inplace
 
     say(f"restarted in place: {why}")
     footing = inplace.prepare(manifest, keep_session, request.pid_budget, say, request.progress)
     return footing, footing.births
+
+
+def _own_ipc(manifest: Manifest, say: Callable[[str], None]) -> bool:
+    """Shall the job have an IPC namespace of its own? System V objects need one, message queues are better off."""
+    open_queues = [kept.state for kept in manifest.objects if kept.service == "mqueue"]
+    if manifest.services or not open_queues:
+        return bool(manifest.services)
+    from torpor.posix import mqueue
+
+    if mqueue.fit_anew(msgspec.msgpack.decode(state, type=mqueue.OpenQueue) for state in open_queues):
+        return True
+    say("the message queues are the host's: a new IPC namespace does not allow such large ones")
+    return False
 
 
 def _ground(manifest: Manifest, inventory: Inventory) -> Ground:

@@ -106,6 +106,7 @@ def facilities(location: str | None) -> list[Facility]:
         kcmp,
         kernel,
         membarrier,
+        mqueue,
         namespaces,
         pagemap,
         pidfd,
@@ -155,6 +156,7 @@ def facilities(location: str | None) -> list[Facility]:
         Facility(
             "userfaultfd_wp", "know what changed since the last checkpoint", userfaultfd.probe_wp, mask="userfaultfd_wp"
         ),
+        Facility("mqueue", "save POSIX message queues", mqueue.probe),
         Facility("pty", "save pairs of pseudo-terminals", pty.probe),
         Facility("devpts", "numbers of pseudo-terminals that are taken here", devpts.probe, mask="devpts"),
         Facility("seccomp_notify", "see calls that leave no trace", seccomp.probe, mask="seccomp_notify"),

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import struct
+from collections.abc import Callable
 
 from torpor.linux import masks, proc
 from torpor.linux.arch.x86_64 import NR
@@ -47,6 +48,39 @@ def fork(pid: int = 0, flags: int = 0) -> int:
     room = ctypes.c_int(pid)
     args = ctypes.create_string_buffer(arguments(flags, _SIGCHLD, ctypes.addressof(room), 1), SIZE)
     return syscall(NR.clone3, ctypes.addressof(args), SIZE)
+
+
+def made_apart(make: Callable[[], int], flags: int = 0) -> int:
+    """The descriptor that `make` gives, called in a child which shares our descriptors: whatever else it changes
+    (session, namespaces) is its own. flags: of the clone. Raises OSError as it does."""
+    place = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    try:
+        pid = fork(flags=FILES | flags)
+        if pid == 0:
+            _make_apart(make, place)
+        _, status = os.waitpid(pid, 0)
+        error = os.waitstatus_to_exitcode(status)
+        if error:
+            error = error if error > 0 else errno.EIO
+            raise OSError(error, os.strerror(error))
+    except BaseException:
+        os.close(place)
+        raise
+    return place
+
+
+def _make_apart(make: Callable[[], int], place: int) -> None:
+    """In the child: it ends with the errno. Never returns."""
+    code = errno.EIO
+    try:
+        fd = make()
+        os.dup2(fd, place, inheritable=False)
+        os.close(fd)
+        code = 0
+    except OSError as error:
+        code = error.errno or code
+    finally:
+        os._exit(code)
 
 
 def feign(pid: int = 0, flags: int = SHARED) -> None:

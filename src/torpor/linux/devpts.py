@@ -16,7 +16,6 @@ import os
 from torpor.linux import clone, masks, namespaces
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.libc import syscall
-from torpor.linux.pty import _run
 
 _SET_STRING, _CREATE = 1, 6
 _MOVE_EMPTY_PATH = 4
@@ -27,11 +26,10 @@ def make() -> int:
     """A descriptor of a new instance's root. Raises OSError. Masked by TORPOR_WITHOUT=devpts."""
     if masks.masked("devpts"):
         raise OSError(1, masks.REASON)
-    place = os.open("/", os.O_PATH | os.O_CLOEXEC)
     user = namespaces.user_needed()
     ids = os.getuid(), os.getgid()
 
-    def mount() -> None:
+    def mount() -> int:
         if user:
             namespaces.map_ids(*ids)
         name = ctypes.create_string_buffer(b"devpts")
@@ -42,21 +40,12 @@ def make() -> int:
         syscall(NR.fsconfig, fs, _CREATE, 0, 0, 0)
         made = syscall(NR.fsmount, fs, 0, 0)
         os.close(fs)
-        os.dup2(made, place, inheritable=False)
-        os.close(made)
+        return made
 
     try:
-        pid = clone.fork(flags=clone.FILES | clone.NEWNS | (clone.NEWUSER if user else 0))
-        if pid == 0:
-            _run(mount)
-        _, status = os.waitpid(pid, 0)
-        error = os.waitstatus_to_exitcode(status)
-        if error:
-            raise OSError(max(error, 5), os.strerror(max(error, 5)), "devpts")
-    except BaseException:
-        os.close(place)
-        raise
-    return place
+        return clone.made_apart(mount, clone.NEWNS | (clone.NEWUSER if user else 0))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "devpts") from None
 
 
 def hang(instance: int, path: str = "/dev/pts") -> None:

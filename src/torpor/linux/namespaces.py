@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from torpor.linux import capability, clone, masks, proc
+from torpor.linux import capability, clone, masks, mounts, proc
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.libc import libc, syscall
 from torpor.linux.trial import Verdict, trial
@@ -63,6 +63,29 @@ def _mount(source: bytes, target: bytes, kind: bytes | None, flags: int) -> None
     if libc.mount(source, target, kind, ctypes.c_ulong(flags), None):
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error), os.fsdecode(target))
+
+
+def mount_queues() -> None:
+    """In new mount and IPC namespaces: where the old message queues (mq_overview(7)) are mounted, mount the new ones.
+    Raises OSError."""
+    for line in proc.text("/proc/self/mountinfo").splitlines():
+        mount = mounts.parse(line)
+        if mount.kind == "mqueue":
+            _mount(b"mqueue", os.fsencode(mount.point), b"mqueue", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+
+
+def enter(pid: int, kinds: Sequence[str]) -> None:
+    """Go into the namespaces ('user', 'ipc', ...) of a process, in this order, where they are not ours already.
+
+    The user namespace has to come first, to give the right to enter the others. Raises OSError.
+    """
+    spaces = []
+    for kind in kinds:
+        if os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}"):
+            spaces.append(os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC))
+    for space in spaces:
+        syscall(NR.setns, space, 0)
+        os.close(space)
 
 
 def die_with_parent(signal: int = 9) -> None:

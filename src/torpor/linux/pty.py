@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-from collections.abc import Callable
 
 from torpor.linux import clone
 
@@ -84,42 +83,20 @@ def device(fd: int) -> int:
 def open_as_tty(slave: int, flags: int) -> int:
     """/dev/tty, opened by a process whose controlling terminal is `slave`. Raises OSError.
 
-    That process is a child of ours that shares our descriptors; afterwards the terminal is nobody's again.
+    That process is a child of ours; afterwards the terminal is nobody's again.
     """
-    place = fcntl.fcntl(slave, fcntl.F_DUPFD_CLOEXEC, 3)
-    pid = clone.fork(flags=clone.FILES)
-    if pid == 0:
-        _run(lambda: _take(slave, flags, place))
-    _, status = os.waitpid(pid, 0)
-    error = os.waitstatus_to_exitcode(status)
-    if error:
-        os.close(place)
-        raise OSError(max(error, 5), os.strerror(max(error, 5)), "/dev/tty")
-    return place
+    return clone.made_apart(lambda: _take(slave, flags))
 
 
-def _take(slave: int, flags: int, place: int) -> None:
+def _take(slave: int, flags: int) -> int:
     import signal
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # TIOCNOTTY sends it to the group in front, which we are
     os.setsid()
     fcntl.ioctl(slave, TIOCSCTTY, 0)
     fd = os.open("/dev/tty", flags | os.O_NONBLOCK | os.O_CLOEXEC)
-    os.dup2(fd, place, inheritable=False)
-    os.close(fd)
     fcntl.ioctl(slave, TIOCNOTTY)
-
-
-def _run(do: Callable[[], None]) -> None:
-    """In a child: do something, and end with the errno. Never returns."""
-    code = 5
-    try:
-        do()
-        code = 0
-    except OSError as error:
-        code = error.errno or 5
-    finally:
-        os._exit(code)
+    return fd
 
 
 def probe() -> tuple[bool, str]:

@@ -21,6 +21,7 @@ _TABLE = (
     ("path", "pathonly"),
     ("memfd", "memfd"),
     ("process_file", "process_file"),
+    ("mqueue", "mqueue"),
     ("file", "regular"),
     ("directory", "directory"),
     ("pty_master", "pty_master"),

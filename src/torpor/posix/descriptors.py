@@ -1,13 +1,17 @@
-"""What the descriptor services have in common: open flags, and finding descriptors of the same thing."""
+"""What the descriptor services have in common: open flags, finding descriptors of the same thing, and
+tables made once for a job."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
 from torpor.posix.service import Descriptor, Job
+
+Table = TypeVar("Table")
 
 O_ACCMODE = 3
 O_ASYNC = 0o20000
@@ -87,3 +91,19 @@ def first_object(descriptors: Sequence[Descriptor], job: Job) -> int:
     """The lowest object number among descriptors, -1 if there is none: who keeps what they have in common."""
     numbers = [job.object_of(one.pid, one.number) for one in descriptors]
     return min((number for number in numbers if number is not None), default=-1)
+
+
+class PerJob(Generic[Table]):
+    """A table that is made once for a job as it is: again when its descriptors have become others."""
+
+    def __init__(self, make: Callable[[Job], Table]) -> None:
+        self._make = make
+        self._for: tuple[Sequence[Descriptor], int] = ((), -1)
+        self._table: Table | None = None
+
+    def of(self, job: Job) -> Table:
+        whole = job.descriptors
+        if self._table is None or self._for[0] is not whole or self._for[1] != len(whole):
+            self._table = self._make(job)
+            self._for = (whole, len(whole))
+        return self._table

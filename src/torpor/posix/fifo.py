@@ -21,11 +21,11 @@ import msgspec
 
 from torpor.linux import pipes, proc
 from torpor.model.errors import Refusal, RestartFailed
-from torpor.posix import paths
+from torpor.posix import outside, paths
 from torpor.posix.descriptors import O_PATH, first_object, is_type, reopen, set_status, siblings, status_flags
 from torpor.posix.directory import missing
 from torpor.posix.inherited import has_both_ends
-from torpor.posix.pipe import PipeData, descends, fill, store
+from torpor.posix.pipe import PipeData, fill, store
 from torpor.posix.service import Descriptor, DescriptorBase, Job, Restart
 
 _WAY_OUT = "start both ends in one job, or close it before the checkpoint"
@@ -56,7 +56,7 @@ class FifoService(DescriptorBase):
     def survey(self, seen: Descriptor, job: Job) -> Refusal | None:
         if has_both_ends(seen, job):
             return None
-        holder = holder_outside(seen, job)
+        holder = outside.holder(seen, job)
         if holder:
             who = f"{seen.target}, a named pipe whose other end is open outside the job (process {holder}, "
             return seen.refuse(f"{who}{proc.comm(holder)})", _WAY_OUT)
@@ -149,27 +149,6 @@ def _hung_up(fd: int) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return any(events & select.POLLHUP for _, events in poll.poll(0))
-
-
-def holder_outside(seen: Descriptor, job: Job) -> int:
-    """A process outside the job that has this FIFO open, 0 if none is seen. We ourselves do not count."""
-    inside = {*job.processes(), os.getpid()}
-    for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) in inside:
-            continue
-        try:
-            for number in os.listdir(f"/proc/{name}/fd"):
-                link = f"/proc/{name}/fd/{number}"
-                try:
-                    if os.readlink(link) != seen.target or not paths.is_at(link, seen.dev, seen.ino):
-                        continue
-                except OSError:
-                    continue
-                if not descends(int(name), inside):
-                    return int(name)
-        except OSError:
-            continue  # gone, or not ours to look at
-    return 0
 
 
 SERVICE = FifoService()

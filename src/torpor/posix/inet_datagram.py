@@ -18,7 +18,7 @@ import msgspec
 from torpor.linux.libc import libc
 from torpor.model.errors import RestartFailed
 from torpor.posix import socket_kinds, socket_options, socket_queue
-from torpor.posix.descriptors import set_status, status_flags
+from torpor.posix.descriptors import PerJob, set_status, status_flags
 from torpor.posix.inet_connect import connector
 from torpor.posix.service import Descriptor, DescriptorBase, Job, Restart
 from torpor.posix.socket_address import AF_INET, DATAGRAM, Address, inet, link, own_name, packed, peer_name
@@ -51,7 +51,7 @@ def _by_address(job: Job) -> dict[Address, int]:
     return found
 
 
-_tables: socket_kinds.PerJob[dict[Address, int]] = socket_kinds.PerJob(_by_address)
+_tables: PerJob[dict[Address, int]] = PerJob(_by_address)
 
 
 class UdpService(DescriptorBase):

@@ -40,7 +40,7 @@ from torpor.linux.sock_diag import (
 )  # fmt: skip
 from torpor.model.errors import NotNow, Refusal, Refused, RestartFailed
 from torpor.posix import socket_kinds, socket_options, socket_queue
-from torpor.posix.descriptors import set_status, status_flags
+from torpor.posix.descriptors import PerJob, set_status, status_flags
 from torpor.posix.inet_connect import Connector, connector, failed_connect
 from torpor.posix.service import Descriptor, DescriptorBase, Job, Restart
 from torpor.posix.socket_address import AF_INET, AF_INET6, STREAM, Address, inet, link, own_name, packed, peer_name
@@ -160,7 +160,7 @@ def _age(info: bytes) -> int:
     return int(struct.unpack_from("=I", info, 56)[0])
 
 
-_tables: socket_kinds.PerJob[_Table] = socket_kinds.PerJob(_Table)
+_tables: PerJob[_Table] = PerJob(_Table)
 
 
 class TcpService(DescriptorBase):

@@ -6,9 +6,10 @@ mapped; a job that has any is restarted in an IPC namespace of its own.
 
 from __future__ import annotations
 
+from torpor.posix.mqueue_notify import NotifyService
 from torpor.posix.service import JobService
 from torpor.posix.sysv_messages import MessageService
 from torpor.posix.sysv_semaphores import SemaphoreService
 from torpor.posix.sysv_shm import SharedMemoryService
 
-JOB_SERVICES: tuple[JobService, ...] = (SharedMemoryService(), SemaphoreService(), MessageService())
+JOB_SERVICES: tuple[JobService, ...] = (SharedMemoryService(), SemaphoreService(), MessageService(), NotifyService())

@@ -17,7 +17,7 @@ import socket
 
 import msgspec
 
-from torpor.linux import proc
+from torpor.linux import namespaces, proc
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.libc import syscall
 from torpor.model.errors import Refusal, Refused, RestartFailed
@@ -86,16 +86,11 @@ def _open(pid: int, flags: int) -> int:
 
 def _gone(neighbour: int, flags: int) -> int:
     """A pidfd of a process that has been waited for, in the PID namespace of a process (host pid)."""
-    spaces = []
-    for kind in ("user", "pid"):
-        if os.readlink(f"/proc/{neighbour}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}"):
-            spaces.append(os.open(f"/proc/{neighbour}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC))
     there, here = socket.socketpair()
     middle = os.fork()
     if middle == 0:
         try:
-            for space in spaces:
-                syscall(NR.setns, space, 0)
+            namespaces.enter(neighbour, ("user", "pid"))
             pid = os.fork()
             if pid == 0:
                 os._exit(0)
@@ -110,8 +105,6 @@ def _gone(neighbour: int, flags: int) -> int:
     finally:
         here.close()
         os.waitpid(middle, 0)
-        for space in spaces:
-            os.close(space)
     if not fds:
         raise RestartFailed("cannot make a pidfd of a process that has ended")
     return fds[0]

@@ -24,7 +24,7 @@ import msgspec
 from torpor.linux import pipes, proc
 from torpor.model.data import CHUNK_SIZE
 from torpor.model.errors import Refusal, Refused, RestartFailed
-from torpor.posix import inherited
+from torpor.posix import inherited, outside
 from torpor.posix.descriptors import (
     O_LARGEFILE,
     O_PATH,
@@ -70,7 +70,7 @@ class PipeService(DescriptorBase):
     def survey(self, seen: Descriptor, job: Job) -> Refusal | None:
         if inherited.has_both_ends(seen, job):
             return None
-        holder = holder_outside(seen, job)
+        holder = outside.holder(seen, job)
         if holder:
             return _refusal(seen, f" (process {holder}, {proc.comm(holder)})")
         return None  # closed everywhere, or held by somebody we may not look at: told in capture
@@ -204,33 +204,6 @@ def other_end_closed(fd: int) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLIN | select.POLLOUT)
     return any(events & (select.POLLHUP | select.POLLERR) for _, events in poll.poll(0))
-
-
-def holder_outside(seen: Descriptor, job: Job) -> int:
-    """A process outside the job that has this pipe open, 0 if none is seen. We ourselves do not count."""
-    inside = {*job.processes(), os.getpid()}
-    for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) in inside:
-            continue
-        try:
-            for number in os.listdir(f"/proc/{name}/fd"):
-                try:
-                    if os.readlink(f"/proc/{name}/fd/{number}") == seen.target and not descends(int(name), inside):
-                        return int(name)
-                except OSError:
-                    continue
-        except OSError:
-            continue  # gone, or not ours to look at
-    return 0
-
-
-def descends(pid: int, inside: set[int]) -> bool:
-    """Is it a child that the job has made since its processes were listed?"""
-    while pid > 1:
-        pid = proc.stat(pid).ppid
-        if pid in inside and pid != os.getpid():
-            return True
-    return False
 
 
 def _refusal(seen: Descriptor, who: str) -> Refusal:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import fcntl
 import os
 import select
-import signal
 import struct
 import time
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from collections.abc import Callable
 import msgspec
 
 from torpor.linux import pty
+from torpor.posix.apart import apart
 
 _ICANON, _ECHO, _IEXTEN, _EXTPROC = 0o2, 0o10, 0o100000, 0o200000
 _ISTRIP, _INLCR, _IGNCR, _ICRNL, _IUCLC, _PARMRK, _IXON = 0o40, 0o100, 0o200, 0o400, 0o1000, 0o10, 0o2000
@@ -124,21 +124,7 @@ def look(master: int, opened: bool, others: tuple[int, ...]) -> Queues | None:
     raw = Settings(settings(master))
     if not raw.canonical and _idle(master, others):
         return Queues()
-    source, target = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        _look(master, others, raw, target)
-    os.close(target)
-    told = b""
-    while _ready(source, select.POLLIN | select.POLLHUP, PATIENCE):
-        data = os.read(source, 1 << 17)
-        if not data:
-            os.waitpid(pid, 0)
-            break
-        told += data
-    else:
-        told = b""
-    os.close(source)
+    told = apart(lambda: _look(master, others, raw), PATIENCE)
     return msgspec.msgpack.decode(told, type=Queues) if told else None
 
 
@@ -156,36 +142,26 @@ def _ready(fd: int, events: int, timeout: float = 0) -> int:
     return next((found & events for _, found in poll.poll(timeout * 1000)), 0)
 
 
-def _look(master: int, others: tuple[int, ...], raw: Settings, target: int) -> None:
-    """In a process of its own. Never returns."""
+def _look(master: int, others: tuple[int, ...], raw: Settings) -> bytes:
+    """In a process of its own: the queues, encoded."""
+    locked = pty.get(master, pty.TIOCGPTLCK)
+    exclusive = bool(others) and pty.get(others[0], pty.TIOCGEXCL)
+    if locked:
+        pty.put(master, pty.TIOCSPTLCK, 0)
+    if exclusive:
+        fcntl.ioctl(others[0], pty.TIOCNXCL)
+    slave = pty.peer(master, os.O_RDWR | os.O_NONBLOCK)
     try:
-        os.setsid()
-        for number in range(1, 32):
-            if number not in (signal.SIGKILL, signal.SIGSTOP):
-                signal.signal(number, signal.SIG_IGN)
-        locked = pty.get(master, pty.TIOCGPTLCK)
-        exclusive = bool(others) and pty.get(others[0], pty.TIOCGEXCL)
-        if locked:
-            pty.put(master, pty.TIOCSPTLCK, 0)
-        if exclusive:
-            fcntl.ioctl(others[0], pty.TIOCNXCL)
-        slave = pty.peer(master, os.O_RDWR | os.O_NONBLOCK)
-        try:
-            found = take(master, slave, raw)
-            fill(master, slave, found, raw.raw)
-        finally:
-            set_settings(slave, raw.raw)
-            if exclusive:
-                fcntl.ioctl(others[0], pty.TIOCEXCL)
-            if locked:
-                pty.put(master, pty.TIOCSPTLCK, 1)
-        os.close(slave)
-        told = msgspec.msgpack.encode(found)
-        while told:
-            told = told[os.write(target, told) :]
-        os._exit(0)
+        found = take(master, slave, raw)
+        fill(master, slave, found, raw.raw)
     finally:
-        os._exit(1)
+        set_settings(slave, raw.raw)
+        if exclusive:
+            fcntl.ioctl(others[0], pty.TIOCEXCL)
+        if locked:
+            pty.put(master, pty.TIOCSPTLCK, 1)
+    os.close(slave)
+    return msgspec.msgpack.encode(found)
 
 
 def take(master: int, slave: int, raw: Settings) -> Queues:

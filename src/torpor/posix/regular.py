@@ -297,8 +297,8 @@ def _no_mount(seen: Descriptor) -> Refusal | None:
         mount = mounts.of(seen.pid, seen.mnt_id)
     except OSError:
         return None
-    if mount is None or mount.kind == "mqueue":
-        thing = f"{seen.target} on no mounted filesystem (a POSIX message queue or another kernel object)"
+    if mount is None:
+        thing = f"{seen.target} on no mounted filesystem (a kernel object)"
         return seen.refuse(thing, "close it before the checkpoint")
     return None
 

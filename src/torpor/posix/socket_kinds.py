@@ -1,18 +1,14 @@
-"""Which sockets a job has, of what kind, and tables of them that are made once for a job."""
+"""Which sockets a job has, and of what kind."""
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
 
 from torpor.model.errors import Refused
 from torpor.posix import socket_options
 from torpor.posix.descriptors import is_type
 from torpor.posix.service import Descriptor, Job
-
-Table = TypeVar("Table")
 
 
 def kind(seen: Descriptor) -> str:
@@ -38,22 +34,6 @@ def objects(job: Job, start: str) -> dict[int, Descriptor]:
         if job.object_of(seen.pid, seen.number) is not None:
             found[seen.ino] = seen
     return found
-
-
-class PerJob(Generic[Table]):
-    """A table that is made once for a job as it is: again when its descriptors have become others."""
-
-    def __init__(self, make: Callable[[Job], Table]) -> None:
-        self._make = make
-        self._for: tuple[Sequence[Descriptor], int] = ((), -1)
-        self._table: Table | None = None
-
-    def of(self, job: Job) -> Table:
-        whole = job.descriptors
-        if self._table is None or self._for[0] is not whole or self._for[1] != len(whole):
-            self._table = self._make(job)
-            self._for = (whole, len(whole))
-        return self._table
 
 
 def refuse_unusual(fd: int, seen: Descriptor) -> None:

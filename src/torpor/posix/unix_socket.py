@@ -29,7 +29,7 @@ from torpor.linux import sock_diag
 from torpor.linux.sock_diag import LISTEN, UnixSeen
 from torpor.model.errors import NotNow, Refused, RestartFailed
 from torpor.posix import socket_kinds, socket_options, socket_queue
-from torpor.posix.descriptors import info_value, set_status, status_flags
+from torpor.posix.descriptors import PerJob, info_value, set_status, status_flags
 from torpor.posix.service import Descriptor, DescriptorBase, Job, Restart
 from torpor.posix.socket_address import AF_UNIX, DATAGRAM, SEQPACKET, STREAM, link, own_name, peer_name, unix
 from torpor.posix.socket_options import SO_PEERCRED, SOL_SOCKET, Options
@@ -107,7 +107,7 @@ class _Table:
                 self.named[diag.name] = ino
 
 
-_tables: socket_kinds.PerJob[_Table] = socket_kinds.PerJob(_Table)
+_tables: PerJob[_Table] = PerJob(_Table)
 
 
 class UnixService(DescriptorBase):

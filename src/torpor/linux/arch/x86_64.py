@@ -109,6 +109,12 @@ class NR(IntEnum):
     epoll_ctl = 233
     tgkill = 234
     mbind = 237
+    mq_open = 240
+    mq_unlink = 241
+    mq_timedsend = 242
+    mq_timedreceive = 243
+    mq_notify = 244
+    mq_getsetattr = 245
     set_mempolicy = 238
     get_mempolicy = 239
     ioprio_set = 251

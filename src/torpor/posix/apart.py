@@ -1,0 +1,52 @@
+"""What must be brought to its end even if we are killed meanwhile: done by a process of its own that outlives us.
+
+Some queues can only be looked at by emptying and filling them again (posix/pty_queue.py, posix/mqueue.py). The process
+that does so ignores every signal it can and is in a session of its own, so that nothing that ends us ends it.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from collections.abc import Callable
+
+
+def apart(do: Callable[[], bytes], silence: float) -> bytes | None:
+    """What `do` returns, called in a child; None if it failed, or says nothing for `silence` seconds.
+
+    The child is forked while no other threads of ours run, or `do` needs nothing that they might hold.
+    """
+    source, target = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        _be_apart(do, target)
+    os.close(target)
+    told = b""
+    poll = select.poll()
+    poll.register(source, select.POLLIN)
+    try:
+        while poll.poll(silence * 1000):
+            data = os.read(source, 1 << 17)
+            if not data:
+                _, status = os.waitpid(pid, 0)
+                return told if status == 0 else None
+            told += data
+        return None
+    finally:
+        os.close(source)
+
+
+def _be_apart(do: Callable[[], bytes], target: int) -> None:
+    """In the child. Never returns."""
+    try:
+        os.setsid()
+        for number in range(1, 32):
+            if number not in (signal.SIGKILL, signal.SIGSTOP):
+                signal.signal(number, signal.SIG_IGN)
+        told = do()
+        while told:
+            told = told[os.write(target, told) :]
+        os._exit(0)
+    finally:
+        os._exit(1)
