@@ -3,6 +3,7 @@
 #include "check.h"
 #include <mqueue.h>
 #include <sys/epoll.h>
+#include <sys/socket.h>
 
 #define MANY 9
 static char mixed_name[64], full_name[64], idle_name[64], twice_name[64];
@@ -89,12 +90,57 @@ static void *receive(void *unused)
     return NULL;
 }
 
+/* One queue with two messages, and what makes it special. */
+static void one_queue(void)
+{
+    char room[64];
+    mixed = make(mixed_name, "one", O_RDWR, 0600, 3, 64);
+    if (is_mode("signal") || is_mode("thread")) {
+        signal(SIGUSR1, SIG_IGN);
+        struct sigevent event = {.sigev_notify = is_mode("signal") ? SIGEV_SIGNAL : SIGEV_THREAD,
+                                 .sigev_signo = is_mode("signal") ? SIGUSR1 : 0,
+                                 .sigev_value.sival_int = 4711};
+        MUST(mq_notify(mixed, &event) == 0);
+        ready();
+        wait_go();
+        CHECK(mq_notify(mixed, &event) < 0 && errno == EBUSY, "the notification is gone");
+        MUST(mq_notify(mixed, NULL) == 0);
+        clean();
+        ok();
+    }
+    MUST(mq_send(mixed, "first", 6, 2) == 0 && mq_send(mixed, "second", 7, 1) == 0);
+    int pair[2] = {-1, -1};
+    if (is_mode("flight")) {
+        MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+        char control[CMSG_SPACE(sizeof(int))] = "";
+        struct iovec v = {"x", 1};
+        struct msghdr m = {.msg_iov = &v, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+        struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+        c->cmsg_level = SOL_SOCKET;
+        c->cmsg_type = SCM_RIGHTS;
+        c->cmsg_len = CMSG_LEN(sizeof(int));
+        mqd_t another = mq_open(mixed_name, O_RDONLY);
+        memcpy(CMSG_DATA(c), &another, sizeof(int));
+        MUST(sendmsg(pair[0], &m, 0) == 1);
+        mq_close(another);
+    }
+    ready();
+    wait_go();
+    CHECK(mq_receive(mixed, room, 64, NULL) == 6 && strcmp(room, "first") == 0, "the first message");
+    CHECK(mq_receive(mixed, room, 64, NULL) == 7 && strcmp(room, "second") == 0, "the second message");
+    shape(mixed, 0, 3, 64, 0, "afterwards");
+    clean();
+    ok();
+}
+
 int main(int argc, char **argv)
 {
     begin(argc, argv);
     at_failure = clean;
     let_go = shared_memory(4096);
     char room[256];
+    if (mode_count)
+        one_queue();
     mixed = make(mixed_name, "mixed", O_RDWR, 0640, 10, 256);
     other = mq_open(mixed_name, O_WRONLY | O_NONBLOCK);
     MUST(other >= 0);

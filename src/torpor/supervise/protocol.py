@@ -74,11 +74,11 @@ def error_message(error: BaseException) -> Message:
 def raised(plain: Message) -> errors.TorporError:
     """The error to raise for what `error_message` made."""
     text = str(plain.get("text", "it failed"))
-    if plain.get("kind") == "Refused" and plain.get("refusals"):
+    if plain.get("refusals"):
         refusals = [errors.Refusal(*fields) for fields in plain["refusals"]]
         return errors.Refused(refusals, text.partition(": ")[0])
     kind = getattr(errors, str(plain.get("kind")), None)
-    if not (isinstance(kind, type) and issubclass(kind, errors.TorporError)) or kind is errors.Refused:
+    if not (isinstance(kind, type) and issubclass(kind, errors.TorporError)) or issubclass(kind, errors.Refused):
         kind = errors.TorporError
     error: errors.TorporError = kind(text)
     error.status = int(plain.get("status", 1))

@@ -17,7 +17,7 @@ from conftest import TORPOR  # type: ignore[import-not-found]
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torpor.model.errors import Damaged, NotFound, Refusal, Refused, TorporError, UsageError
+from torpor.model.errors import Damaged, NotFound, NotNow, Refusal, Refused, TorporError, UsageError
 from torpor.supervise import protocol, registry
 from torpor.supervise.loop import Loop
 
@@ -59,6 +59,12 @@ def test_errors_cross_the_socket(error: TorporError) -> None:
     back = protocol.raised(json.loads(json.dumps(protocol.error_message(error)))["error"])
     assert type(back) is type(error)
     assert (str(back), back.status) == (str(error), error.status)
+
+
+def test_what_may_pass_is_a_refusal_to_others() -> None:
+    error = NotNow([Refusal(7, "cc", "waits", "try again")])
+    back = protocol.raised(json.loads(json.dumps(protocol.error_message(error)))["error"])
+    assert (type(back), str(back)) == (Refused, str(error))
 
 
 def test_a_defect_crosses_the_socket_with_its_kind() -> None:

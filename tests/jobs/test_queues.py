@@ -1,0 +1,116 @@
+"""POSIX message queues: what is refused, and what becomes of a queue that is found at its name at the restart."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import harness
+import pytest
+
+from torpor.linux import mqueue
+
+pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc")
+
+
+def start(bench: harness.Bench, mode: str) -> harness.Running:
+    job = bench.run([harness.build("mqueue.c"), bench.go, "0", mode], "run")
+    job.ready()
+    return job
+
+
+def name_of(job: harness.Running) -> bytes:
+    pid = job.output().split("READY pid ")[1].split()[0]
+    return f"torpor-test-one-{pid}".encode()
+
+
+def refusal(bench: harness.Bench, *words: str) -> str:
+    """The one line of a command that must be refused."""
+    said = bench.torpor(*words, "--store", bench.store)
+    assert said.status == 1 and len(said.err.strip().splitlines()) == 1, said
+    return said.err
+
+
+@pytest.mark.parametrize(("mode", "words"), [("signal", "a signal"), ("thread", "a thread"), ("flight", "on its way")])
+def test_what_cannot_be_read_is_refused(mode: str, words: str, user_bench: harness.Bench) -> None:
+    job = start(user_bench, mode)
+    said = refusal(user_bench, "checkpoint", job.name)
+    assert words in said and f"the message queue /{name_of(job).decode()}" in said, said
+    job.verified()
+
+
+def test_a_queue_that_somebody_else_has_open_is_refused(root_bench: harness.Bench) -> None:
+    job = start(root_bench, "plain")
+    fd = mqueue.open_queue(name_of(job), os.O_RDONLY)
+    try:
+        said = refusal(root_bench, "checkpoint", job.name)
+    finally:
+        os.close(fd)
+    assert f"which process {os.getpid()} (" in said and "outside the job" in said, said
+    root_bench.checkpoint(job)
+    job.verified()
+
+
+@pytest.fixture
+def killed(root_bench: harness.Bench) -> Iterator[tuple[harness.Bench, str, bytes]]:
+    """A job that was saved and killed: its queue is still there."""
+    job = start(root_bench, "plain")
+    root_bench.checkpoint(job)
+    name = name_of(job)
+    root_bench.kill()
+    try:
+        yield root_bench, job.name, name
+    finally:
+        try:
+            mqueue.unlink(name)
+        except FileNotFoundError:
+            pass
+
+
+def finish_in_place(bench: harness.Bench, job: str) -> str:
+    """Restart in place; the job must be well. What was said."""
+    bench.untell()
+    again = bench.restart(job, "--in-place")
+    again.verified()
+    return harness.text(again.out + ".err")
+
+
+def make(name: bytes, *messages: tuple[int, bytes]) -> int:
+    fd = mqueue.open_queue(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NONBLOCK, 0o600, (3, 64))
+    for priority, data in messages:
+        mqueue.send(fd, priority, data)
+    return fd
+
+
+def test_in_place_what_the_job_left_is_taken_over(killed: tuple[harness.Bench, str, bytes]) -> None:
+    bench, job, name = killed
+    fd = mqueue.open_queue(name, os.O_RDWR | os.O_NONBLOCK)
+    assert mqueue.receive(fd, 64) == (2, b"first\0")
+    mqueue.send(fd, 9, b"later")
+    os.close(fd)
+    assert "the 2 messages in it gave way to the 2 of the checkpoint" in finish_in_place(bench, job)
+
+
+def test_in_place_an_equal_one_is_taken(killed: tuple[harness.Bench, str, bytes]) -> None:
+    bench, job, name = killed
+    mqueue.unlink(name)
+    os.close(make(name, (2, b"first\0"), (1, b"second\0")))
+    finish_in_place(bench, job)
+
+
+def test_in_place_somebody_elses_is_not_touched(killed: tuple[harness.Bench, str, bytes]) -> None:
+    bench, job, name = killed
+    mqueue.unlink(name)
+    fd = make(name, (2, b"other"))
+    said = refusal(bench, "restart", job, "--in-place")
+    assert f"process {os.getpid()} (" in said and "has open" in said, said
+    os.close(fd)
+    said = refusal(bench, "restart", job, "--in-place")
+    assert "with other messages in it" in said and f"rm /dev/mqueue/{name.decode()}" in said, said
+    bench.gone("after the refusal")
+    fd = mqueue.open_queue(name, os.O_RDWR | os.O_NONBLOCK)
+    assert mqueue.receive(fd, 64) == (2, b"other")
+    os.close(fd)
+    mqueue.unlink(name)
+    finish_in_place(bench, job)
