@@ -34,14 +34,21 @@ def test_a_look_tells_all_and_takes_nothing(queue: int) -> None:
     assert mqueue.look(queue, 16) == []
 
 
+_receive = binding.receive
+
+
+def slow_receive(fd: int, size: int) -> tuple[int, bytes]:
+    time.sleep(0.002)
+    return _receive(fd, size)
+
+
 def test_the_look_is_finished_if_we_are_killed(queue: int) -> None:
     dice = random.Random(SEED)
     in_time = 0
     for _ in range(25):
         pid = os.fork()
         if pid == 0:
-            fast = binding.receive
-            binding.receive = lambda fd, size: time.sleep(0.002) or fast(fd, size)  # type: ignore[func-returns-value]
+            binding.receive = slow_receive
             while True:
                 mqueue.look(queue, 16)
         time.sleep(dice.uniform(0, 0.05))
