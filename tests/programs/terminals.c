@@ -324,6 +324,7 @@ static void leader(void)
         setpgid(child[i], child[i]);
     }
     MUST(tcsetpgrp(tty, child[1]) == 0);
+    UNTIL(all->up == 3, 10, "members");
     all->up++;
     wait_go();
     if (WRONG(2))
