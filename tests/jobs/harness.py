@@ -390,8 +390,10 @@ class Bench:
             for process in self.started:
                 process.poll()
             reap_orphans(process.pid for process in self.started)
-            # The memory of a dying process is gone before it is: it carries no mark any more, and still counts.
-            killed = {pid for pid in killed if state_of(pid) not in ("", "Z", "X")}
+            # The memory of a dying process is gone before it is: it carries no mark any more, and still counts; so does
+            # a zombie that is ours to reap, since it holds its number.
+            ours = set(children(os.getpid())) - {process.pid for process in self.started}
+            killed = {pid for pid in killed if state_of(pid) not in (("", "X") if pid in ours else ("", "Z", "X"))}
             if not found and not killed:
                 return
             if time.monotonic() > end:

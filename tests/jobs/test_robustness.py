@@ -37,8 +37,11 @@ def one_line(said: harness.Said) -> str:
 # -- what is compared -------------------------------------------------------------------------------------------------
 
 
-def picture(root: int, exact_maps: bool) -> dict[str, Any]:
-    """What a checkpoint could have spoiled, of every process below `root` and of itself."""
+def picture(root: int, kind: str = "c") -> dict[str, Any]:
+    """What a checkpoint could have spoiled, of every process below `root` and of itself.
+
+    kind: 'c' is compared exactly, a program in 'python' may map memory at will, one in 'go' has threads at will too.
+    """
     out: dict[str, Any] = {}
     for pid in [root, *harness.descendants(root)]:
         one: dict[str, Any] = {}
@@ -53,6 +56,9 @@ def picture(root: int, exact_maps: bool) -> dict[str, Any]:
                 key: status[key] for key in ("Name", "SigBlk", "SigIgn", "SigCgt", "TracerPid", "Seccomp", "NoNewPrivs")
             }
             threads[tid]["stopped"] = status["State"][0] in "tT"
+        if kind == "go":
+            kinds = sorted({tuple(str(v) for k, v in each.items() if k != "Name") for each in threads.values()})
+            threads = {str(kind): {} for kind in kinds}
         one["threads"] = threads
         numbers = sorted(os.listdir(f"/proc/{pid}/fd"), key=int)
         one["descriptors"] = {n: (os.readlink(f"/proc/{pid}/fd/{n}"), flags(pid, n)) for n in numbers}
@@ -60,7 +66,7 @@ def picture(root: int, exact_maps: bool) -> dict[str, Any]:
         for line in harness.text(f"/proc/{pid}/maps").splitlines():
             parts = line.split()
             named = len(parts) > 5 and not parts[5].startswith("[heap")
-            if exact_maps or named:
+            if kind == "c" or named:
                 areas.append(" ".join([parts[0], parts[1], *parts[5:]]))
         one["maps"] = areas
         one["writable and executable"] = [
@@ -92,12 +98,12 @@ def differences(before: Any, after: Any, where: str = "") -> list[str]:
     return [] if before == after else [f"{where}: {before} became {after}"]
 
 
-def same_again(root: int, before: dict[str, Any], exact_maps: bool, what: str) -> None:
+def same_again(root: int, before: dict[str, Any], what: str, kind: str = "c") -> None:
     """The picture must be what it was, within a moment (a tracer's death takes effect a little later)."""
     end = time.monotonic() + 10
     while True:
         try:
-            found = differences(before, picture(root, exact_maps))
+            found = differences(before, picture(root, kind))
         except (OSError, ValueError, IndexError, KeyError) as error:  # a thread or process came or went while looking
             found = [repr(error)]
         if not found:
@@ -140,15 +146,14 @@ def kill_checkpoints(kind: str, via: str, times: int, bench: harness.Bench) -> N
     job = bench.run(busy_command(kind, bench), via)
     job.ready()
     root = program_of(job)
-    exact = kind == "c"
     # The first checkpoint is undisturbed: it tells how long one takes, and what it changes must be nothing.
-    before = picture(root, exact)
+    before = picture(root, kind)
     took = 1e9
     for _ in range(2):
         began = time.monotonic()
         bench.checkpoint(job)
         took = min(took, time.monotonic() - began)
-        same_again(root, before, exact, "after an undisturbed checkpoint")
+        same_again(root, before, "after an undisturbed checkpoint", kind)
     which = job.which()
     hits = 0
     for turn in range(times):
@@ -171,11 +176,11 @@ def kill_checkpoints(kind: str, via: str, times: int, bench: harness.Bench) -> N
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         command.wait()
-        same_again(root, before, exact, f"checkpoint {turn} killed after {moment:.3f} of {took:.3f} s")
+        same_again(root, before, f"checkpoint {turn} killed after {moment:.3f} of {took:.3f} s", kind)
     assert hits > times // 3, f"only {hits} of {times} kills met a running command"
     # It can be saved again, and what was saved runs.
     saved = bench.must("checkpoint", *which, "--store", bench.store, "--json").json()
-    same_again(root, before, exact, "after the last checkpoint")
+    same_again(root, before, "after the last checkpoint", kind)
     bench.tell()
     harness.until(lambda: harness.state_of(root) in ("", "Z"), "end of the program", 60)
     seen = job.output().splitlines()
@@ -257,11 +262,11 @@ def saving_fails(job: harness.Running, store: str, *words: str) -> str:
     """A checkpoint that cannot be stored: one line, and the job has not noticed."""
     bench = job.bench
     root = program_of(job)
-    before = picture(root, True)
+    before = picture(root)
     which = job.which()
     said = bench.torpor("checkpoint", *which, "--store", store, *words)
     assert said.status in (1, 2), said
-    same_again(root, before, True, "after a checkpoint that failed")
+    same_again(root, before, "after a checkpoint that failed")
     return one_line(said)
 
 
@@ -365,12 +370,12 @@ def test_process_that_is_traced_already(via: str, bench: harness.Bench) -> None:
     if tracer.stdout.readline() != b"traced\n":
         pytest.skip("this user may not trace")
     which = job.which()
-    before = picture(root, True)
+    before = picture(root)
     said = bench.torpor("checkpoint", *which, "--store", bench.store)
     assert said.status == 1, said
     line = one_line(said)
     assert "trace" in line and str(root) in line, line
-    same_again(root, before, True, "after the refusal")
+    same_again(root, before, "after the refusal")
     tracer.stdin.close()
     assert tracer.wait(10) == 0
     bench.checkpoint(job)
@@ -470,13 +475,13 @@ def test_a_running_job_is_not_restarted(bench: harness.Bench) -> None:
     job.ready()
     first = bench.checkpoint(job)["number"]
     root = program_of(job)
-    before = picture(root, True)
+    before = picture(root)
     said = bench.torpor("restart", job.name, "--store", bench.store)
     assert said.status == 1 and "--clone" in one_line(said), said
-    same_again(root, before, True, "after the refusal")
+    same_again(root, before, "after the refusal")
     clone = bench.restart(f"{job.name}@{first}", "--clone", "--name", f"{job.name}-clone", detach=True)
     clone.name = f"{job.name}-clone"
-    same_again(root, before, True, "after the start of a clone")
+    same_again(root, before, "after the start of a clone")
     bench.tell()
     job.verified()
     assert clone.finish() == 0
