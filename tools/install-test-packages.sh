@@ -28,6 +28,12 @@ need pstree psmisc
 need tmux tmux
 need setpriv util-linux
 need script bsdutils
+need vim vim
+need redis-server redis-server
+need nginx nginx-light
+need wrk wrk
+# PostgreSQL's programs are in a folder of their version.
+ls /usr/lib/postgresql/*/bin/pg_amcheck >/dev/null 2>&1 || need pg_amcheck postgresql
 need useradd passwd
 # Headers and libraries have no command: ask the compiler.
 if command -v gcc >/dev/null 2>&1; then
@@ -49,6 +55,13 @@ if ! command -v apt-get >/dev/null 2>&1; then
     exit 0
 fi
 echo "packages: installing$missing"
+# Servers are wanted as programs: Debian would start them as services.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+    trap 'rm -f "$policy"' EXIT
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+fi
 apt-get update -qq || echo "packages: apt-get update failed; trying with what is known"
 for package in $missing; do # one by one: what is not to be had must not keep the others away
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$package" >/dev/null 2>&1 ||

@@ -93,7 +93,11 @@ STATE = [
 ]
 """One service each."""
 
-ROOT_ONLY = [Program("identity.c", "undumpable"), Program("identity.c", "other-uid")]
+ROOT_ONLY = [
+    Program("identity.c", "undumpable"),
+    Program("identity.c", "other-uid"),
+    Program("sockets_users.c", rewind=False),
+]
 """What an ordinary user cannot have, or cannot have saved."""
 
 PING_PONG = [

@@ -88,16 +88,27 @@ def script(name: str) -> str:
 # -- processes --------------------------------------------------------------------------------------------------------
 
 
-def tagged(tag: str) -> list[int]:
-    """The processes (host pids) that carry a test's mark in their environment, zombies not among them."""
+def tagged(tag: str, folder: str = "") -> list[int]:
+    """The processes (host pids) that carry a test's mark in their environment, zombies not among them.
+
+    Servers that write their title over their environment lose it: with `folder`, those whose working directory is
+    in it count too.
+    """
     mark = f"TORPOR_TEST={tag}".encode() + b"\0"
     found = []
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
-        if mark in _environ(name) + b"\0":
+        if mark in _environ(name) + b"\0" or (folder and _works_in(name, folder)):
             found.append(int(name))
     return found
+
+
+def _works_in(name: str, folder: str) -> bool:
+    try:
+        return (os.readlink(f"/proc/{name}/cwd") + "/").startswith(folder + "/")
+    except OSError:
+        return False
 
 
 def _environ(name: str) -> bytes:
@@ -248,7 +259,7 @@ class Running:
 
     def trace(self) -> str:
         """Everything known about it, for a message."""
-        processes = describe(tagged(self.bench.tag))
+        processes = describe(tagged(self.bench.tag, self.bench.folder))
         return (
             f"--- {self.via} {self.name}: output ---\n{self.output()[-3000:]}\n"
             f"--- standard error ---\n{text(self.out + '.err')[-3000:]}\n--- processes: {processes}\n"
@@ -382,7 +393,7 @@ class Bench:
         end = time.monotonic() + PATIENCE
         killed: set[int] = set()
         while True:
-            found = tagged(self.tag)
+            found = tagged(self.tag, self.folder)
             for pid in found:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -411,7 +422,7 @@ class Bench:
         for process in self.started:
             process.poll()
         reap_orphans(process.pid for process in self.started)
-        return tagged(self.tag)
+        return tagged(self.tag, self.folder)
 
     # -- the cycle
 
@@ -477,7 +488,7 @@ class Bench:
 
     def close(self) -> None:
         """End and remove everything."""
-        left = tagged(self.tag)
+        left = tagged(self.tag, self.folder)
         self.kill()
         for process in self.started:
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -5,7 +5,6 @@ The seven items of the first issue, as an ordinary user and as root, through `to
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import glob
 import hashlib
@@ -16,41 +15,14 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 
 import harness
 import pytest
 from accounts import STAGE
+from toolchain import SIMPLE_PATH, java, needs, once, source_digest
 
 # Part of `make exam` until it has been shown to pass, and in how long, on a quiet machine.
 pytestmark = pytest.mark.exam
-
-SIMPLE_PATH = "/usr/local/bin:/usr/bin:/bin"
-
-
-def needs(*commands: str) -> None:
-    for command in commands:
-        if not shutil.which(command, path=SIMPLE_PATH):
-            pytest.skip(f"needs {command}")
-
-
-def once(name: str, make: Callable[[str], None]) -> str:
-    """Something expensive that is made once, also by tests that run side by side; its path."""
-    os.makedirs(STAGE, mode=0o755, exist_ok=True)
-    target = os.path.join(STAGE, name)
-    with open(target + ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not os.path.exists(target):
-            temporary = target + ".tmp"
-            shutil.rmtree(temporary, ignore_errors=True)
-            make(temporary)
-            os.rename(temporary, target)
-    return target
-
-
-def source_digest(name: str) -> str:
-    with open(os.path.join(harness.PROGRAMS, name), "rb") as f:
-        return hashlib.sha256(f.read()).hexdigest()[:12]
 
 
 @functools.cache
@@ -86,14 +58,7 @@ def go_command(bench: harness.Bench) -> list[str]:
 
 
 def java_command(bench: harness.Bench) -> list[str]:
-    needs("java", "javac")
-
-    def make(target: str) -> None:
-        os.makedirs(target, mode=0o755)
-        source = os.path.join(harness.PROGRAMS, "Work.java")
-        subprocess.run(["javac", "-d", target, source], check=True, capture_output=True)
-
-    return ["java", "-Xmx256m", "-cp", once(f"work-java-{source_digest('Work.java')}", make), "Work"]
+    return java("Work.java")
 
 
 def node_command(bench: harness.Bench) -> list[str]:

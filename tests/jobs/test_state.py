@@ -19,7 +19,7 @@ def test_going_on(program: catalogue.Program, via: str, bench: harness.Bench) ->
 
 @pytest.mark.parametrize("program", catalogue.parameters(catalogue.ROOT_ONLY))
 def test_two_generations_as_root(program: catalogue.Program, via: str, root_bench: harness.Bench) -> None:
-    root_bench.cycle(program.command(root_bench.go), via)
+    root_bench.cycle(program.command(root_bench.go), via, rewind=program.rewind)
 
 
 def test_a_member_that_may_not_be_traced_is_refused(via: str, user_bench: harness.Bench) -> None:

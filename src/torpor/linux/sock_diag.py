@@ -76,13 +76,18 @@ def unix_sockets() -> dict[int, list[UnixSeen]]:
         queued, limit = struct.unpack("=II", named[_RQLEN]) if _RQLEN in named else (0, 0)
         waiting = named.get(_ICONS, b"")
         seen = UnixSeen(
-            ino, kind, state, named.get(_NAME, b""), file, _PEER in named,
+            ino, kind, state, _name(named.get(_NAME, b"")), file, _PEER in named,
             struct.unpack("=I", named[_PEER])[0] if _PEER in named else 0,
             struct.unpack(f"={len(waiting) // 4}I", waiting), queued, limit,
             named[_SHUTDOWN][0] if _SHUTDOWN in named else 0,
         )  # fmt: skip
         found.setdefault(ino, []).append(seen)
     return found
+
+
+def _name(name: bytes) -> bytes:
+    """Without the zero that the kernel keeps behind a path (unix_mkname_bsd), and getsockname(2) does not tell."""
+    return name if name[:1] == b"\0" else name.removesuffix(b"\0")
 
 
 def inet_sockets(family: int, protocol: int, states: int = 0xFFF & ~(1 << TIME_WAIT)) -> Iterator[InetSeen]:

@@ -25,7 +25,7 @@ from typing import Any
 
 import msgspec
 
-from torpor.linux import sock_diag
+from torpor.linux import proc, sock_diag
 from torpor.linux.sock_diag import LISTEN, UnixSeen
 from torpor.model.errors import NotNow, Refused, RestartFailed
 from torpor.posix import socket_kinds, socket_options, socket_queue
@@ -34,6 +34,7 @@ from torpor.posix.service import Descriptor, DescriptorBase, Job, Restart
 from torpor.posix.socket_address import AF_UNIX, DATAGRAM, SEQPACKET, STREAM, link, own_name, peer_name, unix
 from torpor.posix.socket_options import SO_PEERCRED, SOL_SOCKET, Options
 from torpor.posix.socket_queue import Peeked, Queue
+from torpor.posix.socket_user import as_user
 from torpor.posix.socket_works import Step, close_all, options_later, works
 from torpor.posix.unix_name import Name, Names, find_file, names
 
@@ -73,6 +74,9 @@ class UnixSocket(msgspec.Struct, frozen=True, kw_only=True):
     user: int = -1
     group: int = -1
     """What SO_PEERCRED says of the other end."""
+    own_user: int = -1
+    own_group: int = -1
+    """What the other end is told of this one."""
     after: tuple[int, ...] = ()
     options: Options = Options()
     queue: Queue | None = None
@@ -146,7 +150,7 @@ class UnixService(DescriptorBase):
         events = socket_queue.readable(fd)
         if events & select.POLLPRI:
             raise Refused([seen.refuse("a UNIX socket with urgent data (MSG_OOB)", "let it be read first")])
-        _, user, group = struct.unpack("iii", socket_options.get(fd, SOL_SOCKET, SO_PEERCRED, 12) or bytes(12))
+        _, user, group = _credentials(fd)
         record = UnixSocket(
             ino=seen.ino, type=me.type, flags=status_flags(fd), state=FREE, shut=me.shut,
             name=find_file(unix(own_name(fd)), me.file, seen, job), user=user, group=group,
@@ -167,7 +171,11 @@ class UnixService(DescriptorBase):
         other = unix(peer_name(fd))
         record = replace(record, state=CONNECTED, peer_name=Name(other), peer=me.peer)
         if them is not None:
-            record = replace(record, other=IN_JOB, peer_name=self._name_of(them, table, job))
+            near = table.seen[them.ino]
+            _, user, group = _credentials(job.hold(near.pid, near.number))
+            record = replace(
+                record, other=IN_JOB, peer_name=self._name_of(them, table, job), own_user=user, own_group=group
+            )
         elif seen.ino in table.line:
             return self._waiting(replace(record, other=WAITING), fd, seen, table)
         elif me.peer or (me.shut != 3 and me.type != DATAGRAM):
@@ -214,9 +222,12 @@ class UnixService(DescriptorBase):
             if one.type == record.type and one.connected and ino not in table.line
             and (one.name == table.diag[listener].name or self._goes_to(one, listener, table))
         ]  # fmt: skip
+        status = proc.status(seen.pid)  # the best there is: whoever accepts it will be told who connected
+        user, group = int(status["Uid"].split()[1]), int(status["Gid"].split()[1])
         return msgspec.structs.replace(
-            record, listener=table.number[listener], gone_before=gone, after=tuple(sorted(set(after)))
-        )
+            record, listener=table.number[listener], gone_before=gone, after=tuple(sorted(set(after))),
+            own_user=user, own_group=group,
+        )  # fmt: skip
 
     def _goes_to(self, one: UnixSeen, listener: int, table: _Table) -> bool:
         """Was the other end of this connection accepted by that listener?"""
@@ -255,8 +266,7 @@ class UnixService(DescriptorBase):
 
     def create(self, record: UnixSocket, restart: Restart) -> int:
         try:
-            with as_user(record.user, record.group):
-                fd = self._make(record, restart)
+            fd = self._make(record, restart)
         except OSError as error:
             raise RestartFailed(f"a UNIX socket ({record.name}): {error.strerror}") from None
         set_status(fd, record.flags)
@@ -265,7 +275,8 @@ class UnixService(DescriptorBase):
 
     def _make(self, record: UnixSocket, restart: Restart) -> int:
         if record.type == DATAGRAM:
-            return self._make_datagram(record, restart)
+            with as_user(record.user, record.group):
+                return self._make_datagram(record, restart)
         place = names(restart)
         todo = works(restart)
         if record.state != CONNECTED:
@@ -273,7 +284,8 @@ class UnixService(DescriptorBase):
             if record.name.raw:
                 place.bind(fd, record.name)
             if record.state == LISTENING:
-                _listen(fd, record.backlog)
+                with as_user(record.user, record.group):
+                    _listen(fd, record.backlog)
                 if record.gone_before:
                     todo.add(Step.FILL, lambda: self._come_and_go(record, record.name, record.gone_before, place))
             if record.shut:
@@ -284,7 +296,8 @@ class UnixService(DescriptorBase):
             fd = _new(record.type)
             if record.name.raw:
                 place.bind(fd, record.name)
-            place.connect(fd, record.peer_name)
+            with as_user(record.own_user, record.own_group):
+                place.connect(fd, record.peer_name)
             if record.shut:
                 _later_shut(fd, record.shut, restart)
             return fd
@@ -330,19 +343,22 @@ class UnixService(DescriptorBase):
 
     def _ends(self, record: UnixSocket, server: Name, client: Name, restart: Restart, place: Names) -> tuple[int, int]:
         """(the end that connected, the end that was accepted); without a name for the latter, just a pair."""
+        we, they = (record.own_user, record.own_group), (record.user, record.group)
         if not server.raw:
-            a, b = _socket.socketpair(AF_UNIX, record.type | _socket.SOCK_CLOEXEC)
+            with as_user(*they):
+                a, b = _socket.socketpair(AF_UNIX, record.type | _socket.SOCK_CLOEXEC)
             return a.detach(), b.detach()
         fd = _new(record.type)
         if client.raw:
             place.bind(fd, client)
         if record.listener >= 0:
             listener = os.dup(restart.object(record.listener))
-            place.connect(fd, server)
         else:
             listener = _new(record.type)
             place.borrow(listener, server)
-            _listen(listener, 1)
+            with as_user(*(we if record.accepted else they)):
+                _listen(listener, 1)
+        with as_user(*(they if record.accepted else we)):
             place.connect(fd, server)
         one = _socket.socket(fileno=listener)
         try:
@@ -446,22 +462,10 @@ def _accepted(record: UnixSocket, table: _Table) -> bool:
     return (name, record.ino) > (other, record.peer)
 
 
-class as_user:
-    """Make sockets as another user, where we may: SO_PEERCRED and the owner of a socket's file tell who did."""
-
-    def __init__(self, user: int, group: int) -> None:
-        self._ids = (user, group) if os.geteuid() == 0 and user > 0 else None
-
-    def __enter__(self) -> None:
-        if self._ids is not None:
-            self._before = os.getegid()
-            os.setegid(self._ids[1])
-            os.seteuid(self._ids[0])
-
-    def __exit__(self, *_: object) -> None:
-        if self._ids is not None:
-            os.seteuid(0)
-            os.setegid(self._before)
+def _credentials(fd: int) -> tuple[int, int, int]:
+    """(pid, user, group) of the other end, as SO_PEERCRED tells them."""
+    pid, user, group = struct.unpack("iii", socket_options.get(fd, SOL_SOCKET, SO_PEERCRED, 12) or bytes(12))
+    return pid, user, group
 
 
 def _new(kind: int) -> int:

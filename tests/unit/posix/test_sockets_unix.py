@@ -352,3 +352,20 @@ def test_a_filter_is_refused() -> None:
     a.setsockopt(1, 26, struct.pack("HxxxxxxP", 1, ctypes.addressof(room)))
     with pytest.raises(Refused, match="filter"):
         capture(a, b)
+
+
+def test_a_connection_comes_through_the_listener_of_its_path(tmp_path: Path) -> None:
+    """The kernel tells the name of a path with a zero behind it (sock_diag): it is the listener's all the same."""
+    path = str(tmp_path / "name")
+    listener = socket.socket(socket.AF_UNIX, STREAM)
+    listener.bind(path)
+    listener.listen()
+    client = socket.socket(socket.AF_UNIX, STREAM)
+    client.connect(path)
+    server, _ = listener.accept()
+    _, saved = capture(listener, client, server)
+    record = saved[2][1]
+    assert record.name.raw == os.fsencode(path)
+    assert (record.accepted, record.listener, record.after) == (True, 0, (0,))
+    for one in (listener, client, server):
+        one.close()

@@ -74,6 +74,8 @@ class NR(IntEnum):
     setresuid = 117
     getresuid = 118
     setresgid = 119
+    setfsuid = 122
+    setfsgid = 123
     capget = 125
     capset = 126
     sigaltstack = 131
