@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,7 @@ class SaveRequest(msgspec.Struct, kw_only=True):
     own descriptors for it. progress: called with (phase, bytes done, bytes in all). guard: held from the freeze to
     the release; whoever waits for the job's processes must not do so meanwhile. stop: end the job once it is saved.
     sealer: who signs, and to whom it is encrypted.
+    label: more that is to be seen in a listing.
     """
 
     name: str
@@ -48,6 +49,7 @@ class SaveRequest(msgspec.Struct, kw_only=True):
     parent_is_reaper: bool = False
     progress: Progress | None = None
     guard: AbstractContextManager[object] = msgspec.field(default_factory=contextlib.nullcontext)
+    label: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
 class SaveReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,12 +114,12 @@ def _attempt(request: SaveRequest, began: float) -> SaveReport:
                 except (CallFailed, Gone, ProcessLookupError, FileNotFoundError) as error:
                     raise _Changed(f"the job changed while it was being saved ({error}); it runs on") from error
                 if request.stop:
-                    info = _commit(saving, captured)
+                    info = _commit(saving, captured, request, began)
                     end(frozen, captured.manifest)
                     frozen.kill()
             resumed = time.perf_counter()
         if not request.stop:
-            info = _commit(saving, captured)
+            info = _commit(saving, captured, request, began)
     except BaseException:
         saving.abort()
         raise
@@ -135,7 +137,7 @@ def _attempt(request: SaveRequest, began: float) -> SaveReport:
     )
 
 
-def _commit(saving: Save, captured: Captured) -> RootInfo:
+def _commit(saving: Save, captured: Captured, request: SaveRequest, began: float) -> RootInfo:
     manifest = captured.complete()
     label: dict[str, str | int | float] = {
         "created": manifest.created,
@@ -143,5 +145,7 @@ def _commit(saving: Save, captured: Captured) -> RootInfo:
         "processes": len(manifest.processes),
         "threads": sum(len(process.threads) for process in manifest.processes),
         "command": manifest.processes[0].comm,
+        "seconds": round(time.perf_counter() - began, 3),
+        **request.label,
     }
     return saving.commit(codec.encode(manifest), label)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from torpor.cli import upkeep
 from torpor.cli.options import add_files, add_json, add_store, add_untrusted, store
 from torpor.model.errors import UsageError
 
@@ -11,8 +12,12 @@ HELP = """Start a saved job again where it was when it was saved.
 
 CHECKPOINT is NAME (its newest), NAME@3 (number 3) or NAME@-1 (the newest but one); it may be left out where
 only one job has been saved. The job's standard streams become the command's own, or the files that are
-given."""
+given.
+
+What was done for the job unasked (--every, --on-signal, ...) goes on, but for what is given here: --every 0
+ends it. Exit status: as torpor run."""
 EXAMPLE = """  torpor restart train
+  torpor restart train --every 30m --on-signal TERM=checkpoint-stop
   torpor restart train@3 --clone --name what-if --detach
   torpor restart --stdout out.txt"""
 
@@ -46,6 +51,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
     add_store(parser)
     add_json(parser)
+    upkeep.add(parser)
 
 
 def command(options: argparse.Namespace) -> int:
@@ -68,6 +74,7 @@ def command(options: argparse.Namespace) -> int:
         pid_budget=options.pid_budget,
         in_place=True if options.in_place else None,
         progress=progress,
+        upkeep=upkeep.given(options),
     )
     if not options.detach:
         try:

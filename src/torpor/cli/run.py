@@ -4,42 +4,108 @@ from __future__ import annotations
 
 import argparse
 
+from torpor.cli import upkeep
 from torpor.cli.options import add_json, add_store, store
 from torpor.model.errors import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from torpor.launch.detach import Started
+    from torpor.launch.restart import Wishes
 
 PROGRAM = True
 HELP = """Start a program as a job, so that it can be saved.
 
 In the foreground it is as if torpor were not there: terminal, job control, signals and exit status are the
 program's own. With --detach it runs without a terminal, its output goes to a log (torpor logs), and the
-command returns as soon as the program has really been started."""
+command returns as soon as the program has really been started.
+
+Exit status: the program's own; 75 (--stopped-status) if it was saved and then ended, on a signal or by
+torpor checkpoint --stop: run it again with --resume-or-start, or torpor restart."""
 EXAMPLE = """  torpor run --name train -- python3 train.py --epochs 90
-  torpor run --detach -- make -j4"""
+  torpor run --detach -- make -j4
+  torpor run --name train --every 10m --keep 3 --on-crash restart:3 -- ./train
+  torpor run --name "$JOB" --resume-or-start --on-signal TERM=checkpoint-stop --deadline 100s -- ./train"""
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "torpor run [--name NAME] [--detach] [--store FOLDER] -- PROGRAM [ARGUMENT ...]"
+    parser.usage = f"""torpor run [--name NAME] [--detach] [--store FOLDER] [--resume-or-start]
+                  {upkeep.USAGE}
+                  -- PROGRAM [ARGUMENT ...]"""
     parser.add_argument("--name", help="name of the job (default: the program's)")
     parser.add_argument("--detach", action="store_true", help="without a terminal; output goes to a log")
+    parser.add_argument(
+        "--resume-or-start", action="store_true",
+        help="restart the newest checkpoint of that name if there is one (one that is damaged is passed over), else "
+        "start the program; needs --name",
+    )  # fmt: skip
     add_store(parser)
     add_json(parser)
+    upkeep.add(parser)
 
 
 def command(options: argparse.Namespace) -> int:
     if not options.program:
         raise UsageError("run: which program? (torpor run -- PROGRAM ARGUMENTS)")
-    from torpor.launch import run
-
+    if options.resume_or_start and not options.name:
+        raise UsageError("run: --resume-or-start needs --name")
+    names, notes = _saved(options) if options.resume_or_start else ([], [])
     if not options.detach:
-        status = run.run(options.program, options.name, store(options))
         from torpor.supervise.signals import exit_with
 
-        return exit_with(status)
-    started = run.run_detached(options.program, options.name, store(options))
-    from torpor.cli.text import say, say_json
+        return exit_with(_resume(options, names, notes) if names else _start(options))
+    started = _resume_detached(options, names, notes) if names else _start_detached(options)
+    from torpor.cli.text import complain, say, say_json
 
     if options.json:
         say_json(started._asdict())
     else:
-        say(f"started {started.name}, pid {started.pid}, log {started.log}")
+        for note in started.notes:
+            complain(note)
+        word = "restarted" if names else "started"
+        say(f"{word} {started.name}, pid {started.pid}, log {started.log}")
     return 0
+
+
+def _start(options: argparse.Namespace) -> int:
+    from torpor.launch import run
+
+    return run.run(options.program, options.name, store(options), upkeep.encoded(options))
+
+
+def _start_detached(options: argparse.Namespace) -> Started:
+    from torpor.launch import run
+
+    return run.run_detached(options.program, options.name, store(options), keep_up=upkeep.encoded(options))
+
+
+def _saved(options: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """The checkpoints to resume from, newest first; what is to be said about others."""
+    from torpor.launch import resume
+    from torpor.supervise.registry import check_name
+
+    return resume.candidates(store(options), check_name(options.name))
+
+
+def _wishes(options: argparse.Namespace, notes: tuple[str, ...]) -> Wishes:
+    from torpor.launch import restart
+
+    return restart.Wishes(upkeep=upkeep.given(options), why="resume", notes=notes)
+
+
+def _resume(options: argparse.Namespace, names: list[str], notes: list[str]) -> int:
+    from torpor.launch import restart, resume
+
+    def attempt(which: str, told: tuple[str, ...]) -> int:
+        return restart.restart(which, store(options), _wishes(options, told))
+
+    return resume.first_whole(names, notes, attempt)
+
+
+def _resume_detached(options: argparse.Namespace, names: list[str], notes: list[str]) -> Started:
+    from torpor.launch import restart, resume
+
+    def attempt(which: str, told: tuple[str, ...]) -> Started:
+        return restart.restart_detached(which, store(options), _wishes(options, told))
+
+    return resume.first_whole(names, notes, attempt)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from torpor.model.errors import UsageError
-
 HELP = """End a job: every process of it gets SIGTERM, and SIGKILL if it has not ended after the grace period.
 To save it first: torpor checkpoint --stop."""
 EXAMPLE = """  torpor stop train
@@ -21,21 +19,10 @@ def options(parser: argparse.ArgumentParser) -> None:
 def command(options: argparse.Namespace) -> int:
     import torpor
     from torpor.cli.text import say
+    from torpor.supervise.upkeep import signal_number
 
     number = signal_number(options.signal)
     job = torpor.attach(options.job)
     killed = job.stop(number, options.grace)
     say(f"stopped {job.name}" + (f" (killed after {options.grace:g} s)" if killed else ""))
     return 0
-
-
-def signal_number(name: str) -> int:
-    """Of `TERM`, `SIGTERM` or `15`. Raises UsageError."""
-    import signal
-
-    if name.isdigit() and int(name) in signal.valid_signals():
-        return int(name)
-    try:
-        return signal.Signals[name.upper() if name.upper().startswith("SIG") else f"SIG{name.upper()}"]
-    except KeyError:
-        raise UsageError(f"stop: there is no signal {name}") from None

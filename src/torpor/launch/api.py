@@ -6,8 +6,6 @@ embedding program may have threads, so it is not forked; a fresh `torpor` is sta
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -137,11 +135,10 @@ def _started(words: list[str], cwd: str | None, env: Mapping[str, str] | None) -
     import json
     import subprocess
 
-    # Found by the same path as we were, without touching the environment: the job inherits it.
-    home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    code = f"import sys; sys.path.insert(0, {home!r}); from torpor.cli.main import main; sys.exit(main())"
+    from torpor.launch.program import fresh
+
     done = subprocess.run(
-        [sys.executable, "-c", code, words[0], "--json", *words[1:]],
+        [*fresh("from torpor.cli.main import main; sys.exit(main())"), words[0], "--json", *words[1:]],
         cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
     )  # fmt: skip
     try:

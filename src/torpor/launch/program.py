@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NoReturn
 
@@ -113,6 +114,15 @@ def _found(program: str) -> str:
         if os.access(path, os.X_OK) and os.path.isfile(path):
             return path
     return program
+
+
+def fresh(code: str) -> list[str]:
+    """The beginning of a command line that has our own Python execute `code`, which may import `sys` and this package.
+
+    Found by the same path as we were, without touching the environment: a job inherits it.
+    """
+    home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    return [sys.executable, "-c", f"import sys; sys.path.insert(0, {home!r}); {code}"]
 
 
 def hold_standard() -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torpor.launch import program
-from torpor.launch.run import say, supervised
+from torpor.launch.run import supervised
 from torpor.model.errors import Damaged, Refusal, Refused, TorporError, UsageError
 from torpor.supervise import registry
 from torpor.supervise.registry import Entry, Pid
+from torpor.supervise.say import say
 
 if TYPE_CHECKING:
     from torpor.checkpoint.restart import Restarted
@@ -28,7 +29,9 @@ class Wishes(NamedTuple):
     name: other than the saved one.  clone: also if the job still runs.  stdin, stdout, stderr: files to take
     in place of our own.  files: 'auto' or 'keep'.  changed_files: 'refuse' or 'accept'.  pid_budget: seconds
     that finding the old pids in place may take.  untrusted: also if nobody who is trusted has signed it.
-    in_place: without a namespace (None: where there is none to be had).
+    in_place: without a namespace (None: where there is none to be had).  upkeep: what is to be done for it unasked, in
+    place of what the checkpoint says (`upkeep.changed`).  why: for the log.  notes: what is to be said once the job
+    runs; before, the restart might cut it off a file again.
     """
 
     name: str | None = None
@@ -42,6 +45,9 @@ class Wishes(NamedTuple):
     pid_budget: float = 5.0
     in_place: bool | None = None
     progress: Progress | None = None
+    upkeep: Mapping[str, Any] = {}
+    why: str = "command"
+    notes: tuple[str, ...] = ()
 
 
 def restart(checkpoint: str | None, store: str, wishes: Wishes, on_running: Callable[[], None] = lambda: None) -> int:
@@ -50,26 +56,55 @@ def restart(checkpoint: str | None, store: str, wishes: Wishes, on_running: Call
     on_running: called once the job runs, before anything is said. Raises NotFound, Damaged, Refused,
     RestartFailed, UsageError.
     """
+    program.hold_standard()
+    with _logged(checkpoint, store, wishes):
+        opened, info = _resolve(checkpoint, store)
+        entry = _claim(info, opened, wishes)
+    return _foreground(opened, info, wishes, entry, on_running)
+
+
+def after_crash(checkpoint: str, entry: Entry, wishes: Wishes, detached: bool, crashes: int) -> int:
+    """Restart a job that has crashed, in the process that supervised it. Returns the wait status of its root.
+
+    entry: its entry, which is ours. Raises as `restart`; the entry is then still there.
+    """
+    program.hold_standard()
+    with _logged(checkpoint, entry.store, wishes):
+        opened, info = _resolve(checkpoint, entry.store)
+    entry = entry._replace(origin=f"{info.job}@{info.number}")
+    return _foreground(opened, info, wishes, entry, lambda: None, detached, crashes)
+
+
+def _foreground(
+    opened: Store, info: RootInfo, wishes: Wishes, entry: Entry, on_running: Callable[[], None],
+    detached: bool = False, crashes: int = 0,
+) -> int:  # fmt: skip
+    """The job under its entry, in this process, from its restart to its end."""
+    from torpor.launch.interrupt import Interrupted
     from torpor.supervise.terminal import Terminal, open_terminal
 
-    program.hold_standard()
-    opened, info = _resolve(checkpoint, store)
-    entry = _claim(info, opened, wishes)
+    origin = f"{info.job}@{info.number}"
     try:
-        standard = _standard(wishes, (0, 1, 2))
-        terminal = Terminal(open_terminal(), relay=True)
-        try:
-            entry, job = _restart(opened, info, wishes, standard, terminal.fd, entry)
-        except BaseException:
-            terminal.close(lambda: ())
-            raise
-    except BaseException:
+        with _logged(origin, opened.location, wishes):
+            standard = _standard(wishes, (0, 1, 2))
+            terminal = Terminal(-1 if detached else open_terminal(), relay=not detached)
+            try:
+                entry, job, info = _restart(opened, info, wishes, standard, terminal.fd, entry)
+            except BaseException:
+                terminal.close(lambda: ())
+                raise
+    except Interrupted as interrupted:
         registry.release(entry)
+        say(f"torpor: {interrupted}; {origin} is as it was (torpor restart {origin})")
+        return interrupted.status << 8
+    except BaseException:
+        if not crashes:
+            registry.release(entry)
         raise
     on_running()
-    for note in job.notes:
+    for note in (*wishes.notes, *job.notes):
         say(f"torpor: {note}")
-    return _supervise(entry, job, terminal, standard, None)
+    return _supervise(entry, job, terminal, standard, None, info, wishes, detached, crashes)
 
 
 def restart_detached(checkpoint: str | None, store: str, wishes: Wishes) -> Started:
@@ -77,8 +112,9 @@ def restart_detached(checkpoint: str | None, store: str, wishes: Wishes) -> Star
     from torpor.launch.detach import Report, detach
     from torpor.supervise import state
 
-    opened, info = _resolve(checkpoint, store)
-    entry = _claim(info, opened, wishes)
+    with _logged(checkpoint, store, wishes):
+        opened, info = _resolve(checkpoint, store)
+        entry = _claim(info, opened, wishes)
     try:
         log, path = state.open_log(entry.name, fresh=False)
     except OSError as error:
@@ -98,16 +134,17 @@ def restart_detached(checkpoint: str | None, store: str, wishes: Wishes) -> Star
         reporting = report
         entry = registry.update(entry._replace(supervisor=Pid.of(os.getpid())))
         standard = _standard(wishes, (0, 1, 2))
-        entry, job = _restart(opened, info, wishes._replace(progress=progress), standard, -1, entry)
+        entry, job, opened_info = _restart(opened, info, wishes._replace(progress=progress), standard, -1, entry)
         os.chdir("/")
-        _supervise(entry, job, Terminal(-1, relay=False), standard, report)
+        _supervise(entry, job, Terminal(-1, relay=False), standard, report, opened_info, wishes, detached=True)
 
     def on_event(event: dict[str, object]) -> None:
         if wishes.progress is not None and event.get("event") == "progress":
             wishes.progress(str(event["phase"]), int(str(event["done"])), int(str(event["total"])))
 
     try:
-        return detach(body, log, on_event)
+        with _logged(f"{info.job}@{info.number}", opened.location, wishes):
+            return detach(body, log, on_event)
     except BaseException:
         left = registry.read(entry.folder)
         if left is not None and not left.root.alive:
@@ -123,6 +160,49 @@ def _resolve(checkpoint: str | None, store: str) -> tuple[Store, RootInfo]:
     if info.damaged:
         raise Damaged(info.damaged)
     return opened, info
+
+
+class _logged:
+    """What goes wrong in here is written into the log of what was done. A request that makes no sense is not."""
+
+    def __init__(self, checkpoint: str | None, store: str, wishes: Wishes) -> None:
+        self._told = {"checkpoint": checkpoint, "store": store, "why": wishes.why}
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None and not isinstance(error, (UsageError, KeyboardInterrupt, SystemExit)):
+            from torpor.supervise import audit
+
+            audit.record("restart", error, job=(self._told["checkpoint"] or "").partition("@")[0], **self._told)
+
+
+def _upkeep(info: RootInfo, wishes: Wishes) -> str:
+    """What is done for the job unasked: what the checkpoint says, but for what is given now."""
+    label = str(info.label.get("upkeep", ""))
+    if not label and not wishes.upkeep:
+        return ""
+    from torpor.supervise import upkeep
+
+    try:
+        found = upkeep.decode(label)
+    except ValueError:
+        say(
+            f"torpor: {info.job}@{info.number} was saved by another version of torpor: only the options of now are used"
+        )
+        found = upkeep.Upkeep()
+    return upkeep.encode(upkeep.changed(found, wishes.upkeep))
+
+
+def _stopping(keep_up: str) -> tuple[list[int], int]:
+    """The signals that mean: save the job and end it; and the exit status then."""
+    if not keep_up:
+        return [], 0
+    from torpor.supervise import upkeep
+
+    found = upkeep.decode(keep_up)
+    return [number for number, action in found.on_signal if action == "checkpoint-stop"], found.stopped_status
 
 
 def _claim(info: RootInfo, store: Store, wishes: Wishes) -> Entry:
@@ -177,18 +257,20 @@ def _standard(wishes: Wishes, own: tuple[int, int, int]) -> tuple[int, int, int]
 
 def _restart(
     store: Store, info: RootInfo, wishes: Wishes, standard: tuple[int, int, int], terminal: int, entry: Entry
-) -> tuple[Entry, Restarted]:
+) -> tuple[Entry, Restarted, RootInfo]:
     """Recreate the job and let it go; its entry in the registry is complete before it runs, so that whatever becomes of
-    us then, it is found."""
+    us then, it is found. Returns also what is known of the checkpoint now that it was opened. Raises Interrupted."""
     from torpor.checkpoint.restart import RestartRequest
     from torpor.checkpoint.restart import restart as run
     from torpor.image.seal import Opening
+    from torpor.launch.interrupt import Interrupts
     from torpor.supervise.parent import become_subreaper
 
     become_subreaper()
 
     def register(job: Restarted) -> None:
         nonlocal entry
+        interrupts.hold()
         entry = registry.update(
             entry._replace(
                 root=Pid.of(job.root),
@@ -204,38 +286,52 @@ def _restart(
 
     load = store.load(info.job, info.number, Opening(wishes.untrusted))
     try:
-        job = run(
-            RestartRequest(
-                load=load,
-                standard=standard,
-                clone=wishes.clone,
-                files=wishes.files,
-                changed_files=wishes.changed_files,
-                pid_budget=wishes.pid_budget,
-                terminal=terminal,
-                in_place=wishes.in_place,
-                progress=wishes.progress,
-                before_release=register,
+        if wishes.why != "crash":
+            entry = entry._replace(upkeep=_upkeep(load.info, wishes))
+        interrupts = Interrupts(*_stopping(entry.upkeep))
+        with interrupts:
+            job = run(
+                RestartRequest(
+                    load=load,
+                    standard=standard,
+                    clone=wishes.clone,
+                    files=wishes.files,
+                    changed_files=wishes.changed_files,
+                    pid_budget=wishes.pid_budget,
+                    terminal=terminal,
+                    in_place=wishes.in_place,
+                    progress=wishes.progress,
+                    before_release=register,
+                )
             )
-        )
-        return entry, job
+        return entry, job, load.info
     finally:
         load.close()
 
 
 def _supervise(
-    entry: Entry, job: Restarted, terminal: Terminal, standard: tuple[int, int, int], report: Report | None
-) -> int:
+    entry: Entry, job: Restarted, terminal: Terminal, standard: tuple[int, int, int], report: Report | None,
+    info: RootInfo, wishes: Wishes, detached: bool = False, crashes: int = 0,
+) -> int:  # fmt: skip
     """The job runs: everything from here on may take its time."""
     gc.enable()  # see cli/restart.py
+    from torpor.launch.run import answered
+    from torpor.supervise import audit
     from torpor.supervise.signals import Signals
     from torpor.supervise.supervisor import Supervisor
 
-    signals = Signals()
-    supervisor = Supervisor(entry, signals, terminal, dict(enumerate(standard)), job.events)
+    signals = Signals(answered(entry.upkeep))
+    known = info.label.get("seconds")
+    seconds = (float(known),) if isinstance(known, (int, float)) else ()
+    supervisor = Supervisor(entry, signals, terminal, dict(enumerate(standard)), job.events, seconds, crashes)
     if report is not None:
         from torpor.launch.detach import Started
 
-        report.started(Started(entry.name, job.root, job.root_vpid, entry.log, tuple(job.notes), job.seconds))
-        return supervisor.run()
-    return supervised(supervisor)
+        report.started(
+            Started(entry.name, job.root, job.root_vpid, entry.log, (*wishes.notes, *job.notes), job.seconds)
+        )
+    audit.record(
+        "restart", job=entry.name, checkpoint=entry.origin, why=wishes.why, store=entry.store,
+        seconds=round(job.seconds, 4), bytes_total=info.bytes_total,
+    )  # fmt: skip
+    return supervised(supervisor, detached, wishes._asdict())

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torpor.launch import program
 from torpor.model.errors import TorporError, UsageError
 from torpor.supervise import registry
 from torpor.supervise.parent import become_subreaper, inherited
 from torpor.supervise.registry import Entry, Pid
+from torpor.supervise.say import say
 from torpor.supervise.signals import Signals
 
 if TYPE_CHECKING:
@@ -19,20 +20,21 @@ if TYPE_CHECKING:
     from torpor.supervise.supervisor import Supervisor
 
 
-def run(argv: Sequence[str], name: str | None = None, store: str = "") -> int:
+def run(argv: Sequence[str], name: str | None = None, store: str = "", keep_up: str = "") -> int:
     """Run a program in the foreground under supervision, as if it had been started in our place.
 
-    Returns its wait status. Raises CannotStart, UsageError, TorporError.
+    keep_up: what to do for it unasked, as supervise/upkeep.py writes it. Returns its wait status. Raises
+    CannotStart, UsageError, TorporError.
     """
     program.hold_standard()
-    entry = Entry(name="", store=store, argv=tuple(argv))
+    entry = Entry(name="", store=store, argv=tuple(argv), upkeep=keep_up)
     if name:
         entry = claim(entry, name)
     else:
         registry.runtime()  # what stands in the way is said before the program runs
     become_subreaper()
     streams = inherited()
-    signals = Signals()
+    signals = Signals(answered(keep_up))
     try:
         pid = program.start(argv, signals.before)
     except BaseException:
@@ -50,7 +52,7 @@ def run(argv: Sequence[str], name: str | None = None, store: str = "") -> int:
 
 def run_detached(
     argv: Sequence[str], name: str | None = None, store: str = "", cwd: str | None = None,
-    env: Mapping[bytes, bytes] | None = None,
+    env: Mapping[bytes, bytes] | None = None, keep_up: str = "",
 ) -> Started:  # fmt: skip
     """Run a program without a terminal, its output going to a log, and return as soon as it has been started.
 
@@ -59,7 +61,7 @@ def run_detached(
     from torpor.launch.detach import Started, detach
     from torpor.supervise import state
 
-    entry = Entry(name="", store=store, argv=tuple(argv))
+    entry = Entry(name="", store=store, argv=tuple(argv), upkeep=keep_up)
     names: Iterator[str] = iter((registry.check_name(name),)) if name else registry.series(registry.fit_name(argv[0]))
     claimed = registry.claim(entry, names, (lambda _: False) if name else taken(store))
     if claimed is None:
@@ -82,7 +84,7 @@ def run_detached(
             os.chdir(cwd)
         become_subreaper()
         streams = inherited()
-        signals = Signals()
+        signals = Signals(answered(keep_up))
         try:
             pid = program.start(argv, signals.before, new_session=True, env=env)
         except BaseException:
@@ -92,7 +94,7 @@ def run_detached(
         os.chdir("/")
         supervisor = Supervisor(entry, signals, Terminal(-1, relay=False), streams)
         report.started(Started(entry.name, pid, pid, path))
-        supervisor.run()
+        supervised(supervisor, detached=True)
 
     try:
         return detach(body, log)
@@ -103,13 +105,31 @@ def run_detached(
         raise
 
 
-def supervised(supervisor: Supervisor) -> int:
-    """Supervise to the end, in the foreground; the wait status. If the job was saved and ended from
-    elsewhere, say so: otherwise there would only be the shell's `Killed`."""
+def supervised(supervisor: Supervisor, detached: bool = False, wishes: Mapping[str, Any] | None = None) -> int:
+    """Supervise to the end; the wait status. If the job was saved and ended, say so: otherwise there would only be an
+    exit status.
+
+    After a crash of a job that is to be restarted, this process becomes another one (again.py) and does not return.
+    wishes: how it is to be restarted then (`restart.Wishes`).
+    """
     status = supervisor.run()
+    if supervisor.again:
+        from torpor.launch import again
+
+        again.become(supervisor.entry, supervisor.crashes, status, detached, wishes or {})
+        registry.release(supervisor.entry)
     if supervisor.stopped_as:
         say(f"torpor: saved as {supervisor.stopped_as} and stopped (torpor restart {supervisor.stopped_as})")
     return status
+
+
+def answered(keep_up: str) -> tuple[int, ...]:
+    """The signals that mean something other than being passed on."""
+    if not keep_up:
+        return ()
+    from torpor.supervise import upkeep
+
+    return tuple(number for number, _ in upkeep.decode(keep_up).on_signal)
 
 
 def claim(entry: Entry, name: str) -> Entry:
@@ -154,11 +174,3 @@ def taken(location: str) -> Callable[[str], bool]:
             return False  # no store yet, or none that can be read: that is for the first checkpoint to say
 
     return ask
-
-
-def say(line: str) -> None:
-    """One line on standard error, if there is one."""
-    try:
-        os.write(2, line.encode("utf-8", "surrogateescape") + b"\n")
-    except OSError:
-        pass

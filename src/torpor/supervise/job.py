@@ -132,7 +132,7 @@ class Job:
 
             plain = saving.save(
                 registry.check_name(name or self.name), self._reach(), _absolute(store) or self.entry.store,
-                stop=stop, files=files, encrypt_to=readers, progress=progress,
+                stop=stop, files=files, encrypt_to=readers, progress=progress, upkeep=self.entry.upkeep,
             )  # fmt: skip
             self.entry = self.entry._replace(saved=f"{plain['job']}@{plain['number']}", saved_at=time.time())
             if self.entry.alive:
@@ -166,10 +166,16 @@ class Job:
         """The same as a wait status (see os.WIFSIGNALED)."""
         from torpor.supervise.client import NoSupervisor, ask
 
-        try:
-            return int(ask(self.entry, {"do": "wait"})["status"])
-        except NoSupervisor:
-            pass
+        while True:
+            try:
+                return int(ask(self.entry, {"do": "wait"})["status"])
+            except NoSupervisor:
+                # After a crash the supervisor starts anew, as the same process, and restarts the job.
+                now = registry.read(self.entry.folder)
+                if now is None or now.supervisor != self.entry.supervisor or not now.supervisor.alive:
+                    break
+                self.entry = now
+                time.sleep(0.02)
         if self.entry.root.alive:
             try:
                 with _PidFd(self.pid) as fd:
@@ -189,34 +195,24 @@ class Job:
         Returns whether SIGKILL was needed.
         """
         found = {Pid.of(pid) for pid in members(self._reach())}
+        self._announce(number)
         _signal(found, number)
         _signal(found, signal.SIGCONT)  # stopped processes end only once they run
         if self.entry.supervisor.state == "T":
             _signal({self.entry.supervisor}, signal.SIGCONT)
-        killed = self._end(found, grace)
+        killed = end_all(self.entry, found, grace)
         self._await_supervisor()
         return killed
 
-    def _end(self, found: set[Pid], grace: float) -> bool:
-        """Wait for those processes to end, kill what is left after `grace` seconds; whether that was needed."""
-        deadline = time.monotonic() + grace
-        pause = 0.01
-        while left := _living(found):
-            if time.monotonic() >= deadline:
-                break
-            time.sleep(pause)
-            pause = min(0.1, pause * 1.5)
-        else:
-            return False
-        for _ in range(100):  # as long as something is forked faster than we look
-            for one in list(left):
-                left |= {Pid.of(pid) for pid in members(Reach(one.pid, True, self.entry.skip, one.pid))}
-            _signal(left | {self.entry.reaper}, signal.SIGKILL)
-            time.sleep(0.02)
-            left = _living(left)
-            if not left:
-                return True
-        raise TorporError(f"{self.name}: {len(left)} processes cannot be killed")
+    def _announce(self, number: int) -> None:
+        """Tell the supervisor that the job is about to be ended, so that it is not taken for a crash."""
+        from torpor.supervise.client import NoSupervisor, ask
+
+        if self.entry.supervised and self.entry.upkeep:
+            try:
+                ask(self.entry, {"do": "ending", "signal": number})
+            except NoSupervisor:
+                pass
 
     def _await_supervisor(self, seconds: float = 5.0) -> None:
         """The job is over: let its supervisor find that out, so that the name is free when we return."""
@@ -251,6 +247,31 @@ class Job:
                 if self.entry.supervised:
                     raise
         return direct()
+
+
+def end_all(entry: Entry, found: set[Pid], grace: float) -> bool:
+    """Wait for those processes of a job to end, kill what is left after `grace` seconds; whether that was needed.
+
+    Raises TorporError if that fails.
+    """
+    deadline = time.monotonic() + grace
+    pause = 0.01
+    while left := _living(found):
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(pause)
+        pause = min(0.1, pause * 1.5)
+    else:
+        return False
+    for _ in range(100):  # as long as something is forked faster than we look
+        for one in list(left):
+            left |= {Pid.of(pid) for pid in members(Reach(one.pid, True, entry.skip, one.pid))}
+        _signal(left | {entry.reaper}, signal.SIGKILL)
+        time.sleep(0.02)
+        left = _living(left)
+        if not left:
+            return True
+    raise TorporError(f"{entry.name}: {len(left)} processes cannot be killed")
 
 
 class _PidFd:

@@ -74,7 +74,7 @@ class Entry(NamedTuple):
     parent_is_reaper: with `anchor`, whether the root's parent is where the job's orphans go.
     store: absolute location of the store, '' for the default one.  started, saved_at: seconds since the
     epoch. saved: the newest checkpoint made in this run, `train@3`, or ''.  origin: the checkpoint it was
-    restarted from.
+    restarted from.  upkeep: what is done for it unasked, as `upkeep.encode` writes it.
     """
 
     name: str
@@ -94,6 +94,7 @@ class Entry(NamedTuple):
     origin: str = ""
     saved: str = ""
     saved_at: float = 0.0
+    upkeep: str = ""
     boot: str = ""
     pid_namespace: int = 0
     folder: str = ""

@@ -8,11 +8,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from torpor.model.errors import NotFound, TorporError
 from torpor.supervise.tree import Reach
 
 if TYPE_CHECKING:
-    from torpor.checkpoint.save import SaveReport
+    from torpor.checkpoint.save import SaveReport, SaveRequest
     from torpor.checkpoint.survey import CheckReport
+    from torpor.image.seal import Sealing
+    from torpor.store import Store
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """phase, bytes done, bytes in all."""
@@ -56,32 +59,93 @@ def save(
     streams: Mapping[int, int] | None = None,
     progress: Progress | None = None,
     guard: Guard | None = None,
+    upkeep: str = "",
+    why: str = "command",
 ) -> dict[str, Any]:
     """Make a checkpoint of the processes in `where` as the next one of job `name`; returns the report as
     plain values.
 
     encrypt_to: see image.seal.sealing.
     streams: what the job inherited, by its number there, and our own descriptor of it; None if we hold none.
-    Raises what `torpor.checkpoint.save.save` raises. To be called in one thread from start to end.
+    upkeep: what a restart is to go on with (upkeep.py).  why: who wants it, for the log, where all of this leaves a
+    line. Raises what `torpor.checkpoint.save.save` raises. To be called in one thread from start to end.
     """
-    from torpor.checkpoint.save import SaveRequest
     from torpor.checkpoint.save import save as run
     from torpor.image import seal
     from torpor.store import open_store
+    from torpor.supervise import audit
 
-    request = SaveRequest(
+    told: dict[str, Any] = {"job": name, "why": why, "store": store}
+    try:
+        opened = open_store(store or None)
+        told["store"] = opened.location
+        sealer = seal.sealing(encrypt_to)
+        report = run(_request(name, where, opened, sealer, stop, files, streams, progress, guard, upkeep))
+    except BaseException as error:
+        audit.record("checkpoint", error, **told)
+        raise
+    plain = plain_report(report)
+    numbers = {key: plain[key] for key in ("seconds", "pause_seconds", "bytes_total", "bytes_new")}
+    audit.record("checkpoint", **told, checkpoint=f"{report.job}@{report.number}", stopped=stop, **numbers)
+    return plain
+
+
+def _request(
+    name: str, where: Reach, store: Store, sealer: Sealing, stop: bool, files: str, streams: Mapping[int, int] | None,
+    progress: Progress | None, guard: Guard | None, upkeep: str,
+) -> SaveRequest:  # fmt: skip
+    from torpor.checkpoint.save import SaveRequest
+
+    return SaveRequest(
         name=name,
         tree=where.tree(),
-        store=open_store(store or None),
-        sealer=seal.sealing(encrypt_to),
+        store=store,
+        sealer=sealer,
         stop=stop,
         files=files,
         streams=_streams(streams),
         parent_is_reaper=where.parent_is_reaper,
         progress=progress,
         guard=guard or Guard(),
+        label={"upkeep": upkeep} if upkeep else {},
     )
-    return plain_report(run(request))
+
+
+def complete(store: str, name: str) -> list[int]:
+    """The numbers of the checkpoints of a job that can be told to be whole by their listing; none if the store cannot
+    be read."""
+    from torpor.store import open_store
+
+    try:
+        return [info.number for info in open_store(store or None).list(name) if not info.damaged]
+    except (OSError, TorporError):
+        return []
+
+
+def thin(store: str, name: str, keep: int) -> str:
+    """Remove all but the newest `keep` whole checkpoints of a job, and what only they needed. Returns what
+    went wrong, in words, or '': nothing of it concerns the checkpoint that was just made."""
+    from torpor.store import open_store
+    from torpor.supervise import audit
+    from torpor.supervise.upkeep import surplus
+
+    doomed = surplus(complete(store, name), keep)
+    trouble: BaseException | None = None
+    for number in doomed:
+        try:
+            open_store(store or None).remove(name, number)
+            audit.record("remove", job=name, checkpoint=f"{name}@{number}", why="keep", store=store)
+        except NotFound:
+            pass  # somebody else was quicker
+        except (OSError, TorporError) as error:
+            audit.record("remove", error, job=name, checkpoint=f"{name}@{number}", why="keep", store=store)
+            trouble = error
+    try:
+        if doomed:
+            open_store(store or None).collect()
+    except (OSError, TorporError) as error:
+        trouble = error
+    return f"old checkpoints of {name} could not be removed: {trouble}" if trouble else ""
 
 
 def check(where: Reach, streams: Mapping[int, int] | None = None) -> dict[str, Any]:

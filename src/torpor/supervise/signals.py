@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import struct
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from torpor.linux import signalfd
@@ -29,6 +30,9 @@ _OWN = frozenset((
 ))  # fmt: skip
 """What is about the supervisor itself, or cannot be taken."""
 
+PASSED_ON = frozenset(signal.valid_signals()) - _OWN - STOPS - {signal.SIGCHLD, signal.SIGCONT}
+"""What a supervisor that gets it passes on to the job, or does something about in its place."""
+
 
 class Got(NamedTuple):
     """One signal. sender: its pid, 0 where the kernel (the terminal) sent it or the sender is not known."""
@@ -42,12 +46,15 @@ class Signals:
     """Every signal that concerns the job, blocked and readable from `fd`.
 
     A signal that was ignored at our start (nohup, `&` in a script) stays ignored, here and in the program.
-    `before` is the mask that was in force, which the program is to get.
+    `before` is the mask that was in force, which the program is to get.  wanted: signals that are taken even if they
+    were ignored (the kernel keeps a blocked signal also then).
     """
 
-    def __init__(self) -> None:
-        taken = {number for number in signal.valid_signals() - _OWN if signal.getsignal(number) != signal.SIG_IGN}
-        taken |= {signal.SIGCHLD, *STOPS}
+    def __init__(self, wanted: Iterable[int] = ()) -> None:
+        taken: set[int] = {
+            number for number in signal.valid_signals() - _OWN if signal.getsignal(number) != signal.SIG_IGN
+        }
+        taken |= {signal.SIGCHLD, *STOPS, *wanted}
         self.taken = taken
         self.before = signal.pthread_sigmask(signal.SIG_BLOCK, taken)
         mask = sum(1 << (number - 1) for number in taken)

@@ -19,13 +19,18 @@ class Ended(NamedTuple):
     time: float
 
 
+def base() -> str:
+    """torpor's state folder; it need not exist."""
+    given = os.environ.get("XDG_STATE_HOME", "")
+    if not given.startswith("/"):
+        home = os.path.expanduser("~")
+        given = f"{home}/.local/state" if home.startswith("/") else f"/tmp/torpor-{os.geteuid()}/.state"
+    return f"{given}/torpor"
+
+
 def folder(name: str) -> str:
     """The state folder of a job; it need not exist."""
-    base = os.environ.get("XDG_STATE_HOME", "")
-    if not base.startswith("/"):
-        home = os.path.expanduser("~")
-        base = f"{home}/.local/state" if home.startswith("/") else f"/tmp/torpor-{os.geteuid()}/.state"
-    return f"{base}/torpor/jobs/{name}"
+    return f"{base()}/jobs/{name}"
 
 
 def open_log(name: str, fresh: bool) -> tuple[int, str]:

@@ -10,14 +10,16 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torpor.model.errors import TorporError
-from torpor.supervise import protocol, registry, state
+from torpor.supervise import protocol, registry, state, upkeep
+from torpor.supervise.keeper import Done, Keeper, Order
 from torpor.supervise.loop import Loop
 from torpor.supervise.registry import Entry
-from torpor.supervise.saving import Guard, Worker
+from torpor.supervise.saving import Guard, Progress, Worker
+from torpor.supervise.say import say
 from torpor.supervise.server import Connection, Server, text, texts
 from torpor.supervise.signals import STOPS, Got, Signals
 from torpor.supervise.terminal import Terminal
@@ -35,22 +37,37 @@ class Supervisor:
 
     events: descriptor on which the root's changes of state are read (restarted jobs, contract of
     `Restarted.events`), or -1: the root is our child.  streams: what the job inherited, by its number there,
-    and our own descriptor of the same open file.
+    and our own descriptor of the same open file.  seconds: how long its latest checkpoints took.  crashes: how
+    often it has crashed already. What is to be done unasked stands in the entry (`Entry.upkeep`).
     """
 
     def __init__(
-        self, entry: Entry, signals: Signals, terminal: Terminal, streams: Mapping[int, int], events: int = -1
+        self,
+        entry: Entry,
+        signals: Signals,
+        terminal: Terminal,
+        streams: Mapping[int, int],
+        events: int = -1,
+        seconds: Sequence[float] = (),
+        crashes: int = 0,
     ) -> None:
         self.entry = entry
         self.status: int | None = None
         """The root's wait status, once it has ended."""
         self.stopped_as = ""
         """The checkpoint, `train@3`, after which the job was ended on request; '' if it was not."""
+        self.crashes = crashes
+        self.again = False
+        """The job has crashed and is to be restarted: its entry is kept, and who waits for its end goes on waiting."""
+        self._upkeep = upkeep.decode(entry.upkeep)
+        self._told: set[int] = set()
+        """Signals that the job was sent from outside, as far as we know."""
         self._signals = signals
         self._terminal = terminal
         self._streams = streams
         self._events = events
         self._skip = entry.skip
+        self._trouble = ""
         self._lines = b""
         self._stop_pending = 0
         self._root_stopped = 0
@@ -61,6 +78,10 @@ class Supervisor:
         self._guard = Guard()
         self._worker = Worker()
         self._guard.on_release = self._worker.wake
+        self._keeper = Keeper(
+            self._upkeep, self._loop, self._save, lambda: self._worker.busy, self._pass_on, seconds,
+            entry.saved or entry.origin,
+        )  # fmt: skip
         self._server = Server(self._loop, {"name": entry.name, "pid": os.getpid()}, self._handle)
         # From here on a command that knows of the job can reach us, though it is answered only in `run`.
         self._listen()
@@ -73,6 +94,7 @@ class Supervisor:
             self._loop.watch(self._events, self._on_events)
         self._reap()
         self._loop.later(TICK_SECONDS, self._tick)
+        self._keeper.start()
         if not self._finished():
             self._loop.run()
         return self._end()
@@ -87,7 +109,9 @@ class Supervisor:
             elif got.number == signal.SIGCONT:
                 if self._root_stopped and not got.from_kernel and self._root_alive():
                     self._terminal.resume(self.entry.root)
-            elif not self._told_already(got):
+            elif self._told_already(got):
+                self._told.add(got.number)
+            elif self.status is not None or not self._keeper.signal(got.number):
                 self._pass_on(got.number)
         if self._reap_pending:
             self._reap()
@@ -103,6 +127,7 @@ class Supervisor:
         return bool(got.sender) and got.sender in members(reach(self.entry))
 
     def _pass_on(self, number: int) -> None:
+        self._told.add(number)
         if self._root_alive():
             try:
                 os.kill(self.entry.root.pid, number)
@@ -208,16 +233,50 @@ class Supervisor:
 
     def _end(self) -> int:
         status = self.status if self.status is not None else 255 << 8
-        for connection in self._waiting:
-            connection.finish({"result": {"status": status}})
-        for connection in self._following:
-            connection.finish({"result": {"status": status}})
-        if self.entry.log:
-            state.record_end(self.entry.log, status)  # before our entry goes: who misses that looks here
+        if self._restartable(status):
+            self.again = True
+            self.crashes += 1
+            self._clear_away(status)
+        else:
+            known = bool(self.entry.saved or self.entry.origin)
+            status = upkeep.final_status(self._upkeep, status, bool(self.stopped_as), self._keeper.interrupted, known)
+            for connection in (*self._waiting, *self._following):
+                connection.finish({"result": {"status": status}})
+            if self.entry.log:
+                state.record_end(self.entry.log, status)  # before our entry goes: who misses that looks here
         self._terminal.close(lambda: members(reach(self.entry)))
-        registry.release(self.entry)
+        if not self.again:
+            registry.release(self.entry)
         self._server.close()
         return status
+
+    def _restartable(self, status: int) -> bool:
+        """Has the job crashed, and is it to be restarted?"""
+        if self.stopped_as or not self.entry.folder or self.crashes >= self._upkeep.crashes:
+            return False
+        if not upkeep.crashed(status, self._told):
+            return False
+        from torpor.supervise import saving
+
+        if saving.complete(self.entry.store, self.entry.name):
+            return True
+        say(f"torpor: {self.entry.name} has crashed, and there is no checkpoint to restart it from")
+        return False
+
+    def _clear_away(self, status: int) -> None:
+        """The root has crashed: what else there is of the job must not meet the restarted one."""
+        from torpor.supervise import audit
+        from torpor.supervise.job import end_all
+
+        audit.record("crash", job=self.entry.name, status=os.waitstatus_to_exitcode(status), crashes=self.crashes)
+        try:
+            end_all(self.entry, {registry.Pid.of(pid) for pid in members(reach(self.entry))}, 0.0)
+        except TorporError as error:
+            say(f"torpor: {error}")
+        self.entry = self.entry._replace(
+            root=registry.NOBODY, root_vpid=0, reaper=registry.NOBODY, helpers=(), anchor=0, skip=()
+        )
+        self._write_down()
 
     # -- the commands
     # -------------------------------------------------------------------------------------------
@@ -252,6 +311,9 @@ class Supervisor:
             self._waiting.append(connection)
         elif do == "follow":
             self._following.append(connection)
+        elif do == "ending":
+            self._told.add(int(request["signal"]))
+            connection.finish({"result": {}})
         elif do == "check":
             self._check(connection)
         elif do == "checkpoint":
@@ -290,41 +352,66 @@ class Supervisor:
         self._worker.start("check", lambda: saving.check(where, streams), done)
 
     def _checkpoint(self, connection: Connection, request: protocol.Message) -> None:
-        from torpor.supervise import saving
-
-        self._free()
-        stop, files = bool(request.get("stop", False)), text(request, "files", "auto")
-        encrypt_to = texts(request, "encrypt_to")
-        store = text(request, "store") or self.entry.store
-        name = registry.check_name(text(request, "name") or self.entry.name)
-        where = reach(self.entry)
+        order = Order(
+            stop=bool(request.get("stop", False)),
+            files=text(request, "files", "auto"),
+            encrypt_to=texts(request, "encrypt_to"),
+            name=text(request, "name"),
+            store=text(request, "store"),
+        )
 
         def progress(phase: str, so_far: int, total: int) -> None:
             event = {"event": "progress", "phase": phase, "done": so_far, "total": total}
             self._worker.post(lambda: connection.send(event))
 
-        def work() -> dict[str, Any]:
-            return saving.save(
-                name, where, store,
-                stop=stop, files=files, encrypt_to=encrypt_to,
-                streams=self._streams, progress=progress, guard=self._guard,
-            )  # fmt: skip
-
         def done(result: dict[str, Any] | None, error: BaseException | None) -> None:
+            connection.finish(protocol.error_message(error) if error else {"result": result})
+
+        self._save(order, progress, done)
+
+    def _save(self, order: Order, progress: Progress, done: Done) -> None:
+        """Have a checkpoint made, and what is then one too many removed. Raises TorporError if it cannot be begun."""
+        from torpor.supervise import saving
+
+        self._free()
+        store = order.store or self.entry.store
+        name = registry.check_name(order.name or self.entry.name)
+        own = (name, store) == (self.entry.name, self.entry.store)
+        where, keep = reach(self.entry), self._upkeep.keep if own else 0
+
+        def work() -> dict[str, Any]:
+            result = saving.save(
+                name, where, store,
+                stop=order.stop, files=order.files, encrypt_to=order.encrypt_to, streams=self._streams,
+                progress=progress, guard=self._guard, upkeep=self.entry.upkeep, why=order.why,
+            )  # fmt: skip
+            trouble = saving.thin(store, name, keep) if keep else ""
+            if trouble:
+                result["notes"].append(trouble)
+                if order.why != "command" and trouble != self._trouble:
+                    say(f"torpor: {trouble}")
+            self._trouble = trouble
+            return result
+
+        def finished(result: dict[str, Any] | None, error: BaseException | None) -> None:
             if result is None or error is not None:
-                connection.finish(protocol.error_message(error or TorporError("it failed")))
+                done(None, error or TorporError("it failed"))
                 return
             self.entry = self.entry._replace(saved=f"{result['job']}@{result['number']}", saved_at=time.time())
             self._write_down()
-            if stop:
+            if order.stop:
                 self.stopped_as = self.entry.saved
+            if own:
+                self._keeper.saved(self.entry.saved, float(result["seconds"]))
             self._tell({"event": "saved", **result})
-            connection.finish({"result": result})
+            done(result, None)
 
-        self._worker.start("checkpoint", work, done)
+        self._worker.start("checkpoint", work, finished)
 
     def _on_worker(self, events: int) -> None:
         self._worker.deliver(events)
         if self._reap_pending:
             self._reap()
+        if not self._worker.busy and self.status is None:
+            self._keeper.idle()
         self._after()

@@ -199,7 +199,7 @@ def test_one_checkpoint_at_a_time_and_the_end_waits_for_it(env: Env, tmp_path: P
 
 def test_stopping_checkpoint(job: subprocess.Popen[bytes], torpor: Torpor) -> None:
     assert torpor("checkpoint", "--stop").returncode == 0
-    assert job.wait() == -9
+    assert job.wait() == 75
 
 
 def test_rude_visitors(job: subprocess.Popen[bytes], env: Env, torpor: Torpor) -> None:

@@ -1,0 +1,77 @@
+"""A job has crashed and is to be restarted: its supervisor becomes a fresh torpor, in the same process.
+
+A restart wants a process without threads, and the old one may have some; and whoever waits for this process, a batch
+system or a shell, is to go on waiting for it. So execve(2): the same pid, the same standard streams, and the job's
+entry in the registry stays ours all the time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from torpor.launch.program import fresh
+from torpor.supervise import registry, state
+from torpor.supervise.registry import Entry
+from torpor.supervise.say import say
+
+_CODE = "from torpor.launch.again import main; sys.exit(main(sys.argv[1]))"
+
+
+def become(entry: Entry, crashes: int, status: int, detached: bool, wishes: Mapping[str, Any]) -> None:
+    """Restart the job of `entry` in place of this process, which supervised it. Returns only if that is impossible.
+
+    status: the wait status that it crashed with.  wishes: fields of `restart.Wishes`.
+    """
+    plain = {key: value for key, value in wishes.items() if key not in ("progress", "clone", "name", "upkeep", "notes")}
+    told = {
+        "folder": entry.folder, "crashes": crashes, "status": status, "detached": detached, "wishes": plain,
+    }  # fmt: skip
+    sys.stdout.flush()
+    try:
+        os.execv(sys.executable, [*fresh(_CODE), json.dumps(told)])
+    except OSError as error:
+        say(f"torpor: {entry.name} cannot be restarted: {sys.executable}: {error.strerror}")
+
+
+def main(text: str) -> int:
+    """The fresh process. Returns the exit status, that of the job; if it cannot be restarted, that of its crash."""
+    from torpor.launch import restart, resume
+    from torpor.model.errors import TorporError
+    from torpor.supervise import upkeep
+    from torpor.supervise.signals import exit_with
+
+    told = json.loads(text)
+    status, crashes = int(told["status"]), int(told["crashes"])
+    wishes = restart.Wishes(**{**told["wishes"], "why": "crash"})
+    entry = registry.read(told["folder"])
+    if entry is None or entry.supervisor.pid != os.getpid():
+        say("torpor: the job that crashed is not in the registry any more; it is not restarted")
+        return exit_with(status)
+    limit = upkeep.decode(entry.upkeep).crashes
+    how = os.waitstatus_to_exitcode(status)
+    ended = f"signal {upkeep.signal_name(-how)}" if how < 0 else f"status {how}"
+    crash = f"{entry.name} has crashed ({ended}); restart {crashes} of {limit}"
+    mine = entry
+    # Blocked by the supervisor we were. What asks for a checkpoint waits for the one we shall be.
+    reactions = upkeep.decode(entry.upkeep).on_signal
+    signal.pthread_sigmask(signal.SIG_SETMASK, [number for number, action in reactions if action != "pass"])
+
+    def attempt(which: str, notes: tuple[str, ...]) -> int:
+        # Said once it runs again: the restart may cut back the file that our standard error is.
+        asked = wishes._replace(notes=(*notes, f"{crash}, from {which}"))
+        return restart.after_crash(which, mine, asked, bool(told["detached"]), crashes)
+
+    try:
+        names, notes = resume.candidates(entry.store, entry.name)
+        status = resume.first_whole(names or ([entry.origin] if entry.origin else []), notes, attempt)
+    except TorporError as error:
+        say(f"torpor: {crash}, which failed: {error}")
+        if entry.log:
+            state.record_end(entry.log, status)
+        registry.release(entry)
+    return exit_with(status)
