@@ -170,13 +170,13 @@ def test_a_crash_is_restarted(bench: Bench) -> None:
     job = start(bench, name, "--on-crash", "restart:3")
     job.ready()
     bench.must("checkpoint", name)
+    waiting = bench.popen([*bench.account.torpor, "wait", name])
     for number, word in enumerate(("crash", "exit"), 1):
         drop(bench, word)
         until(lambda number=number: f"restart {number} of 3" in errors(job), f"restart {number}")  # type: ignore[misc]
         until(lambda: running(bench, name), "the job runs again")
         ended = {"crash": "signal ABRT", "exit": "status 7"}[word]
         assert f"{name} has crashed ({ended}); restart {number} of 3, from {name}@1" in errors(job)
-    waiting = bench.popen([*bench.account.torpor, "wait", name])
     finished(bench, job)
     assert waiting.wait(harness.PATIENCE) == 0
     bench.gone("after the end")
