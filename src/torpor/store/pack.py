@@ -80,6 +80,11 @@ class Writer:
         self._upload.discard()
 
 
+def begins(data: Buffer) -> bool:
+    """Does `data` begin as a pack does that we can read?"""
+    return bytes(data[: HEAD.size]) == HEAD.pack(MAGIC, VERSION)
+
+
 def contents(backend: Backend, pack: bytes) -> Iterator[tuple[bytes, Place]]:
     """The chunks that a pack says it has: name and place. Raises Damaged, FileNotFoundError."""
     name = path(pack)
