@@ -138,7 +138,7 @@ def belongs(members: Members, number: int, queue: Queue, waiting: Iterable[int])
                 "start both in one job, or end that process",
             )
         return True
-    return members.made_here(queue.perm, queue.ctime)
+    return members.made_here(queue.perm, queue.ctime, used)
 
 
 def _unreadable(members: Members, mine: Identity, error: int) -> Refused:

@@ -134,7 +134,7 @@ def belongs(members: Members, number: int, seen: Set, pids: Sequence[int], waiti
                 "start both in one job, or end that process",
             )
         return True
-    return members.made_here(seen.perm, seen.ctime)
+    return members.made_here(seen.perm, seen.ctime, [(pid, when) for pid in pids])
 
 
 def adjustments(process: Process, number: int, values: Sequence[int]) -> list[tuple[int, int]]:

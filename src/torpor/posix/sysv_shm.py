@@ -125,7 +125,7 @@ def belongs(members: Members, number: int, segment: Segment, here: Sequence[tupl
     if segment.attached:
         return False
     used = ((segment.cpid, segment.ctime), (segment.lpid, max(segment.atime, segment.dtime)))
-    return any(members.acted(pid, when) for pid, when in used) or members.made_here(segment.perm, segment.ctime)
+    return any(members.acted(pid, when) for pid, when in used) or members.made_here(segment.perm, segment.ctime, used)
 
 
 def _attached_outside(members: Members, number: int) -> str:
