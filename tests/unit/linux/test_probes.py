@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from torpor.cli import doctor
-from torpor.linux import cpuid, kernel, masks, namespaces, proc, ptrace, trial, xsave
+from torpor.linux import cpuid, eventfd, kernel, masks, namespaces, proc, ptrace, trial, xsave
 
 ROOT = Path(__file__).parents[3]
 
@@ -188,3 +188,15 @@ def test_masked_namespaces() -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "TORPOR_WITHOUT": "user_namespace,pid_namespace"},
     )  # fmt: skip
     assert said.stdout.splitlines() == [masks.REASON] * 2
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5, 1 << 40])
+@pytest.mark.parametrize("semaphore", [0, os.EFD_SEMAPHORE])
+def test_a_semaphore_is_found_out(count: int, semaphore: int) -> None:
+    fd = eventfd.create(count, semaphore)
+    try:
+        assert eventfd.is_semaphore(fd, count) == bool(semaphore)
+        with open(f"/proc/self/fdinfo/{fd}") as info:
+            assert f"eventfd-count: {count:16x}" in info.read()
+    finally:
+        os.close(fd)
