@@ -49,15 +49,18 @@ CALLS = {
         "read readv read-end write write-half read-eventfd write-eventfd read-timerfd read-signalfd open-fifo splice"
     ),
     "call_wait.c": "wait4 waitpid-any waitid join",
-    "call_later.c": "semop semtimedop msgrcv flock fcntl",
+    "call_later.c": (
+        "semop semtimedop msgrcv msgsnd flock fcntl recv recv-timeo recvmsg-timeo recvmmsg send-timeo sendmsg "
+        "sendmmsg accept accept-timeo connect connect-tcp read-inotify mq_receive mq_timedreceive mq_send mq_timedsend"
+    ),
 }
-LATER = "recv recv-timeo recvmsg-timeo send-timeo accept accept-timeo io_getevents read-inotify"
+LATER = "io_getevents"
 
 INTERRUPTED = [Program(source, mode) for source, modes in CALLS.items() for mode in modes.split()]
 """One interrupted system call each."""
 
 GOING_ON = [*(Program("call_later.c", mode) for mode in LATER.split())]
-"""Interrupted calls on services that a restart does not bring back yet: they must go on unharmed all the same."""
+"""Interrupted calls on services that a restart does not bring back: they must go on unharmed all the same."""
 
 STATE = [
     Program("threads.c", wrong=3),

@@ -233,8 +233,10 @@ class Inventory:
                 put_back(fd, file.identity, file.contents, self)
 
     def close(self) -> None:
-        """Our own descriptors are not needed any more."""
-        for fd in (*(fd for _, _, fd in self._made.values()), *self._files.values()):
+        """Our own descriptors are not needed any more. Raises RestartFailed, Refused."""
+        watchers = [made for made in self._made.values() if hasattr(made[0], "last")]
+        mine = {fd for _, _, fd in self._made.values()} | {*self._files.values()}
+        for fd in mine - {fd for _, _, fd in watchers}:
             os.close(fd)
         for fd, _ in self.terminals.values():
             os.close(fd)
@@ -249,6 +251,9 @@ class Inventory:
                 area.close()
         for end in self._post:
             end.close()
+        for service, state, fd in watchers:
+            service.last(state, fd, self)  # type: ignore[attr-defined]
+            os.close(fd)
         self._made.clear()
         self._files.clear()
         self._memory.clear()

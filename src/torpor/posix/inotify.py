@@ -6,7 +6,8 @@ likely has it from: files and folders that the job has open, maps or runs, worki
 lines and environments, the folders above all these, and what is directly in them. With the right to open files by
 handle (CAP_DAC_READ_SEARCH: root) the filesystem is asked. A watch whose path is not found is refused, by its inode.
 
-Watches come back under the numbers they had; numbers between are used up by watches that are removed again.
+Watches come back as the very last thing, under the numbers they had; numbers between are used up by watches that are
+removed again.
 
 Events that have not been read cannot be looked at without taking them, so they are left alone. Where there were any,
 the restarted program finds one event IN_Q_OVERFLOW instead: events were lost, look for yourself, which every program
@@ -80,9 +81,17 @@ class InotifyService(DescriptorBase):
         return Instance(status_flags(fd), tuple(watches), waiting > 0)
 
     def create(self, record: Instance, restart: Restart) -> int:
-        fd = inotify.create(os.O_CLOEXEC | os.O_NONBLOCK)
+        for watch in record.watches:
+            if not os.path.lexists(watch.name):
+                raise missing(os.fsdecode(watch.name), "was watched (inotify) and is gone")
+        return inotify.create(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def last(self, record: Instance, fd: int, restart: Restart) -> None:
+        """Watch, once the restart itself has no file to touch any more: it is none of the job's news."""
         overflow = record.pending
         scratch, name = tempfile.mkstemp(prefix="torpor-")
+        os.unlink(name)  # at once: its folder may be watched
+        name = f"/proc/self/fd/{scratch}"
         try:
             last = 0
             for watch in record.watches:
@@ -100,9 +109,7 @@ class InotifyService(DescriptorBase):
             ) from error
         finally:
             os.close(scratch)
-            os.unlink(name)
         set_status(fd, record.flags)
-        return fd
 
     def _add(self, fd: int, watch: Watched) -> int:
         path = os.fsdecode(watch.name)

@@ -204,7 +204,13 @@ class Late(msgspec.Struct, frozen=True):
 
 
 class DescriptorService(Protocol):
-    """A kind of open file description."""
+    """A kind of open file description.
+
+    Steps that few have, looked for by their names: `inside(fd, seen, job)` makes what is in flight in it objects of the
+    job; `ended(fd, record)`: a saved job is about to be ended by us; `create_late(record, restart)` makes it once all
+    processes exist, in place of what `create` has made; `last(record, fd, restart)` is the very last, when the restart
+    touches nothing else any more.
+    """
 
     name: str
     """Stands in the manifest; unique."""
