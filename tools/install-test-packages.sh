@@ -35,6 +35,12 @@ need wrk wrk
 # PostgreSQL's programs are in a folder of their version.
 ls /usr/lib/postgresql/*/bin/pg_amcheck >/dev/null 2>&1 || need pg_amcheck postgresql
 need useradd passwd
+need unshare util-linux
+need munged munge
+need slurmctld slurmctld
+need slurmd slurmd
+need sbatch slurm-client
+need systemd-analyze systemd
 # Headers and libraries have no command: ask the compiler.
 if command -v gcc >/dev/null 2>&1; then
     printf '#include <stdio.h>\nint main(void){return 0;}\n' |
@@ -55,6 +61,13 @@ if ! command -v apt-get >/dev/null 2>&1; then
     exit 0
 fi
 echo "packages: installing$missing"
+# The tests start what they need of it themselves: no service is to be started by its package.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+    trap 'rm -f "$policy"' EXIT
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+fi
 # Servers are wanted as programs: Debian would start them as services.
 policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then

@@ -115,7 +115,7 @@ class Slurm:
         """Run one of Slurm's commands; what it says, '' if it fails."""
         options: dict[str, Any] = account.popen_options() if account else {}
         done = subprocess.run(
-            words, capture_output=True, text=True, cwd=cwd, env={**(env or {}), **self.environment()},
+            words, capture_output=True, text=True, cwd=cwd, env={**self.environment(), **(env or {})},
             stdin=subprocess.DEVNULL, timeout=PATIENCE, check=False, **options,
         )  # fmt: skip
         return done.stdout if done.returncode == 0 else ""
@@ -125,7 +125,7 @@ class Slurm:
         options = account.popen_options()
         done = subprocess.run(
             ["sbatch", "--parsable", *words], capture_output=True, text=True, cwd=cwd,
-            env={**env, **self.environment()}, stdin=subprocess.DEVNULL, timeout=PATIENCE, check=False, **options,
+            env={**self.environment(), **env}, stdin=subprocess.DEVNULL, timeout=PATIENCE, check=False, **options,
         )  # type: ignore[call-overload]  # fmt: skip
         if done.returncode:
             raise Failed(f"sbatch {words}: {done.stderr}\n{self.logs()}")
