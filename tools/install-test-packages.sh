@@ -40,7 +40,6 @@ need munged munge
 need slurmctld slurmctld
 need slurmd slurmd
 need sbatch slurm-client
-need systemd-analyze systemd
 # Headers and libraries have no command: ask the compiler.
 if command -v gcc >/dev/null 2>&1; then
     printf '#include <stdio.h>\nint main(void){return 0;}\n' |

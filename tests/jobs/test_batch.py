@@ -183,6 +183,26 @@ def test_a_crash_is_restarted(bench: Bench) -> None:
     assert [line["event"] for line in log(bench)] == ["checkpoint", "crash", "restart", "crash", "restart"]
 
 
+def test_what_a_crash_leaves_behind_does_not_meet_the_restarted_job(bench: Bench) -> None:
+    name, out = bench.new_name(), bench.output_file()
+    family = ["sh", "-c", 'sleep 1000 & exec "$@"', "sh", *program(bench)]
+    words = [*bench.account.torpor, "run", "--name", name, "--store", bench.store, "--on-crash", "restart:3", "--"]
+    job = _popen(bench, [*words, *family], out, name)
+    job.ready()
+    bench.must("checkpoint", name)
+    for number in (1, 2):  # the second crash is one of a restarted job
+        (before,) = _sleepers(bench)
+        drop(bench, "crash")
+        until(lambda number=number: f"restart {number} of 3" in errors(job), f"restart {number}")  # type: ignore[misc]
+        (after,) = _sleepers(bench)
+        assert after != before
+    finished(bench, job)
+
+
+def _sleepers(bench: Bench) -> list[int]:
+    return [pid for pid in harness.tagged(bench.tag) if harness.text_of_proc(f"/proc/{pid}/comm") == "sleep\n"]
+
+
 def test_crashes_have_an_end(user_bench: Bench) -> None:
     """Detached, with somebody who waits: told of the last crash, and of no other."""
     bench, name = user_bench, user_bench.new_name()
@@ -199,6 +219,26 @@ def test_crashes_have_an_end(user_bench: Bench) -> None:
     assert waiting.wait(harness.PATIENCE) == 7
     assert "restart 1 of 1" in bench.must("logs", name).out
     bench.gone("after the end")
+
+
+def test_detached(user_bench: Bench) -> None:
+    """The same without a terminal; what `wait` says is what a foreground job would have ended with."""
+    bench, name = user_bench, user_bench.new_name()
+    words = ["run", "--detach", "--name", name, "--store", bench.store, "--resume-or-start"]
+    words += ["--on-signal", "USR2=checkpoint-stop", "--stopped-status", "42", "--", *program(bench)]
+    for life in range(3):
+        said = bench.must(*words).out
+        assert said.startswith("restarted " if life else "started ")
+        until(lambda: "READY" in bench.must("logs", name).out, "READY")
+        waiting = bench.popen([*bench.account.torpor, "wait", name])
+        if life < 2:
+            (job,) = bench.must("jobs", "--json").json()
+            os.kill(job["supervisor"], signal.SIGUSR2)
+            assert waiting.wait(harness.PATIENCE) == 42
+    bench.tell()
+    assert waiting.wait(harness.PATIENCE) == 0
+    assert bench.must("logs", name).out.endswith(expected(bench) + "\n")
+    assert numbers(bench, name) == [1, 2]
 
 
 def test_an_end_that_was_asked_for_is_no_crash(user_bench: Bench) -> None:

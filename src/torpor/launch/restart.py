@@ -135,8 +135,9 @@ def restart_detached(checkpoint: str | None, store: str, wishes: Wishes) -> Star
         entry = registry.update(entry._replace(supervisor=Pid.of(os.getpid())))
         standard = _standard(wishes, (0, 1, 2))
         entry, job, opened_info = _restart(opened, info, wishes._replace(progress=progress), standard, -1, entry)
+        lasting = _absolute(wishes)
         os.chdir("/")
-        _supervise(entry, job, Terminal(-1, relay=False), standard, report, opened_info, wishes, detached=True)
+        _supervise(entry, job, Terminal(-1, relay=False), standard, report, opened_info, lasting, detached=True)
 
     def on_event(event: dict[str, object]) -> None:
         if wishes.progress is not None and event.get("event") == "progress":
@@ -233,6 +234,12 @@ def _claim(info: RootInfo, store: Store, wishes: Wishes) -> Entry:
     if claimed is None:
         raise UsageError(f"a job named {wanted} is running already; use --name")
     return claimed
+
+
+def _absolute(wishes: Wishes) -> Wishes:
+    """The same with paths that mean the same in any folder."""
+    paths = {name: getattr(wishes, name) for name in ("stdin", "stdout", "stderr")}
+    return wishes._replace(**{name: os.path.abspath(path) for name, path in paths.items() if path is not None})
 
 
 def _standard(wishes: Wishes, own: tuple[int, int, int]) -> tuple[int, int, int]:

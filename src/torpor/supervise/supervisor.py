@@ -412,6 +412,6 @@ class Supervisor:
         self._worker.deliver(events)
         if self._reap_pending:
             self._reap()
-        if not self._worker.busy and self.status is None:
+        if not self._worker.busy and self.status is None and not self.stopped_as:
             self._keeper.idle()
         self._after()
