@@ -106,6 +106,8 @@ def test_a_signal_saves_and_stops(bench: Bench) -> None:
     job.popen.terminate()
     assert job.finish() == 75, job.trace()
     assert numbers(bench, name) == [1, 2, 3]
+    shown = "--on-signal=USR1=checkpoint --on-signal=TERM=checkpoint-stop --deadline=300s"
+    assert f"a restart goes on with {shown}\n" in bench.must("inspect", name, "--store", bench.store).out
     job = start(bench, name, "--resume-or-start", "--stopped-status", "99")
     until(lambda: running(bench, name), "the job runs a third time")
     assert job.popen is not None
@@ -239,6 +241,54 @@ def test_detached(user_bench: Bench) -> None:
     assert waiting.wait(harness.PATIENCE) == 0
     assert bench.must("logs", name).out.endswith(expected(bench) + "\n")
     assert numbers(bench, name) == [1, 2]
+
+
+PYTHON = """
+import os, signal, sys, time, torpor
+name, store, command = sys.argv[1], sys.argv[2], sys.argv[3:]
+def start():
+    return torpor.run(command, name=name, store=store, resume_or_start=True, on_signal={'TERM': 'checkpoint-stop'},
+                      deadline='5m', every='1h', keep=2, on_crash='restart:1', stopped_status=33)
+job = start()
+while 'READY' not in open(job.log).read():
+    time.sleep(0.01)
+for again in (start, lambda: torpor.restart(name, store=store, stopped_status=34)):
+    os.kill(job.entry.supervisor.pid, signal.SIGTERM)
+    print(job.wait())
+    job = again()
+os.kill(job.entry.supervisor.pid, signal.SIGTERM)
+print(job.wait())
+print([info.number for info in torpor.list_checkpoints(name, store=store)])
+"""
+
+
+def test_from_python(user_bench: Bench) -> None:
+    bench, name = user_bench, user_bench.new_name()
+    process = bench.popen(
+        [bench.account.python, "-c", PYTHON, name, bench.store, *program(bench)], env=bench.env,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    out, err = process.communicate(timeout=harness.PATIENCE)
+    assert out.decode().splitlines() == ["33", "33", "34", "[2, 3]"], err.decode()
+
+
+def test_asleep_between_events(user_bench: Bench) -> None:
+    """Whatever is to be done later costs nothing now."""
+    bench, name = user_bench, user_bench.new_name()
+    job = start(bench, name, "--every", "1h", "--on-signal", "TERM=checkpoint-stop", "--deadline", "1h")
+    job.ready()
+    bench.must("checkpoint", name)
+    assert job.popen is not None
+    path = f"/proc/{job.popen.pid}/status"
+
+    def woken() -> int:
+        return int(harness.text(path).partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+
+    until(lambda: not os.listdir(f"/proc/{job.popen.pid}/task")[1:], "its worker has ended")  # type: ignore[union-attr]
+    before = woken()
+    time.sleep(1.5)
+    assert woken() - before <= 2
+    finished(bench, job)
 
 
 def test_an_end_that_was_asked_for_is_no_crash(user_bench: Bench) -> None:

@@ -38,6 +38,7 @@ def command(options: argparse.Namespace) -> int:
             "bytes_total": opened.info.bytes_total,
             "bytes_new": opened.info.bytes_new,
             "path": opened.info.path,
+            "upkeep": _upkeep(opened),
             "processes": [
                 {**process._asdict(), "descriptors": [d._asdict() for d in process.descriptors]}
                 for process in opened.processes()
@@ -55,10 +56,22 @@ def _head(opened: Checkpoint) -> list[str]:
 
     info, manifest = opened.info, opened.manifest
     saved = f"saved {moment(manifest.created)} on {manifest.machine.host} by torpor {manifest.torpor}"
+    unasked = _upkeep(opened)
     return [
         f"{opened.name}, {saved}",
         f"{size(info.bytes_total)} in all, of which {size(info.bytes_new)} new; {info.path}",
+        *([f"a restart goes on with {' '.join(unasked)}"] if unasked else []),
     ]
+
+
+def _upkeep(opened: Checkpoint) -> list[str]:
+    """What is done for the job unasked, as options of `torpor restart`."""
+    from torpor.supervise import upkeep
+
+    try:
+        return upkeep.options(upkeep.decode(str(opened.info.label.get("upkeep", ""))))
+    except ValueError:
+        return []  # of a later version
 
 
 def _processes(found: list[SavedProcess]) -> list[str]:

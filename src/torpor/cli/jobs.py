@@ -19,6 +19,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 def command(options: argparse.Namespace) -> int:
     import torpor
     from torpor.cli.text import moment, say, say_json, table
+    from torpor.supervise import upkeep
 
     running = [(job, job.processes()) for job in torpor.jobs()]
     if options.json:
@@ -36,6 +37,7 @@ def command(options: argparse.Namespace) -> int:
                 "saved": job.entry.saved,
                 "saved_at": job.entry.saved_at,
                 "store": job.entry.store,
+                "upkeep": upkeep.options(upkeep.decode(job.entry.upkeep)),
                 "log": job.log,
             }
             for job, processes in running

@@ -26,17 +26,28 @@ def run(
     store: str | None = None,
     cwd: str | None = None,
     env: Mapping[str, str] | None = None,
+    resume_or_start: bool = False,
+    every: str | None = None,
+    keep: int | None = None,
+    on_signal: Mapping[str, str] | None = None,
+    deadline: str | None = None,
+    on_crash: str | None = None,
+    stopped_status: int | None = None,
 ) -> Job:
     """Start a program as a job without a terminal; its output goes to `job.log`.
 
     name: by default made of the program's name.  store: folder for its checkpoints.  cwd, env: as for
-    subprocess. Returns once the program has really been started. Raises UsageError (a job of that name runs),
-    TorporError.
+    subprocess.  resume_or_start: restart the newest checkpoint of that name instead, if there is one.  The others as
+    the options of `torpor run` (docs/batch.md): every='10m', on_signal={'TERM': 'checkpoint-stop'},
+    on_crash='restart:3'. Returns once the program has really been started. Raises UsageError (a job of that name
+    runs), TorporError.
     """
     if not argv or isinstance(argv, str):
         raise UsageError("argv: a sequence of at least one string, the program")
-    words = ["run", "--detach", *_options(name=name, store=store), "--", *argv]
-    return _started(words, cwd, env)
+    words = ["run", "--detach", *_options(name=name, store=store)]
+    words += ["--resume-or-start"] if resume_or_start else []
+    words += _unasked(every, keep, on_signal, deadline, on_crash, stopped_status)
+    return _started([*words, "--", *argv], cwd, env)
 
 
 def restart(
@@ -53,6 +64,12 @@ def restart(
     untrusted: bool = False,
     pid_budget: float | None = None,
     in_place: bool | None = None,
+    every: str | None = None,
+    keep: int | None = None,
+    on_signal: Mapping[str, str] | None = None,
+    deadline: str | None = None,
+    on_crash: str | None = None,
+    stopped_status: int | None = None,
 ) -> Job:
     """Start a saved job again, without a terminal; what it says goes to `job.log`.
 
@@ -60,8 +77,9 @@ def restart(
     the job is still running.  stdin, stdout, stderr: files in place of /dev/null and the log.  files: 'auto'
     or 'keep'. changed_files='accept': go on although a file that the job had open for reading has changed.
     untrusted: also if it is not signed, or by nobody whose key is trusted here.
-    pid_budget: seconds that finding the old pids may take in place.  in_place: without a namespace. Raises
-    NotFound, Damaged, Untrusted, Sealed, Refused, RestartFailed.
+    pid_budget: seconds that finding the old pids may take in place.  in_place: without a namespace.  The others as
+    for `run`, in place of what the job was started with. Raises NotFound, Damaged, Untrusted, Sealed, Refused,
+    RestartFailed.
     """
     words = [
         "restart",
@@ -73,6 +91,7 @@ def restart(
     words += ["--untrusted"] if untrusted else []
     words += ["--in-place"] if in_place else []
     words += [f"--pid-budget={pid_budget}"] if pid_budget is not None else []
+    words += _unasked(every, keep, on_signal, deadline, on_crash, stopped_status)
     return _started([*words, *([checkpoint] if checkpoint else [])], None, None)
 
 
@@ -124,6 +143,18 @@ def open_checkpoint(name: str | None = None, *, store: str | None = None, untrus
     from torpor.launch.checkpoint import open_checkpoint as opened
 
     return opened(name, store, untrusted)
+
+
+def _unasked(
+    every: str | None, keep: int | None, on_signal: Mapping[str, str] | None, deadline: str | None,
+    on_crash: str | None, stopped_status: int | None,
+) -> list[str]:  # fmt: skip
+    """The options of cli/upkeep.py."""
+    given = {
+        "every": every, "keep": keep, "deadline": deadline, "on-crash": on_crash, "stopped-status": stopped_status,
+    }  # fmt: skip
+    words = _options(**{key: None if value is None else str(value) for key, value in given.items()})
+    return words + [f"--on-signal={name}={action}" for name, action in (on_signal or {}).items()]
 
 
 def _options(**given: str | None) -> list[str]:

@@ -81,6 +81,23 @@ def decode(text: str) -> Upkeep:
     return found._replace(on_signal=tuple(sorted(table.items())))
 
 
+def options(upkeep: Upkeep) -> list[str]:
+    """The same as options of `torpor run`; none for what is not done."""
+    words = []
+    if upkeep.every:
+        words.append(f"--every={upkeep.every:.12g}s")
+    if upkeep.keep:
+        words.append(f"--keep={upkeep.keep}")
+    words += [f"--on-signal={signal_name(number)}={action}" for number, action in upkeep.on_signal]
+    if upkeep.deadline:
+        words.append(f"--deadline={upkeep.deadline:.12g}s")
+    if upkeep.crashes:
+        words.append(f"--on-crash=restart:{upkeep.crashes}")
+    if upkeep.stopped_status != STOPPED_STATUS:
+        words.append(f"--stopped-status={upkeep.stopped_status}")
+    return words
+
+
 def signal_number(name: str) -> int:
     """Of `TERM`, `SIGTERM`, `15`, `RTMIN+1`. Raises UsageError."""
     upper = name.upper().removeprefix("SIG")

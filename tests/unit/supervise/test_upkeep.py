@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from torpor.cli import upkeep as cli
 from torpor.model.errors import CheckpointFailed, UsageError
 from torpor.supervise import keeper, upkeep
 from torpor.supervise.keeper import Keeper, Order
@@ -38,6 +40,16 @@ def test_nothing_is_written_for_nothing() -> None:
     assert upkeep.encode(Upkeep()) == ""
     assert upkeep.decode("") == Upkeep()
     assert '"TERM": "checkpoint"' in upkeep.encode(Upkeep(on_signal=((TERM, "checkpoint"),)))
+
+
+@given(KINDS.map(lambda wanted: wanted._replace(every=round(wanted.every, 3), deadline=round(wanted.deadline, 3))))
+def test_as_options(wanted: Upkeep) -> None:
+    """What is shown can be said, and means the same."""
+    parser = argparse.ArgumentParser()
+    cli.add(parser)
+    words = upkeep.options(wanted)
+    assert upkeep.changed(Upkeep(), cli.given(parser.parse_args(words))) == wanted
+    assert upkeep.decode(cli.encoded(parser.parse_args(words))) == wanted
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"later": 1}', '{"every": []}', '{"on_signal": {"TERM": "dance"}}',
