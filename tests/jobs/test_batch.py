@@ -105,6 +105,7 @@ def test_a_signal_saves_and_stops(bench: Bench) -> None:
     assert job.popen is not None
     job.popen.terminate()
     assert job.finish() == 75, job.trace()
+    assert "TERM: saving, about" in errors(job)  # by what the checkpoint says of itself
     assert numbers(bench, name) == [1, 2, 3]
     shown = "--on-signal=USR1=checkpoint --on-signal=TERM=checkpoint-stop --deadline=300s"
     assert f"a restart goes on with {shown}\n" in bench.must("inspect", name, "--store", bench.store).out
@@ -165,6 +166,33 @@ def test_no_time_to_save(bench: Bench) -> None:
     assert numbers(bench, name) == [1]
     finished(bench, again(bench, name))
     assert [line["outcome"] for line in log(bench) if line["event"] == "checkpoint"] == ["failed", "done"]
+
+
+def test_who_does_not_mind_the_signal_goes_on_unharmed(bench: Bench) -> None:
+    """A checkpoint that was given up half-way leaves no trace in the job, nor in the store."""
+    name, out = bench.new_name(), bench.output_file()
+    words = [
+        *bench.account.torpor,
+        "run",
+        "--name",
+        name,
+        "--store",
+        bench.store,
+        "--on-signal",
+        "TERM=checkpoint-stop",
+    ]
+    deaf = ["sh", "-c", 'trap "" TERM; exec "$@"', "sh", *program(bench, pause=20)]
+    job = _popen(bench, [*words, "--deadline", "0.001s", "--", *deaf], out, name)
+    job.ready()
+    assert job.popen is not None
+    for number in (1, 2, 3):
+        job.popen.terminate()
+        until(lambda number=number: errors(job).count("TERM is passed on to the job") == number, "given up")  # type: ignore[misc]
+    assert numbers(bench, name) == []
+    bench.must("checkpoint", name)
+    finished(bench, job)
+    bench.untell()
+    finished(bench, again(bench, name))
 
 
 def test_a_crash_is_restarted(bench: Bench) -> None:
