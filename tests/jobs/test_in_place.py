@@ -14,11 +14,7 @@ import catalogue
 import harness
 import pytest
 
-pytestmark = [
-    # Part of `make exam` until it has been shown to pass, and in how long, on a quiet machine.
-    pytest.mark.exam,
-    pytest.mark.skipif(os.getuid() != 0, reason="needs root, to take things away from an ordinary user"),
-]
+pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="needs root, to take things away from an ordinary user")
 
 CONFINE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "confine.py")
 PATIENT = ("--pid-budget", "300")

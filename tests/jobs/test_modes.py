@@ -10,9 +10,6 @@ import catalogue
 import harness
 import pytest
 
-# Part of `make exam` until it has been shown to pass, and in how long, on a quiet machine.
-pytestmark = pytest.mark.exam
-
 SOME = [
     p for p in catalogue.STATE if p.label in ("threads", "tree", "memory", "signals", "pipes", "events", "identity")
 ]

@@ -21,9 +21,6 @@ import pytest
 from accounts import STAGE
 from toolchain import SIMPLE_PATH, java, needs, once, source_digest
 
-# Part of `make exam` until it has been shown to pass, and in how long, on a quiet machine.
-pytestmark = pytest.mark.exam
-
 
 @functools.cache
 def undisturbed(*command: str) -> str:

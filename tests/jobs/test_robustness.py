@@ -21,9 +21,6 @@ import harness
 import pytest
 from test_real_programs import needs, once, source_digest
 
-# Part of `make exam` until it has been shown to pass, and in how long, on a quiet machine.
-pytestmark = pytest.mark.exam
-
 SEED = int(os.environ.get("TORPOR_TEST_SEED", "0")) or random.SystemRandom().randrange(1 << 30)
 
 

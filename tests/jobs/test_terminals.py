@@ -12,9 +12,6 @@ import catalogue
 import harness
 import pytest
 
-# Part of `make exam` until it has been shown to pass, and in how long, on a quiet machine.
-pytestmark = pytest.mark.exam
-
 SESSION = """
 import os, pty, re, select, sys, time
 go = sys.argv[1]
