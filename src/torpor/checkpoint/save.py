@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from torpor.checkpoint import survey
 from torpor.checkpoint.capture import Captured, capture, end
-from torpor.checkpoint.survey import Survey
 from torpor.checkpoint.tree import Tree
 from torpor.image import codec
 from torpor.model.errors import CheckpointFailed, NotNow, Refused
@@ -73,10 +73,9 @@ def save(request: SaveRequest) -> SaveReport:
     Raises Refused, CheckpointFailed; the job then runs on, and earlier checkpoints are whole.
     """
     began = time.perf_counter()
-    pids = request.tree.find()
-    if not pids:
+    if not request.tree.find():
         raise CheckpointFailed("the job has no processes any more")
-    refusals = Survey(pids, request.streams, request.files).refusals()
+    refusals = survey.running(request.tree, request.streams, request.files)
     if refusals:
         raise Refused(refusals)
     for pause in (0, 0.005, 0.05, 0.5, 1):

@@ -18,6 +18,10 @@ from torpor.posix.process_services import PROCESS_SERVICES, THREAD_SERVICES
 from torpor.posix.service import Descriptor, Stream
 
 
+LOOKS = 3
+"""How often something has to be seen in a running job before it is believed to be in the way."""
+
+
 class NoSink:
     """A survey saves nothing."""
 
@@ -101,7 +105,10 @@ class Survey:
             except PermissionError:
                 from torpor.tracee.freeze import why_not_traced
 
-                fields = proc.status(pid)
+                try:
+                    fields = proc.status(pid)
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
                 found.append(Refusal(pid, fields["Name"], "may not be traced by this user", why_not_traced(fields)))
         for seen in self.descriptors:
             refusal = self._refusal(seen)
@@ -113,16 +120,32 @@ class Survey:
         """Why a descriptor stands in the way. A job that runs may have closed it, or removed the file, between two of
         our looks: only what is still so after the service has looked counts."""
         while True:
-            refusal = descriptor_services.service_for(seen, self).survey(seen, self)
-            if refusal is None:
-                return None
             try:
+                refusal = descriptor_services.service_for(seen, self).survey(seen, self)
+                if refusal is None:
+                    return None
                 again = descriptors.look_at(seen.pid, seen.number, seen.process)
             except OSError:
                 return None
             if (again.target, again.dev, again.ino) == (seen.target, seen.dev, seen.ino):
                 return refusal
             seen = again
+
+
+def running(tree: Tree, streams: Sequence[Stream], files: str = "auto") -> list[Refusal]:
+    """What stands in the way of saving a job that is running.
+
+    It changes between one look and the next: a descriptor is closed, and its number used for something else, a file is
+    renamed, a process is just ending. So only what is found again counts; the survey of the stopped job is the one that
+    decides. Raises OSError only where the tree itself cannot be read.
+    """
+    found = Survey(tree.find(), streams, files).refusals()
+    for _ in range(LOOKS - 1):
+        if not found:
+            break
+        again = set(Survey(tree.find(), streams, files).refusals())
+        found = [refusal for refusal in found if refusal in again]
+    return found
 
 
 class ProcessSeen(msgspec.Struct, frozen=True):
@@ -146,7 +169,6 @@ class CheckReport(msgspec.Struct, frozen=True):
 def check(tree: Tree, streams: Sequence[Stream] = ()) -> CheckReport:
     """Survey a running job. Raises OSError only where the tree itself cannot be read."""
     pids = tree.find()
-    survey = Survey(pids, streams)
     processes = []
     for pid in pids:
         try:
@@ -162,5 +184,5 @@ def check(tree: Tree, streams: Sequence[Stream] = ()) -> CheckReport:
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
     return CheckReport(
-        tuple(str(refusal) for refusal in survey.refusals()), tuple(processes), sum(seen.bytes for seen in processes)
+        tuple(str(refusal) for refusal in running(tree, streams)), tuple(processes), sum(seen.bytes for seen in processes)
     )
