@@ -62,6 +62,8 @@ static int listener(struct thing *t, int type, struct sockaddr_storage *name, so
         in->sin6_addr = in6addr_loopback;
         *size = sizeof *in;
     }
+    int one = 1; /* as servers do; else what was killed keeps the address for a minute */
+    DO(setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one) == 0);
     DO(bind(fd, (void *)name, *size) == 0);
     if (family != AF_UNIX)
         DO(getsockname(fd, (void *)name, size) == 0);

@@ -121,8 +121,9 @@ static void use_region(struct thing *t)
             forget(t, first, count);
     } else if (what == 11 && t->sort != SEGMENT && t->n[3] == 0) { /* grow, shrink, move */
         uint64_t pages = 1 + below(MOST - 1);
-        if (t->sort == SHARED && pages > t->n[0])
-            return; /* beyond the end of the object */
+        int only_mapped = t->sort == SHARED || (t->fd[0] < 0 && t->sort != PRIVATE);
+        if (only_mapped && pages > t->n[0])
+            return; /* what is beyond all mappings of such an object is lost at a restart (docs/services.md) */
         /* mremap wants one area: the same protection all over, and the same advice */
         if (private_memory)
             DO(madvise(t->at, t->n[0] * PAGE, MADV_DOFORK) == 0 && madvise(t->at, t->n[0] * PAGE, MADV_KEEPONFORK) == 0);
@@ -135,11 +136,7 @@ static void use_region(struct thing *t)
         if (to == MAP_FAILED && errno == EFAULT)
             return; /* areas that did not become one again */
         DO(to != MAP_FAILED);
-        if (pages < t->n[0]) {
-            if (t->sort == PRIVATE || t->sort == MEMFD_PRIVATE)
-                forget(t, pages, t->n[0] - pages);
-        }
-        if (t->sort == SHARED && pages < t->n[0])
+        if (pages < t->n[0] && (only_mapped || t->sort == PRIVATE || t->sort == MEMFD_PRIVATE))
             forget(t, pages, t->n[0] - pages);
         t->at = to;
         t->n[0] = pages;

@@ -414,6 +414,8 @@ static void make_pair(struct thing *t)
         struct sockaddr_in in = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
         socklen_t size = sizeof in;
         int listening = socket(AF_INET, SOCK_STREAM, 0);
+        int one = 1;
+        DO(setsockopt(listening, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one) == 0);
         DO(listening >= 0 && bind(listening, (void *)&in, size) == 0 && listen(listening, 1) == 0);
         DO(getsockname(listening, (void *)&in, &size) == 0);
         DO((t->fd[0] = socket(AF_INET, SOCK_STREAM, 0)) >= 0 && connect(t->fd[0], (void *)&in, size) == 0);

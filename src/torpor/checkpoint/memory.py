@@ -117,7 +117,7 @@ def _objects(
         else:
             kind = objects.kind_of(mappings[0][1].path)
             size, chunks = capture.object_chunks(
-                [(process, record) for process, _, record in mappings], sink, capture.touched_pages
+                [(process, record) for process, _, record in mappings], sink, capture.shown_pages
             )
             changed = {"what": len(records)}
             records.append(MemoryObjectRecord(kind, objects.name_of(mappings[0][1].path), size, tuple(chunks)))

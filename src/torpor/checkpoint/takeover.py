@@ -21,7 +21,7 @@ from torpor.linux import proc, ptrace, pty, uio
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.proc import Area
 from torpor.linux.ptrace import NT_X86_XSTATE, Regs
-from torpor.linux.sysvipc import SHM_RDONLY
+from torpor.linux.sysvipc import SHM_RDONLY, SHM_REMAP
 from torpor.model.errors import RestartFailed
 from torpor.posix import cpu, pending
 from torpor.posix.descriptors import O_ASYNC
@@ -134,7 +134,7 @@ class Takeover:
         calls = []
         room = self._hole + self.process.hole_size - sum(self._segments.values())
         for (number, writable), size in self._segments.items():
-            calls.append(call(NR.shmat, number, room, 0 if writable else SHM_RDONLY))
+            calls.append(call(NR.shmat, number, room, SHM_REMAP | (0 if writable else SHM_RDONLY)))
             self._segment_at[number, writable] = room
             room += size
         self.process.run(calls)
@@ -183,10 +183,10 @@ class Takeover:
 
     def protect(self) -> None:
         """The contents are in: protection, advice, locks."""
-        calls: list[Call] = []
+        # Guard pages first: there are none to be had in memory that is locked already (mm/madvise.c, is_valid_guard_vma).
+        calls = [areas.guard(address, size) for address, size in self.record.guards]
         for record in self.record.areas:
             calls += areas.finish(record)
-        calls += [areas.guard(address, size) for address, size in self.record.guards]
         self.process.run(calls)
 
     def descriptors(self) -> None:

@@ -18,6 +18,7 @@ SHM_LOCK, SHM_STAT_ANY = 11, 15
 SHM_DEST, SHM_LOCKED = 0o1000, 0o2000
 """Bits of a segment's mode: to be destroyed at the last detach; locked in memory."""
 SHM_RDONLY = 0o10000
+SHM_REMAP = 0o40000
 
 SEM_GETPID, SEM_GETVAL, SEM_SETVAL, SEM_STAT_ANY = 11, 12, 16, 20
 SEM_UNDO = 0x1000

@@ -1,9 +1,11 @@
 """Connections within this machine between addresses that are given, without privilege.
 
 The end that is to have been accepted comes from a listener that stands on its address for a moment and takes
-only the peer it waits for. The other end is bound to its old port; where a connection that has just ended still
-has that (TIME_WAIT) the port is left to connect(2) to choose, out of a range of one (IP_LOCAL_PORT_RANGE), which
-succeeds about a second after the end. Addresses that cannot be had are replaced, and that is told.
+only the peer it waits for. The port of the other end is left to connect(2) to choose, out of a range of one
+(IP_LOCAL_PORT_RANGE, Linux 6.3), as it was chosen when the program connected: where a connection that has just ended
+still has it (TIME_WAIT) that succeeds about a second after the end, and never where the port was taken by bind(2), which
+is the way for ports outside of net.ipv4.ip_local_port_range (net/ipv4/inet_hashtables.c, `__inet_hash_connect`).
+Addresses that cannot be had are replaced, and that is told.
 
 A socket that is connected by `connect` without waiting keeps the state "connecting" for the system call connect: a
 program that calls it once more gets 0 instead of EISCONN, and one that was interrupted in it gets what it waits for.
@@ -146,37 +148,42 @@ class Connector:
 
     def _from(self, family: int, local: Address | None, remote: Address) -> _socket.socket:
         """A socket that is being connected from one address to another. Raises OSError (EADDRINUSE)."""
-        for by_range in (False, True):
-            one = _socket.socket(family, _NONBLOCK)
+        if local is not None:
             try:
-                one.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-                if local is not None and by_range:
-                    one.setsockopt(IP, IP_BIND_ADDRESS_NO_PORT, 1)
-                    one.bind(Address(local.ip, 0, local.scope).of_family(family))
-                    one.setsockopt(IP, IP_LOCAL_PORT_RANGE, struct.pack("=I", local.port << 16 | local.port))
-                elif local is not None:
-                    one.bind(local.of_family(family))
-                try:
-                    one.connect(remote.of_family(family))
-                except BlockingIOError:
-                    pass
-                except OSError as error:
-                    if error.errno != errno.EADDRNOTAVAIL:
-                        raise
-                    raise OSError(errno.EADDRINUSE, "the connection has just ended") from None
-                if by_range:
-                    if local is not None and inet(one.getsockname()).port != local.port:
-                        raise OSError(errno.EADDRINUSE, "the port is outside of net.ipv4.ip_local_port_range")
-                    one.setsockopt(IP, IP_LOCAL_PORT_RANGE, 0)
-                    one.setsockopt(IP, IP_BIND_ADDRESS_NO_PORT, 0)
-                return one
+                return self._connect(family, local, remote, by_range=True)
             except OSError as error:
-                one.close()
-                if local is None or (error.errno != errno.EADDRINUSE and not (by_range and error.errno in _TAKEN)):
+                if error.errno not in (*_TAKEN, errno.ENOPROTOOPT):
                     raise
-                if by_range:
-                    raise OSError(errno.EADDRINUSE, "its port is in use") from None
-        raise AssertionError
+        return self._connect(family, local, remote, by_range=False)
+
+    def _connect(self, family: int, local: Address | None, remote: Address, by_range: bool) -> _socket.socket:
+        """One attempt. by_range: connect(2) chooses the port, out of a range of one. Raises OSError."""
+        one = _socket.socket(family, _NONBLOCK)
+        try:
+            one.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+            if local is not None and by_range:
+                one.setsockopt(IP, IP_BIND_ADDRESS_NO_PORT, 1)
+                one.setsockopt(IP, IP_LOCAL_PORT_RANGE, struct.pack("=I", local.port << 16 | local.port))
+                one.bind(Address(local.ip, 0, local.scope).of_family(family))
+            elif local is not None:
+                one.bind(local.of_family(family))
+            try:
+                one.connect(remote.of_family(family))
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                if error.errno != errno.EADDRNOTAVAIL:
+                    raise
+                raise OSError(errno.EADDRINUSE, "the connection has just ended") from None
+            if local is not None and by_range:
+                if inet(one.getsockname()).port != local.port:
+                    raise OSError(errno.EADDRINUSE, "the port is outside of net.ipv4.ip_local_port_range")
+                one.setsockopt(IP, IP_LOCAL_PORT_RANGE, 0)
+                one.setsockopt(IP, IP_BIND_ADDRESS_NO_PORT, 0)
+            return one
+        except OSError:
+            one.close()
+            raise
 
     def _itself(self, family: int, address: Address) -> tuple[int, int]:
         """A socket that is connected to itself."""

@@ -35,7 +35,7 @@ from torpor.linux.libc import syscall
 from torpor.linux.proc import Area
 from torpor.linux.sysvipc import Segment
 from torpor.model.data import CHUNK_SIZE, Sink, Source
-from torpor.model.errors import CheckpointFailed, RestartFailed
+from torpor.model.errors import CheckpointFailed, NotNow, RestartFailed
 from torpor.posix.memory.area import SYSV, AreaRecord
 from torpor.posix.memory.capture import object_chunks, touched_pages
 from torpor.posix.service import Job, JobBase
@@ -116,10 +116,15 @@ def belongs(members: Members, number: int, segment: Segment, here: Sequence[tupl
     """Is it the job's? Raises Refused if it is somebody else's as well."""
     if here and segment.attached > len(here):
         outside = _attached_outside(members, number)
-        raise members.refuse(
-            f"the shared memory segment {number} (key {segment.perm.key:#x}) is attached by {outside} too",
+        refused = members.refuse(
+            f"the shared memory segment {number} (key {segment.perm.key:#x}) is attached by "
+            f"{outside or 'a process outside the job'} too",
             "start both in one job, or let one of them detach it (shmdt)",
         )
+        # Where nobody is seen to have it, a process of the job may just be ending, and give its memory up.
+        raise refused if outside else NotNow(refused.refusals)
+    if not here and segment.perm.mode & sysvipc.SHM_DEST:
+        return False  # it goes with whoever still has it: outside the job, or just ending
     if here or members.private:
         return True
     if segment.attached:
@@ -129,6 +134,7 @@ def belongs(members: Members, number: int, segment: Segment, here: Sequence[tupl
 
 
 def _attached_outside(members: Members, number: int) -> str:
+    """Who else has it attached, in words; '' where nobody is seen to."""
     inside = {process.pid for process in members.processes}
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) in inside:
@@ -138,7 +144,7 @@ def _attached_outside(members: Members, number: int) -> str:
                 return f"process {name} ({proc.comm(int(name))}) outside the job"
         except OSError:
             continue
-    return "a process outside the job"
+    return ""
 
 
 def _capture(

@@ -79,10 +79,10 @@ def kind_of(area: Area, flags: frozenset[str]) -> str:
         return KERNEL
     if "dp" in flags:
         return DROPPABLE
+    if path.startswith("/SYSV") and path.endswith(" (deleted)"):
+        return SYSV  # first of all: its inode number is the segment's id, and the first segment of a namespace has id 0
     if area.ino == 0 or (path == "/anon_hugepage (deleted)" and area.perms[3] == "p"):
         return ANONYMOUS
-    if path.startswith("/SYSV") and path.endswith(" (deleted)"):
-        return SYSV
     if path.endswith(" (deleted)"):
         return OBJECT
     return FILE
@@ -139,7 +139,11 @@ def finish(record: AreaRecord) -> list[Call]:
             # Advice the kernel of this host was built without is no loss of state.
             calls.append(call(NR.madvise, record.start, record.size, ADVICE[flag], accept=(22,)))
     if "lo" in record.flags:
-        calls.append(call(NR.mlock2, record.start, record.size, 1 if "lf" in record.flags else 0))
+        # MLOCK_ONFAULT fails only where the limit is reached. mlock(2) also fails where a page cannot be had (PROT_NONE,
+        # beyond the end of a file), having locked the area all the same (mm/mlock.c): the program was told that, too.
+        calls.append(call(NR.mlock2, record.start, record.size, 1))
+        if "lf" not in record.flags:
+            calls.append(call(NR.mlock2, record.start, record.size, 0, accept=(11, 12)))
     return calls
 
 

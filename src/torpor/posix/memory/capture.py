@@ -208,6 +208,23 @@ def touched_pages(process: Process, record: AreaRecord) -> bytes:
     return b"".join(parts)
 
 
+def shown_pages(process: Process, record: AreaRecord) -> bytes:
+    """The same for a mapping of any kind: without the pages of a private one that are copies of the process' own, which
+    are not what the object holds."""
+    seen = touched_pages(process, record)
+    if record.shared:
+        return seen
+    shown = bytearray(seen)
+    pagemap = Pagemap(process.pid)
+    try:
+        for start, end in pagemap.private(record.start, record.end):
+            first, count = (start - record.start) // PAGE, (end - start) // PAGE
+            shown[first : first + count] = bytes(count)
+    finally:
+        pagemap.close()
+    return bytes(shown)
+
+
 def _swaps() -> bool:
     """Is any swap space in use?"""
     return any(int(line.split()[3]) for line in proc.text("/proc/swaps").splitlines()[1:])
