@@ -169,7 +169,10 @@ class UnixService(DescriptorBase):
             return record
         them = table.diag.get(me.peer)
         other = unix(peer_name(fd))
-        record = replace(record, state=CONNECTED, peer_name=Name(other), peer=me.peer)
+        listener = table.listeners.get(other, 0)
+        # A relative path means something in one folder only.
+        there = self._name_of(table.diag[listener], table, job) if listener else find_file(other, None, seen, job)
+        record = replace(record, state=CONNECTED, peer_name=there, peer=me.peer)
         if them is not None:
             near = table.seen[them.ino]
             _, user, group = _credentials(job.hold(near.pid, near.number))
