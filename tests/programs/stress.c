@@ -20,7 +20,7 @@ static const struct kind *const kinds[] = {&channel, &region, &file,  &counter, 
 #define KINDS (int)(sizeof kinds / sizeof *kinds)
 
 struct result {
-    uint64_t rounds, answer, used[KINDS];
+    uint64_t rounds, answer, used[KINDS], part[KINDS];
 };
 
 /* What a process has once: it is changed, and must have stayed what it was. */
@@ -58,20 +58,19 @@ static void attributes(void)
         sprintf(own.name, "w%d-%llu", worker, (unsigned long long)below(1000));
         prctl(PR_SET_NAME, own.name);
         break;
-    case 4: /* a pending alarm, a working directory that is gone: for this moment only */
-        sprintf(path, "w.%d.%llu", worker, (unsigned long long)round_now);
+    case 4: /* another working directory, for this moment only */
+        sprintf(path, "w.%d", worker);
         int back = open(".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         DO(back >= 0);
         DO(mkdir(path, 0700) == 0 || errno == EEXIST);
         DO(chdir(path) == 0);
-        sprintf(seen, "../%s", path);
-        DO(rmdir(seen) == 0);
-        DO(open("x", O_CREAT | O_RDWR, 0600) == -1 && errno == ENOENT);
+        DO(getcwd(seen, sizeof seen) && strcmp(strrchr(seen, '/') + 1, path) == 0);
         DO(fchdir(back) == 0 && close(back) == 0);
         break;
     }
 }
 
+/* The rounds of a worker: all things are equal in what can happen to them. */
 static void one_round(struct result *result)
 {
     struct thing *t = &things[below(SLOTS)];
@@ -79,6 +78,9 @@ static void one_round(struct result *result)
         attributes();
         return;
     }
+    for (int i = 0; i < KINDS; i++)
+        if (kinds[i] == t->kind)
+            part = &result->part[i];
     if (t->kind && one_in(9)) {
         t->kind->end(t);
         memset(t, 0, sizeof *t);
@@ -93,6 +95,7 @@ static void one_round(struct result *result)
         memset(t, 0, sizeof *t);
         t->id = ++next_id;
         t->fd[0] = t->fd[1] = t->fd[2] = t->fd[3] = -1;
+        part = &result->part[which];
         kinds[which]->make(t);
         t->kind = kinds[which];
         result->used[which]++;
@@ -164,8 +167,9 @@ int main(int argc, char **argv)
         all = mix(all, results[i].answer);
     }
     for (int k = 0; k < KINDS; k++)
-        sprintf(counts + strlen(counts), " %s %llu", kinds[k]->name,
-                (unsigned long long)(results[0].used[k] + results[1].used[k] + results[2].used[k]));
+        sprintf(counts + strlen(counts), " %s %llu %04llx", kinds[k]->name,
+                (unsigned long long)(results[0].used[k] + results[1].used[k] + results[2].used[k]),
+                (unsigned long long)(results[0].part[k] + results[1].part[k] + results[2].part[k]) & 0xffff);
     say("MADE%s", counts);
     say("ANSWER %s %016llx", line, (unsigned long long)all);
     ok();

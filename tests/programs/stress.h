@@ -62,7 +62,12 @@ UNUSED static uint64_t chance(void)
 UNUSED static uint64_t below(uint64_t n) { return chance() % n; }
 UNUSED static int one_in(uint64_t n) { return below(n) == 0; }
 
-UNUSED static void fold(uint64_t value) { answer = mix(answer, value); }
+static uint64_t *part; /* of the answer, of the kind of thing that is being treated: says where to look */
+UNUSED static void fold(uint64_t value)
+{
+    answer = mix(answer, value);
+    *part = mix(*part, value);
+}
 
 /* The byte at a position of what a flow carries. */
 UNUSED static unsigned char byte_of(uint64_t seed, uint64_t at)

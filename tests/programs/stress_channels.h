@@ -106,8 +106,10 @@ static void make_channel(struct thing *t)
     case FIFO:
         sprintf(t->path, "p.%d.%llu", worker, (unsigned long long)t->id);
         unlink(t->path);
-        DO(mkfifo(t->path, 0600) == 0);
-        t->fd[1] = open(t->path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+        do { /* until it is open it is only a name in the world outside, which a restart does not turn back */
+            DO(mkfifo(t->path, 0600) == 0 || errno == EEXIST);
+            t->fd[1] = open(t->path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+        } while (t->fd[1] < 0 && errno == ENOENT);
         t->fd[0] = open(t->path, O_WRONLY | O_CLOEXEC);
         DO(t->fd[0] >= 0 && t->fd[1] >= 0);
         DO(fcntl(t->fd[1], F_SETFL, 0) == 0);

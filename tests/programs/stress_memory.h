@@ -11,7 +11,8 @@ enum origin { PRIVATE, SHARED, MEMFD, MEMFD_PRIVATE, MAPPED_FILE, SEGMENT, ORIGI
 #endif
 
 /* kept[i]: what page i holds: 0 zeros, else the number its words come from. kept[MOST + i]: its protection.
-   n[0]: pages. n[1]: 1 DONTFORK, 2 WIPEONFORK. n[2]: id of a segment. n[3]: the first page guarded, + 1. */
+   n[0]: pages. n[1]: 1 DONTFORK, 2 WIPEONFORK. n[2]: id of a segment. n[3]: the page
+   guarded, + 1. n[6]: parts of it have been treated differently. */
 static uint64_t protection(struct thing *t, uint64_t page) { return t->kept[MOST + page]; }
 
 static void make_region(struct thing *t)
@@ -110,6 +111,7 @@ static void use_region(struct thing *t)
             look_at_page(t, i);
     } else if (what == 9) { /* protect */
         int prot = (int[]){PROT_NONE, PROT_READ, PROT_READ | PROT_WRITE, PROT_READ | PROT_WRITE}[below(4)];
+        t->n[6] = 1;
         DO(mprotect(start, count * PAGE, prot) == 0);
         for (uint64_t i = first; i < first + count; i++)
             t->kept[MOST + i] = prot;
@@ -124,17 +126,9 @@ static void use_region(struct thing *t)
         int only_mapped = t->sort == SHARED || (t->fd[0] < 0 && t->sort != PRIVATE);
         if (only_mapped && pages > t->n[0])
             return; /* what is beyond all mappings of such an object is lost at a restart (docs/services.md) */
-        /* mremap wants one area: the same protection all over, and the same advice */
-        if (private_memory)
-            DO(madvise(t->at, t->n[0] * PAGE, MADV_DOFORK) == 0 && madvise(t->at, t->n[0] * PAGE, MADV_KEEPONFORK) == 0);
-        DO(mprotect(t->at, t->n[0] * PAGE, PROT_READ | PROT_WRITE) == 0);
-        DO(munlock(t->at, t->n[0] * PAGE) == 0);
-        for (int i = 0; i < MOST; i++)
-            t->kept[MOST + i] = PROT_READ | PROT_WRITE;
-        t->n[1] = 0;
+        if (t->n[6])
+            return; /* mremap wants one area, and these may be several, or have become one again */
         void *to = mremap(t->at, t->n[0] * PAGE, pages * PAGE, MREMAP_MAYMOVE);
-        if (to == MAP_FAILED && errno == EFAULT)
-            return; /* areas that did not become one again */
         DO(to != MAP_FAILED);
         if (pages < t->n[0] && (only_mapped || t->sort == PRIVATE || t->sort == MEMFD_PRIVATE))
             forget(t, pages, t->n[0] - pages);
@@ -147,9 +141,11 @@ static void use_region(struct thing *t)
         DO(madvise(t->at, t->n[0] * PAGE, t->n[1] == 2 ? MADV_WIPEONFORK : MADV_KEEPONFORK) == 0);
     } else if (what == 13) {
         int advice = (int[]){MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_SEQUENTIAL, MADV_RANDOM, MADV_DONTDUMP}[below(5)];
+        t->n[6] = 1;
         if (t->sort != SEGMENT)
             madvise(start, count * PAGE, advice); /* what this kernel does not know is no matter */
     } else if (what == 14) {
+        t->n[6] = 1;
         if (one_in(2) && count < 8)
             mlock(start, count * PAGE); /* within the limit, or not: it must not change anything */
         else

@@ -184,5 +184,7 @@ def check(tree: Tree, streams: Sequence[Stream] = ()) -> CheckReport:
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
     return CheckReport(
-        tuple(str(refusal) for refusal in running(tree, streams)), tuple(processes), sum(seen.bytes for seen in processes)
+        tuple(str(refusal) for refusal in running(tree, streams)),
+        tuple(processes),
+        sum(seen.bytes for seen in processes),
     )

@@ -67,8 +67,19 @@ def error_message(error: BaseException) -> Message:
         plain["refusals"] = [list(refusal) for refusal in error.refusals]
     elif not isinstance(error, errors.TorporError):
         text = str(error) or type(error).__name__
-        plain["text"] = text if isinstance(error, OSError) else f"{type(error).__name__}: {text}"
+        plain["text"] = text if isinstance(error, OSError) else f"{type(error).__name__}: {text}{_place(error)}"
     return {"error": plain}
+
+
+def _place(error: BaseException) -> str:
+    """Where a defect of torpor's own showed: whoever reports it has nothing else to tell."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None:
+        return ""
+    module = last.tb_frame.f_globals.get("__name__", "?")
+    return f" (in {module}, line {last.tb_lineno}: a defect of torpor's, please report it)"
 
 
 def raised(plain: Message) -> errors.TorporError:

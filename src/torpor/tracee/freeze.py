@@ -15,7 +15,7 @@ from torpor.linux.arch.x86_64_code import MAGIC, SIZE
 from torpor.model.errors import CheckpointFailed, Refusal, Refused
 from torpor.tracee import padding
 from torpor.tracee.process import LivingProcess, rseq_abort
-from torpor.tracee.task import NOT_IN_CALL, Task
+from torpor.tracee.task import NOT_IN_CALL, Gone, Task
 
 STOP_SIGNALS = (19, 20, 21, 22)
 """SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU."""
@@ -58,8 +58,8 @@ class Frozen:
     def _detach(self, pid: int) -> None:
         try:
             self.processes.pop(pid).detach()
-        except ProcessLookupError:
-            pass
+        except (ProcessLookupError, FileNotFoundError, Gone):
+            pass  # killed meanwhile; the others are to go on all the same
 
     def kill(self) -> None:
         """End every process where it stands; none of them executes another instruction of its own."""
@@ -152,9 +152,12 @@ def _stop_process(frozen: Frozen, pid: int, deadline: float) -> bool:
             stop = _await_stop(pid, tid, deadline)
             if stop is None:
                 continue
-            task = known.add(tid)
-            task.stop_signal = stop
-            _undo_eintr(task)
+            try:
+                task = known.add(tid)
+                task.stop_signal = stop
+                _undo_eintr(task)
+            except (ProcessLookupError, FileNotFoundError):
+                continue  # killed where it stood
             news = True
     if not known.tasks:
         # All of it ended before it could be stopped: the next look finds a zombie, or nothing.

@@ -121,7 +121,11 @@ class StubProcess(Process):
         seat = Seat(code.loop, code.one, code.stop, 0, SCRATCH_SIZE, self._signal)
         # The rest is kept free from what is mapped wherever there is room, such as an attached segment.
         rest = self.hole_size - (self.room - self.hole)
-        for at, size, prot in ((self.hole, CODE_SIZE, 5), (self.hole + CODE_SIZE, SCRATCH_SIZE, 3), (self.room, rest, 0)):
+        for at, size, prot in (
+            (self.hole, CODE_SIZE, 5),
+            (self.hole + CODE_SIZE, SCRATCH_SIZE, 3),
+            (self.room, rest, 0),
+        ):
             regs = task.go(seat, code.one, rax=NR.mmap, rdi=at, rsi=size, rdx=prot, r10=0x100022, r8=-1, r9=0)
             if regs.rbx != at:
                 raise RestartFailed(f"process {self.vpid}: no room at {at:#x}")
