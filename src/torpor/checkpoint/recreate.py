@@ -25,7 +25,7 @@ from torpor.posix.memory import objects as memory_objects
 from torpor.posix.memory.area import FILE, PROT_WRITE
 from torpor.posix.memory.objects import MemoryObjectRecord
 from torpor.posix.rewind import put_back
-from torpor.posix.service import DescriptorService, Late
+from torpor.posix.service import DescriptorService, Late, Restart
 from torpor.posix.sysv_shm import SharedMemoryService, SharedSegments
 
 
@@ -118,10 +118,11 @@ class Inventory:
             if not mapped and not any(process.exe == number for process in self.manifest.processes):
                 continue
             writing = any(area.shared and area.prot & PROT_WRITE for area in mapped)
+            may_write = any(area.shared and area.may_write for area in mapped)
             if file.contents is not None and self.files != "keep":
                 regular.make_missing(file.identity, self)
             try:
-                fd = os.open(file.identity.path, (os.O_RDWR if writing else os.O_RDONLY) | os.O_CLOEXEC | os.O_NOCTTY)
+                fd = _open_mapped(file.identity.path, may_write, writing, self)
             except OSError as error:
                 raise RestartFailed(f"{file.identity.path}: {error.strerror}") from error
             self._files[number] = self._lift(fd)
@@ -294,3 +295,16 @@ def _nameless(path: str) -> int:
         # The name is in use again, or its folder is gone or closed to us: any file will do.
         fd = os.memfd_create(os.path.basename(path)[:200], os.MFD_CLOEXEC)
     return fd
+
+
+def _open_mapped(path: str, may_write: bool, writing: bool, restart: Restart) -> int:
+    """A file to be mapped. may_write: it was opened for writing before it was mapped shared; writing: it is mapped
+    writable now, so that nothing less will do. Raises OSError."""
+    if may_write:
+        try:
+            return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
+        except OSError as error:
+            if writing:
+                raise
+            restart.say(f"{path} is mapped for reading only: {error.strerror}")
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)

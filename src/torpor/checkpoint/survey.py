@@ -17,7 +17,6 @@ from torpor.posix.memory import obstacles
 from torpor.posix.process_services import PROCESS_SERVICES, THREAD_SERVICES
 from torpor.posix.service import Descriptor, Stream
 
-
 LOOKS = 3
 """How often something has to be seen in a running job before it is believed to be in the way."""
 

@@ -183,7 +183,7 @@ class Takeover:
 
     def protect(self) -> None:
         """The contents are in: protection, advice, locks."""
-        # Guard pages first: there are none to be had in memory that is locked already (mm/madvise.c, is_valid_guard_vma).
+        # Guard pages first: none are to be had in memory that is locked (mm/madvise.c, is_valid_guard_vma).
         calls = [areas.guard(address, size) for address, size in self.record.guards]
         for record in self.record.areas:
             calls += areas.finish(record)
@@ -358,7 +358,7 @@ class Takeover:
         if record.kind == OBJECT:
             if record.descriptor < 0:
                 return self.inventory.memory(record.what)
-            return self.inventory.mappable(record.descriptor, record.shared and bool(record.prot & PROT_WRITE))
+            return self.inventory.mappable(record.descriptor, record.shared and record.may_write)
         return self.inventory.file(record.what)
 
     def _parked_at(self, record: AreaRecord) -> int:

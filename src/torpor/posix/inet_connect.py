@@ -3,8 +3,8 @@
 The end that is to have been accepted comes from a listener that stands on its address for a moment and takes
 only the peer it waits for. The port of the other end is left to connect(2) to choose, out of a range of one
 (IP_LOCAL_PORT_RANGE, Linux 6.3), as it was chosen when the program connected: where a connection that has just ended
-still has it (TIME_WAIT) that succeeds about a second after the end, and never where the port was taken by bind(2), which
-is the way for ports outside of net.ipv4.ip_local_port_range (net/ipv4/inet_hashtables.c, `__inet_hash_connect`).
+still has it (TIME_WAIT) that succeeds about a second after the end, and never where the port was taken by bind(2).
+That is the way for ports outside of net.ipv4.ip_local_port_range (net/ipv4/inet_hashtables.c, `__inet_hash_connect`).
 Addresses that cannot be had are replaced, and that is told.
 
 A socket that is connected by `connect` without waiting keeps the state "connecting" for the system call connect: a

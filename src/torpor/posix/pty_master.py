@@ -146,12 +146,12 @@ class Ground:
 
     def __init__(self, family: tuple[int, ...], restart: Restart) -> None:
         self.instance = -1
-        if any(os.path.lexists(f"{_PTS}/{index}") for index in family):
+        taken = next((index for index in family if os.path.lexists(f"{_PTS}/{index}")), -1)
+        if taken >= 0:
             try:
                 self.instance = restart.devpts()
             except OSError:
                 return  # other numbers, then
-            taken = next(index for index in family if os.path.lexists(f"{_PTS}/{index}"))
             restart.say(f"{_PTS}/{taken} is taken on this host: the job has pseudo-terminals of its own in {_PTS}")
 
     def open(self, wanted: int, restart: Restart) -> int:

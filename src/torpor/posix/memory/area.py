@@ -35,7 +35,8 @@ ADVICE = {"sr": 2, "rr": 1, "dc": 10, "mg": 12, "hg": 14, "nh": 15, "dd": 16, "w
 """VmFlags that are set by madvise(2), and the advice."""
 
 MAY_WRITE = "mw"
-"""The VmFlag of an area that may be made writable; recorded for System V segments only."""
+"""The VmFlag of an area that may be made writable; recorded for shared areas only, where it depends on how the file was
+opened."""
 
 KEPT = frozenset(("gd", "nr", "ac", "lo", "lf", "ht", "sl", *ADVICE))
 """VmFlags that are recorded."""
@@ -65,6 +66,11 @@ class AreaRecord(msgspec.Struct, frozen=True):
     @property
     def size(self) -> int:
         return self.end - self.start
+
+    @property
+    def may_write(self) -> bool:
+        """May a shared area be written to, if not as it is then after mprotect(2)?"""
+        return bool(self.prot & PROT_WRITE) or MAY_WRITE in self.flags
 
 
 def prot_of(perms: str) -> int:
@@ -139,8 +145,8 @@ def finish(record: AreaRecord) -> list[Call]:
             # Advice the kernel of this host was built without is no loss of state.
             calls.append(call(NR.madvise, record.start, record.size, ADVICE[flag], accept=(22,)))
     if "lo" in record.flags:
-        # MLOCK_ONFAULT fails only where the limit is reached. mlock(2) also fails where a page cannot be had (PROT_NONE,
-        # beyond the end of a file), having locked the area all the same (mm/mlock.c): the program was told that, too.
+        # MLOCK_ONFAULT fails only where the limit is reached. mlock(2) also fails where a page cannot be had
+        # (PROT_NONE, beyond the end of a file), having locked the area all the same (mm/mlock.c): the program was told.
         calls.append(call(NR.mlock2, record.start, record.size, 1))
         if "lf" not in record.flags:
             calls.append(call(NR.mlock2, record.start, record.size, 0, accept=(11, 12)))

@@ -59,7 +59,7 @@ def look(process: Process) -> list[Seen]:
             name = paths.other_name(area.path, area.dev, area.ino)
             if name:
                 area, kind = area._replace(path=name), FILE
-        kept = KEPT | {MAY_WRITE} if kind == SYSV else KEPT
+        kept = KEPT | {MAY_WRITE} if area.perms[3] == "s" else KEPT
         record = AreaRecord(
             area.start, area.end, kind, prot_of(area.perms), area.perms[3] == "s",
             tuple(sorted(flags & kept)), area.offset, area.ino if kind == SYSV else -1, -1,
