@@ -27,7 +27,7 @@ from torpor.posix import cpu, pending
 from torpor.posix.descriptors import O_ASYNC
 from torpor.posix.memory import area as areas
 from torpor.posix.memory import layout, vdso
-from torpor.posix.memory.area import ANONYMOUS, KERNEL, MAY_WRITE, OBJECT, PROT_WRITE, SYSV, AreaRecord
+from torpor.posix.memory.area import ANONYMOUS, KERNEL, MAY_WRITE, OBJECT, SYSV, AreaRecord
 from torpor.posix.process_services import PROCESS_SERVICES, THREAD_SERVICES
 from torpor.posix.service import Stage, Steps
 from torpor.tracee.call import ANY, Call, In, Out, call
