@@ -49,6 +49,7 @@ POSTGRES = ("postgres", "initdb", "pgbench", "psql", "pg_amcheck")
 SERVERS = {
     "redis": Server("redis_pipeline.py", ("redis-server",)),
     "nginx": Server("nginx_load.py", ("nginx", "wrk")),
+    "nginx-close": Server("nginx_load.py", ("nginx", "wrk"), more=("close",)),
     "postgres": Server("pg_transactions.py", POSTGRES, save=("--files=save",), root=False),
     "multiprocessing": Server("pools.py", more=("multiprocessing",)),
     "processes": Server("pools.py", more=("processes",)),

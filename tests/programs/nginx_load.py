@@ -1,8 +1,8 @@
 """nginx under the load of wrk and of clients that check every body.
 
-Usage: nginx_load.py GO FOLDER. Two workers serve files from nothing to 3 MB by sendfile(2), over TCP and a UNIX socket,
-and pass some requests on to themselves. When GO appears: wrk has seen no socket error, no timeout and no status but
-200, and every body was right.
+Usage: nginx_load.py GO FOLDER [close]. Two workers serve files from nothing to 3 MB by sendfile(2), over TCP and a UNIX
+socket, and pass some requests on to themselves. With `close`, wrk makes a new connection for every request. When GO
+appears: wrk has seen no socket error, no timeout and no status but 200, and every body was right.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import serving
 from serving import fail
 
 GO, FOLDER = sys.argv[1:3]
+CLOSE = sys.argv[3:] == ["close"]
 SIZES = (0, 1, 700, 12_345, 300_000, 3_000_000)
 CONF = """
 worker_processes 2;
@@ -95,7 +96,8 @@ def main() -> None:
     server = serving.start("nginx", "-p", FOLDER, "-c", f"{FOLDER}/nginx.conf", "-e", log, "-g", "daemon off;")
     serving.connected(("127.0.0.1", port)).close()
     load = serving.start(
-        "wrk", "-t", "2", "-c", "40", "-d", "3600s", "--timeout", "60s", f"http://127.0.0.1:{port}/12345",
+        "wrk", "-t", "2", "-c", "40", "-d", "3600s", "--timeout", "60s",
+        "-H", "Connection: close" if CLOSE else "Connection: keep-alive", f"http://127.0.0.1:{port}/12345",
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     clients = [Client(number, port) for number in range(6)]

@@ -67,10 +67,13 @@ class EpollService(DescriptorBase):
     def survey(self, seen: Descriptor, job: Job) -> Refusal | None:
         if all(target(watch, seen, job) for watch in epoll.watches(seen.info)):
             return None
-        # The job may be running and have changed since it was looked at: once more, with what there is now.
+        # The job may be running and have changed since it was looked at: once more, with what there is now. Only a
+        # watch that outlasts our search counts; one that came and went with its descriptor does not.
         try:
-            for watch in epoll.watches(proc.text(f"/proc/{seen.pid}/fdinfo/{seen.number}").splitlines()):
-                if not target(watch, seen, job) and not _is_anywhere(watch, seen, job):
+            lost = [w for w in _watches_now(seen) if not target(w, seen, job) and not _is_anywhere(w, seen, job)]
+            left = {(watch.number, watch.ino) for watch in _watches_now(seen)} if lost else ()
+            for watch in lost:
+                if (watch.number, watch.ino) in left:
                     return _refusal(seen, watch)
         except OSError:
             pass  # gone meanwhile
@@ -122,6 +125,10 @@ def target(watch: epoll.Watch, seen: Descriptor, job: Job) -> Descriptor | None:
         if kcmp.is_epoll_target(one.pid, one.number, seen.pid, seen.number, watch.number, watch.which):
             return one
     return None
+
+
+def _watches_now(seen: Descriptor) -> list[epoll.Watch]:
+    return epoll.watches(proc.text(f"/proc/{seen.pid}/fdinfo/{seen.number}").splitlines())
 
 
 def _is_anywhere(watch: epoll.Watch, seen: Descriptor, job: Job) -> bool:
