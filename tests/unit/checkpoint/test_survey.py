@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 from torpor.checkpoint.survey import Survey
@@ -31,3 +33,29 @@ def test_what_is_closed_or_replaced_meanwhile_is_no_obstacle(tmp_path: Path) -> 
     os.close(other)
     os.close(fd)
     assert refusals(survey) == []
+
+
+CHURN = """
+import select, socket, sys
+instance = select.epoll()
+print("ready", flush=True)
+while True:
+    pairs = [socket.socketpair() for _ in range(8)]
+    for pair in pairs:
+        for one in pair:
+            instance.register(one, select.EPOLLIN)
+    for pair in pairs:
+        for one in pair:
+            one.close()
+"""
+
+
+def test_watches_that_come_and_go_are_no_obstacle() -> None:
+    with subprocess.Popen([sys.executable, "-c", CHURN], stdout=subprocess.PIPE) as child:
+        try:
+            assert child.stdout is not None and child.stdout.readline() == b"ready\n"
+            for _ in range(20):
+                found = [str(one) for one in Survey([child.pid], []).refusals() if "epoll" in str(one)]
+                assert not found
+        finally:
+            child.kill()
