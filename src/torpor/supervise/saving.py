@@ -85,7 +85,7 @@ def save(
         audit.record("checkpoint", error, **told)
         raise
     plain = plain_report(report)
-    numbers = {key: plain[key] for key in ("seconds", "pause_seconds", "bytes_total", "bytes_new")}
+    numbers = {key: round(plain[key], 4) for key in ("seconds", "pause_seconds", "bytes_total", "bytes_new")}
     audit.record("checkpoint", **told, checkpoint=f"{report.job}@{report.number}", stopped=stop, **numbers)
     return plain
 
