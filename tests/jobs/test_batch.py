@@ -262,7 +262,7 @@ def test_detached(user_bench: Bench) -> None:
         until(lambda: "READY" in bench.must("logs", name).out, "READY")
         waiting = bench.popen([*bench.account.torpor, "wait", name])
         if life < 2:
-            (job,) = bench.must("jobs", "--json").json()
+            (job,) = [job for job in bench.must("jobs", "--json").json() if job["name"] == name]
             os.kill(job["supervisor"], signal.SIGUSR2)
             assert waiting.wait(harness.PATIENCE) == 42
     bench.tell()
