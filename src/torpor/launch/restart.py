@@ -323,7 +323,6 @@ def _supervise(
     """The job runs: everything from here on may take its time."""
     gc.enable()  # see cli/restart.py
     from torpor.launch.run import answered
-    from torpor.supervise import audit
     from torpor.supervise.signals import Signals
     from torpor.supervise.supervisor import Supervisor
 
@@ -337,6 +336,8 @@ def _supervise(
         report.started(
             Started(entry.name, job.root, job.root_vpid, entry.log, (*wishes.notes, *job.notes), job.seconds)
         )
+    from torpor.supervise import audit
+
     audit.record(
         "restart", job=entry.name, checkpoint=entry.origin, why=wishes.why, store=entry.store,
         seconds=round(job.seconds, 4), bytes_total=info.bytes_total,
