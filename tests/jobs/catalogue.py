@@ -125,6 +125,9 @@ PING_PONG = [
 ]
 """Processes that wake each other all the time: checkpoints fall into every moment of a wake-up."""
 
+SERVED = [Program("service.c", "tcp", 2), Program("service.c", "unix", 2)]
+"""Servers and clients that never rest."""
+
 TERMINALS = [
     Program("terminals.c", "pair", 2),
     Program("terminals.c", "canonical", 2),

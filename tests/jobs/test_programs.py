@@ -12,7 +12,14 @@ import catalogue
 import harness
 import pytest
 
-ALL = [*catalogue.STATE, *catalogue.TERMINALS, *catalogue.INTERRUPTED, *catalogue.GOING_ON, *catalogue.PING_PONG]
+ALL = [
+    *catalogue.STATE,
+    *catalogue.TERMINALS,
+    *catalogue.INTERRUPTED,
+    *catalogue.GOING_ON,
+    *catalogue.PING_PONG,
+    *catalogue.SERVED,
+]
 pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc")
 
 

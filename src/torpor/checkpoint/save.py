@@ -78,27 +78,35 @@ def save(request: SaveRequest) -> SaveReport:
     refusals = survey.running(request.tree, request.streams, request.files)
     if refusals:
         raise Refused(refusals)
-    for pause in (0, 0.005, 0.05, 0.5, 1):
+    last: frozenset[int] = frozenset()
+    for pause in _PAUSES:
         try:
-            return _attempt(request, began)
+            return _attempt(request, began, last, pause)
         except _Changed:
             # A process ended in the middle of it, by a signal from outside or of its own accord. Once more, then.
             break
-        except NotNow:
-            time.sleep(pause)  # what is in the way is of the kind that passes
-    return _attempt(request, began)
+        except NotNow as error:
+            # What is in the way is of the kind that passes. A server that never rests has connections waiting at
+            # every moment: they become fewer only while those who connect stand still already.
+            last = error.waits_for
+            time.sleep(pause)
+    return _attempt(request, began, last, _PAUSES[-1])
+
+
+_PAUSES = (0, 0.005, 0.02, 0.08, 0.2, 0.4, 0.8)
+"""Seconds before another attempt, and for which it lets processes run that something waits for."""
 
 
 class _Changed(CheckpointFailed):
     """The job changed under our hands."""
 
 
-def _attempt(request: SaveRequest, began: float) -> SaveReport:
+def _attempt(request: SaveRequest, began: float, last: frozenset[int], grace: float) -> SaveReport:
     saving = request.store.begin(request.name, request.sealer)
     try:
         with request.guard:
             paused = time.perf_counter()
-            with freeze(request.tree.find) as frozen:
+            with freeze(request.tree.find, last=last, grace=grace) as frozen:
                 try:
                     captured = capture(
                         frozen,

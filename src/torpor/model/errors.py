@@ -53,7 +53,14 @@ class Refused(TorporError):
 
 
 class NotNow(Refused):
-    """Refused for something that is most likely over in a moment: worth another attempt."""
+    """Refused for something that is most likely over in a moment: worth another attempt.
+
+    waits_for: the processes (host pids) that have to run for it to be over.
+    """
+
+    def __init__(self, refusals: Iterable[Refusal], waits_for: Iterable[int] = ()) -> None:
+        super().__init__(refusals)
+        self.waits_for = frozenset(waits_for)
 
 
 class CheckpointFailed(TorporError):

@@ -184,7 +184,7 @@ class TcpService(DescriptorBase):
         )  # fmt: skip
         replace = msgspec.structs.replace
         if me.state == LISTEN:
-            return self._listener(record, fd, seen, table)
+            return self._listener(record, fd, seen, table, job)
         if me.state == CLOSE:
             if events & select.POLLERR:
                 refused = socket_options.get(fd, socket_options.TCP, socket_options.TCP_INFO) or bytes(192)
@@ -199,7 +199,7 @@ class TcpService(DescriptorBase):
             return self._connecting(record, me, table)
         return self._connected(record, fd, me, seen, job, table, events)
 
-    def _listener(self, record: TcpSocket, fd: int, seen: Descriptor, table: _Table) -> TcpSocket:
+    def _listener(self, record: TcpSocket, fd: int, seen: Descriptor, table: _Table, job: Job) -> TcpSocket:
         assert record.local is not None
         # After all that was accepted here or uses the port; those that wait to be accepted come after the listener.
         info = socket_options.get(fd, socket_options.TCP, socket_options.TCP_INFO) or bytes(192)
@@ -219,7 +219,7 @@ class TcpService(DescriptorBase):
                 if found is None or found[0] != record.ino:
                     continue
                 if end.received > (end.state == CLOSE_WAIT):  # the end itself counts as one
-                    raise NotNow([_unread(seen, f"from {remote}", local)])
+                    raise NotNow([_unread(seen, f"from {remote}", local)], socket_kinds.holders(record.ino, job))
                 gone += (remote, local) not in table.by_ends
         return msgspec.structs.replace(
             record, state=LISTENING, remote=None, backlog=backlog, gone_waiting=gone, after=tuple(sorted(set(first)))
@@ -287,10 +287,10 @@ class TcpService(DescriptorBase):
         found = self._waits_at(me, table)
         if found is not None:
             if sock_diag.to_send(fd):
-                raise NotNow([_unread(seen, "to", me.remote)])
+                raise NotNow([_unread(seen, "to", me.remote)], socket_kinds.holders(found[0], job))
             end = table.ends_at(me.remote, me.local)
             if end is not None and end.received > (end.state == CLOSE_WAIT):
-                raise NotNow([_unread(seen, "to", me.remote)])
+                raise NotNow([_unread(seen, "to", me.remote)], socket_kinds.holders(found[0], job))
             older = [
                 other.number
                 for ino, other in table.by_ino.items()

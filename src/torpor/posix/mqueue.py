@@ -147,7 +147,10 @@ class MessageQueueService(DescriptorBase):
             shape = mqueue.attributes(own)
             if shape.now and mqueue.notification(own):
                 thing = f"the message queue {_shown(seen)} with messages in it and a notification (mq_notify)"
-                raise NotNow([seen.refuse(thing, "let the program receive them first")])
+                raise NotNow(
+                    [seen.refuse(thing, "let the program receive them first")],
+                    [one.pid for one in siblings(seen, job)],
+                )
             found = look(own, shape.size) if shape.now else []
         finally:
             os.close(own)

@@ -49,7 +49,9 @@ class NetlinkService(DescriptorBase):
         socket_kinds.refuse_unusual(fd, seen)
         if socket_queue.readable(fd) & select.POLLIN:
             thing = "a netlink socket with messages of the kernel that were not read yet"
-            raise NotNow([seen.refuse(thing, "try again, or let it read them first")])
+            raise NotNow(
+                [seen.refuse(thing, "try again, or let it read them first")], socket_kinds.holders(seen.ino, job)
+            )
         bitmap = socket_options.get(fd, NETLINK, _LIST_MEMBERSHIPS) or b""
         words = struct.unpack(f"={len(bitmap) // 4}I", bitmap)
         groups = [32 * i + bit + 1 for i, word in enumerate(words) for bit in range(32) if word >> bit & 1]

@@ -36,6 +36,11 @@ def objects(job: Job, start: str) -> dict[int, Descriptor]:
     return found
 
 
+def holders(ino: int, job: Job) -> set[int]:
+    """The processes (host pids) that have this socket."""
+    return {one.pid for one in job.descriptors if one.ino == ino and stat.S_ISSOCK(one.mode)}
+
+
 def refuse_unusual(fd: int, seen: Descriptor) -> None:
     """Raises Refused for what no socket service can save."""
     if socket_options.has_filter(fd):

@@ -161,7 +161,7 @@ class UnixService(DescriptorBase):
             behind = 0
             for client in me.waiting:
                 behind = 0 if client in table.seen else behind + 1
-            self._refuse_unread(me, table, seen)
+            self._refuse_unread(me, table, seen, job)
             return replace(record, state=LISTENING, backlog=me.limit, gone_before=behind)
         found = self._peek(fd, seen, me.shut, self._is_full(me, table, job))
         record = replace(record, queue=socket_queue.keep(found, job, lambda sender: self._sender(sender, table)))
@@ -180,7 +180,7 @@ class UnixService(DescriptorBase):
                 record, other=IN_JOB, peer_name=self._name_of(them, table, job), own_user=user, own_group=group
             )
         elif seen.ino in table.line:
-            return self._waiting(replace(record, other=WAITING), fd, seen, table)
+            return self._waiting(replace(record, other=WAITING), fd, seen, table, job)
         elif me.peer or (me.shut != 3 and me.type != DATAGRAM):
             record = replace(record, other=OUTSIDE)
         else:
@@ -206,13 +206,13 @@ class UnixService(DescriptorBase):
         fd = job.hold(near.pid, near.number)
         return sock_diag.to_send(fd) >= socket_options.number(fd, SOL_SOCKET, socket_options.SO_SNDBUF)
 
-    def _waiting(self, record: UnixSocket, fd: int, seen: Descriptor, table: _Table) -> UnixSocket:
+    def _waiting(self, record: UnixSocket, fd: int, seen: Descriptor, table: _Table, job: Job) -> UnixSocket:
         """It has connected, and nobody has accepted it."""
         listener, place = table.line[record.ino]
         if sock_diag.to_send(fd):
             thing = f"a UNIX connection to {record.peer_name} that waits to be accepted and has data in it already"
             way_out = "which cannot be read before that; try again when the program has accepted it"
-            raise NotNow([seen.refuse(thing, way_out)])
+            raise NotNow([seen.refuse(thing, way_out)], socket_kinds.holders(listener, job))
         row = table.diag[listener].waiting
         gone = 0
         while place - gone - 1 >= 0 and row[place - gone - 1] not in table.seen:
@@ -237,12 +237,15 @@ class UnixService(DescriptorBase):
         them = table.diag.get(one.peer)
         return one.peer == 0 or (them is not None and them.name == table.diag[listener].name)
 
-    def _refuse_unread(self, me: UnixSeen, table: _Table, seen: Descriptor) -> None:
+    def _refuse_unread(self, me: UnixSeen, table: _Table, seen: Descriptor, job: Job) -> None:
         """Connections that wait, were closed by the other end, and have data in them."""
         for one in table.nameless:
             if one.name == me.name and one.queued and one.peer == 0 and one.state != LISTEN:
                 thing = "a UNIX socket on which a connection with data in it waits to be accepted"
-                raise NotNow([seen.refuse(thing, "try again when the program has accepted it")])
+                raise NotNow(
+                    [seen.refuse(thing, "try again when the program has accepted it")],
+                    socket_kinds.holders(seen.ino, job),
+                )
 
     def _datagram(self, record: UnixSocket, them: UnixSeen | None, seen: Descriptor) -> UnixSocket:
         mutual = them is not None and them.peer == record.ino

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from torpor.linux import proc, ptrace
 from torpor.linux.arch.x86_64_code import MAGIC, SIZE
@@ -88,8 +88,12 @@ def await_state(pid: int, state: str, timeout: float = 0.5) -> None:
         pass  # it has ended
 
 
-def freeze(find: Callable[[], Iterable[int]], timeout: float = 10.0) -> Frozen:
+def freeze(
+    find: Callable[[], Iterable[int]], timeout: float = 10.0, last: Collection[int] = (), grace: float = 0.0
+) -> Frozen:
     """Stop every process that `find` lists (host pids), until it lists no new ones.
+
+    last: these are stopped only when all others have been for `grace` seconds.
 
     Must be called in the OS thread that will do everything with the result. Raises Refused (being traced, not ours)
     or CheckpointFailed (does not stop within `timeout` seconds); everything stopped so far goes on then.
@@ -97,22 +101,10 @@ def freeze(find: Callable[[], Iterable[int]], timeout: float = 10.0) -> Frozen:
     frozen = Frozen()
     deadline = time.monotonic() + timeout
     try:
-        while True:
-            news = False
-            zombies = []
-            for pid in find():
-                try:
-                    if proc.stat(pid).state in "ZX" and not _has_live_threads(pid):
-                        zombies.append(pid)
-                        continue
-                    news |= _stop_process(frozen, pid, deadline)
-                except (ProcessLookupError, FileNotFoundError):
-                    continue
-            frozen.zombies = zombies
-            if not news:
-                break
-            if time.monotonic() > deadline:
-                raise CheckpointFailed("the job makes new processes faster than they can be stopped; try again")
+        if last:
+            _stop_all(frozen, lambda: [pid for pid in find() if pid not in last], deadline)
+            time.sleep(grace)
+        frozen.zombies = _stop_all(frozen, find, deadline)
         for pid, process in list(frozen.processes.items()):
             try:
                 _settle(process, deadline)
@@ -122,6 +114,25 @@ def freeze(find: Callable[[], Iterable[int]], timeout: float = 10.0) -> Frozen:
         frozen.release()
         raise
     return frozen
+
+
+def _stop_all(frozen: Frozen, find: Callable[[], Iterable[int]], deadline: float) -> list[int]:
+    """Stop what `find` lists until it lists nothing new. The zombies among it."""
+    while True:
+        news = False
+        zombies = []
+        for pid in find():
+            try:
+                if proc.stat(pid).state in "ZX" and not _has_live_threads(pid):
+                    zombies.append(pid)
+                    continue
+                news |= _stop_process(frozen, pid, deadline)
+            except (ProcessLookupError, FileNotFoundError):
+                continue
+        if not news:
+            return zombies
+        if time.monotonic() > deadline:
+            raise CheckpointFailed("the job makes new processes faster than they can be stopped; try again")
 
 
 def _has_live_threads(pid: int) -> bool:
