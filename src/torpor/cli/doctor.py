@@ -181,9 +181,16 @@ def probe_store(location: str | None) -> tuple[bool, str]:
     from torpor.store import open_store
 
     try:
-        folder = place = open_store(location).location
+        store = open_store(location)
+        local = store.backend.path("store")
+        if local is None:
+            count = len(store.list())
+            store.close()
+            return True, f"{store.location}, {count} checkpoints"
     except TorporError as error:
         return False, f"{error}; use --store or TORPOR_STORE"
+    folder = store.location
+    place = os.path.dirname(local)
     while not os.path.isdir(place):
         above = os.path.dirname(place)
         if above == place or os.path.lexists(place):

@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from torpor.store import RootInfo
 
 HELP = """List the checkpoints, of one job or of all. NEW is what a checkpoint added to the store; SIZE is
-what it would take alone. By whom it says it is signed is shown where that is nobody you trust; a restart
-verifies it. How many processes there are in an encrypted one is not shown."""
+what it would take alone. TIER (of a tier:FAST,SLOW only): `drained` is on both, `waiting` only on the fast one yet.
+By whom it says it is signed is shown where that is nobody you trust; a restart verifies it. How many processes there are
+in an encrypted one is not shown."""
 EXAMPLE = """  torpor list
   torpor list train --json"""
 
@@ -40,13 +41,28 @@ def remark(info: RootInfo) -> str:
 
 
 def command(options: argparse.Namespace) -> int:
-    import torpor
-    from torpor.cli.text import moment, say, say_json, size, table
+    from torpor.cli.text import complain, moment, say, say_json, size, table
     from torpor.model.errors import NotFound
+    from torpor.store import behind, open_store
 
-    found = torpor.list_checkpoints(options.job, store=store(options) or None)
+    opened = open_store(store(options) or None)
+    found = opened.list(options.job)
+    waiting = opened.waiting()
+    if waiting:
+        behind.start(opened.location)
+        if why := behind.trouble(opened.location):
+            complain(f"{opened.location}: could not be drained, is tried again: {why}")
+
+    def state(job: str, number: int) -> str:
+        return "waiting" if waiting and (job, number) in waiting else "drained"
+
     if options.json:
-        say_json([info._asdict() for info in found])
+        say_json(
+            [
+                {**info._asdict(), **({} if waiting is None else {"drained": (info.job, info.number) not in waiting})}
+                for info in found
+            ]
+        )
         return 0
     if not found:
         if options.job:
@@ -60,9 +76,11 @@ def command(options: argparse.Namespace) -> int:
             size(info.bytes_total) if not info.damaged else "-",
             size(info.bytes_new) if not info.damaged else "-",
             str(info.label.get("processes", "-")),
+            *(() if waiting is None else (state(info.job, info.number),)),
             remark(info),
         ]
         for info in found
     ]
-    say(table(("CHECKPOINT", "TIME", "SIZE", "NEW", "PROCESSES", ""), rows, right=(2, 3, 4)))
+    tier = () if waiting is None else ("TIER",)
+    say(table(("CHECKPOINT", "TIME", "SIZE", "NEW", "PROCESSES", *tier, ""), rows, right=(2, 3, 4)))
     return 0

@@ -74,16 +74,19 @@ def add_store(parser: argparse.ArgumentParser) -> None:
     """--store"""
     parser.add_argument(
         "--store",
-        metavar="FOLDER",
-        help="where checkpoints are kept (default: $TORPOR_STORE, or torpor/store in your state folder)",
+        metavar="STORE",
+        help="where checkpoints are kept: a folder, stripe:DIR1,DIR2,..., tier:FAST,SLOW, s3://..., gs://..., "
+        "az://..., or a name from the configuration file (default: $TORPOR_STORE, or what the configuration says, "
+        "or torpor/store in your state folder)",
     )
 
 
 def store(options: argparse.Namespace) -> str:
-    """The store that was asked for, by --store or TORPOR_STORE, as an absolute path; '' for the default
-    one."""
-    given: str = options.store or os.environ.get("TORPOR_STORE", "")
-    return given if not given or "://" in given else os.path.abspath(given)
+    """The store that was asked for, by --store or TORPOR_STORE, so that it means the same in another folder; ''
+    for the default one."""
+    from torpor.store.locations import absolute
+
+    return absolute(options.store or os.environ.get("TORPOR_STORE", ""))
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -156,7 +156,7 @@ def restart_detached(checkpoint: str | None, store: str, wishes: Wishes) -> Star
 def _resolve(checkpoint: str | None, store: str) -> tuple[Store, RootInfo]:
     from torpor.store import open_store
 
-    opened = open_store(store or None)
+    opened = open_store(store or None, apart=True)
     info = opened.resolve(checkpoint)
     if info.damaged:
         raise Damaged(info.damaged)
@@ -314,6 +314,7 @@ def _restart(
         return entry, job, load.info
     finally:
         load.close()
+        store.close()
 
 
 def _supervise(

@@ -63,7 +63,7 @@ def run_detached(
 
     entry = Entry(name="", store=store, argv=tuple(argv), upkeep=keep_up)
     names: Iterator[str] = iter((registry.check_name(name),)) if name else registry.series(registry.fit_name(argv[0]))
-    claimed = registry.claim(entry, names, (lambda _: False) if name else taken(store))
+    claimed = registry.claim(entry, names, (lambda _: False) if name else taken(store, apart=True))
     if claimed is None:
         raise UsageError(f"a job named {name} is running already")
     entry = claimed
@@ -156,8 +156,9 @@ def _register(entry: Entry) -> Entry:
     return entry
 
 
-def taken(location: str) -> Callable[[str], bool]:
-    """Has a job of that name been saved? Then a new job is not to continue its series by accident.
+def taken(location: str, apart: bool = False) -> Callable[[str], bool]:
+    """Has a job of that name been saved? Then a new job is not to continue its series by accident. apart: this process
+    is going to fork (store/locations.py).
 
     The store is opened at the first question only: importing it takes longer than starting a program.
     """
@@ -168,7 +169,7 @@ def taken(location: str) -> Callable[[str], bool]:
             if not opened:
                 from torpor.store import open_store
 
-                opened.append(open_store(location or None))
+                opened.append(open_store(location or None, apart))
             return bool(opened[0].list(name))
         except (OSError, TorporError):
             return False  # no store yet, or none that can be read: that is for the first checkpoint to say

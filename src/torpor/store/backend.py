@@ -48,6 +48,16 @@ class Backend(Protocol):
 
     place: str
     """As the user named it; stands in errors."""
+    lanes: int
+    """How many large objects are best written at the same time. 1: writing is quick, because something behind it
+    (the page cache) takes the data; each thread that has data then writes by itself (store/lanes.py)."""
+    pack_size: int
+    """Bytes at which a pack is closed here."""
+
+    def prepare(self) -> None:
+        """Make the place if there is none yet, and see whether all of it is there to be written to. Called before
+        the first put of a save. Raises OSError, with the missing part in `strerror`."""
+        ...
 
     def lag(self) -> float:
         """For how many seconds a listing, or a look whether something is there, may be out of date; 0:
@@ -60,8 +70,9 @@ class Backend(Protocol):
         True and `durable` is set, the object outlives a loss of power."""
         ...
 
-    def create(self, name: str) -> Upload:
-        """Begin a large object. The name must be unique (random): nothing guards against an older one."""
+    def create(self, name: str, lane: int = 0) -> Upload:
+        """Begin a large object, on one of the `lanes`. The name must be unique (random): nothing guards against an
+        older one."""
         ...
 
     def sync(self, folder: str) -> None:
@@ -94,4 +105,8 @@ class Backend(Protocol):
     def tidy(self, before: float) -> None:
         """Remove what killed writers left behind and that was last written to before `before` (clock of the
         place)."""
+        ...
+
+    def close(self) -> None:
+        """Nothing more is asked of it; connections and helpers may go."""
         ...

@@ -95,8 +95,14 @@ class FolderUpload:
 class Folder:
     """See backend.Backend. `place` is an absolute path; it need not exist yet."""
 
+    lanes = 1
+    pack_size = 32 << 20
+
     def __init__(self, place: str) -> None:
         self.place = place
+
+    def prepare(self) -> None:
+        make_folders(self.place)
 
     def lag(self) -> float:
         return SHARED_LAG if kind(self.place).startswith(SHARED) else 0.0
@@ -126,7 +132,7 @@ class Folder:
         finally:
             file.close()
 
-    def create(self, name: str) -> FolderUpload:
+    def create(self, name: str, lane: int = 0) -> FolderUpload:
         return FolderUpload(self.place, f"{self.place}/{name}")
 
     def sync(self, folder: str) -> None:
@@ -176,6 +182,9 @@ class Folder:
                     os.unlink(f"{self.place}/tmp/{name}")
             except FileNotFoundError:
                 pass
+
+    def close(self) -> None:
+        pass
 
 
 def open_unnamed(folder: str) -> int:

@@ -19,6 +19,7 @@ root back (save.py).
 from __future__ import annotations
 
 import os
+import threading
 
 import msgspec
 
@@ -53,6 +54,36 @@ def take(backend: Backend) -> str:
     name = f"leases/{os.urandom(16).hex()}"
     backend.put(name, [b""], durable=False)
     return name
+
+
+class Keeper:
+    """Touches a lease from a thread of its own for as long as the save goes on."""
+
+    def __init__(self, backend: Backend, name: str) -> None:
+        self._backend = backend
+        self._name = name
+        self._over = threading.Event()
+        threading.Thread(target=self._run, name="torpor-lease", daemon=True).start()
+
+    def alive(self) -> bool:
+        """Is the lease still there? Touches it. Raises OSError."""
+        try:
+            self._backend.touch(self._name)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def stop(self) -> None:
+        """Touch it no more. May be called again."""
+        self._over.set()
+
+    def _run(self) -> None:
+        while not self._over.wait(TOUCH):
+            try:
+                if not self.alive():
+                    return  # found out by the save before it ends
+            except OSError:
+                pass  # the next time, perhaps
 
 
 def issue(backend: Backend, packs: list[bytes]) -> str:

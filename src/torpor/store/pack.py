@@ -41,43 +41,52 @@ def path(pack: bytes) -> str:
 
 
 class Writer:
-    """A pack on its way. One thread at a time."""
+    """A pack on its way. One thread at a time places chunks, and one (perhaps another) writes them, in the order of
+    their places."""
 
-    __slots__ = ("_columns", "_end", "_names", "_upload", "pack")
+    __slots__ = ("_backend", "_columns", "_end", "_lane", "_names", "_upload", "pack")
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, lane: int = 0) -> None:
         self.pack = os.urandom(16)
-        self._upload: Upload = backend.create(path(self.pack))
+        self._backend = backend
+        self._lane = lane
+        self._upload: Upload | None = None
         self._columns = Columns()
         self._names: list[bytes] = []
-        self._upload.write(0, HEAD.pack(MAGIC, VERSION))
         self._end = HEAD.size
 
     @property
     def full(self) -> bool:
-        return self._end >= FULL
+        return self._end >= min(FULL, self._backend.pack_size)
 
-    def add(self, name: bytes, encoding: int, stored: Buffer, length: int) -> Place:
-        """Write one chunk; where it is."""
-        size = len(stored)
+    def place(self, name: bytes, encoding: int, size: int, length: int) -> Place:
+        """Make room for a chunk of `size` bytes as stored; where it is to be written."""
         unit = 8 if size % PAGE else PAGE
         offset = -(-self._end // unit) * unit
-        self._upload.write(offset, stored)
         self._end = offset + size
         place = Place(self.pack, offset, size, length, encoding)
         self._columns.set(self._columns.grow(), place)
         self._names.append(name)
         return place
 
+    def write(self, offset: int, stored: Buffer) -> None:
+        """Write a chunk to its place. The object is begun with the first one. Raises OSError."""
+        if self._upload is None:
+            self._upload = self._backend.create(path(self.pack), self._lane)
+            self._upload.write(0, HEAD.pack(MAGIC, VERSION))
+        self._upload.write(offset, stored)
+
     def finish(self) -> None:
-        """Write the table; the pack is there under its name."""
+        """Write the table; the pack is there under its name. At least one chunk was written. Raises OSError."""
+        assert self._upload is not None
         table = envelope.wrap(TABLE, VERSION, b"".join(self._columns.encode(self._names)))
         self._upload.write(self._end, table)
         self._upload.write(self._end + len(table), TAIL.pack(self._end, MAGIC))
         self._upload.finish()
 
     def discard(self) -> None:
-        self._upload.discard()
+        if self._upload is not None:
+            self._upload.discard()
 
 
 def begins(data: Buffer) -> bool:

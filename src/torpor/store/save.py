@@ -1,8 +1,6 @@
 """A save: takes chunks from several threads, and at the end makes the root that makes the checkpoint exist.
 
-What a chunk costs is hashing, a look-up, and one write into the page cache, each outside any lock; no chunk
-is copied in between and none is kept. A thread that writes has a pack to itself for that moment; full packs
-go to a background thread that makes them durable. If it falls behind, `put` waits.
+What a chunk costs is hashing, a look-up, and one write (lanes.py), each outside any lock; no chunk is kept.
 
 Order: packs durable, then a number claimed, then the root, then the index. Until its root is there nobody
 else knows of this save's packs (the index comes after), so a save that fails deletes them.
@@ -13,7 +11,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Mapping
 
 import msgspec
@@ -21,25 +18,12 @@ from blake3 import blake3
 
 from torpor.model.data import CHUNK_SIZE, Buffer, Ref
 from torpor.model.errors import CheckpointFailed
-from torpor.store import index, lease, pack, root, sealing
+from torpor.store import index, lanes, lease, pack, root, sealing
 from torpor.store.backend import Backend
 from torpor.store.chunk import ZERO, ZEROS, Packer
 from torpor.store.numbers import claim
 from torpor.store.sealing import Sealer
 from torpor.store.table import Columns, Place
-
-WAITING = 4
-"""Full packs that may wait to be made durable before `put` waits."""
-
-
-class _Slot:
-    """What a thread needs to itself while it stores a chunk."""
-
-    __slots__ = ("packer", "writer")
-
-    def __init__(self) -> None:
-        self.packer = Packer()
-        self.writer: pack.Writer | None = None
 
 
 class Save:
@@ -65,12 +49,9 @@ class Save:
         self._zeros: dict[int, bytes] = {}
         self._total = 0
         # The first context imports the compressor: now, and not while the job stands still.
-        self._idle: list[_Slot] = [_Slot()]
-        self._finished: list[bytes] = []
-        self._changed = threading.Condition()
-        self._queue: deque[pack.Writer] = deque()
-        self._thread: threading.Thread | None = None
-        self._closing = False
+        self._packers = [Packer()]
+        self._packs = lanes.of(backend, self._failed)
+        self._keeper = lease.Keeper(backend, self._lease)
         self._error: CheckpointFailed | None = None
         self._over = False
 
@@ -125,21 +106,12 @@ class Save:
         if self._over:
             return
         self._over = True
-        with self._changed:
-            self._error = self._error or CheckpointFailed("the checkpoint was given up")
-            self._closing = True
-            self._changed.notify_all()
-        if self._thread is not None:
-            self._thread.join()
-        for slot in self._idle:
-            if slot.writer is not None:
-                slot.writer.discard()
-        for writer in self._queue:
-            writer.discard()
+        self._error = self._error or CheckpointFailed("the checkpoint was given up")
+        self._packs.discard()
         try:
-            for name in self._finished:
+            for name in self._packs.finished:
                 self._backend.delete(pack.path(name))
-            self._backend.delete(self._lease)
+            self._let_go()
         except OSError:
             pass  # left to the next collection
 
@@ -151,87 +123,31 @@ class Save:
 
     def _store(self, name: bytes, data: Buffer) -> Place:
         try:
-            slot = self._idle.pop()
+            packer = self._packers.pop()
         except IndexError:
-            slot = _Slot()
-        encoding, stored = slot.packer.encode(data)
+            packer = Packer()
+        encoding, stored = packer.encode(data)
+        self._packers.append(packer)
         if self._cipher is not None:
             stored = self._cipher.seal(stored, sealing.CHUNK + name)
         try:
-            writer = slot.writer
-            if writer is None:
-                writer = slot.writer = pack.Writer(self._backend)
-            place = writer.add(name, encoding, stored, len(data))
-            if writer.full:
-                slot.writer = None
-                self._hand_over(writer)
+            return self._packs.add(name, encoding, stored, len(data))
         except OSError as error:
             raise self._failed(error) from error
-        finally:
-            self._idle.append(slot)
-        return place
-
-    def _hand_over(self, writer: pack.Writer) -> None:
-        """Give a full pack to the background thread; wait while it has enough."""
-        with self._changed:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="torpor-store", daemon=True)
-                self._thread.start()
-            while len(self._queue) >= WAITING and self._error is None:
-                self._changed.wait()
-            self._queue.append(writer)
-            self._changed.notify_all()
-
-    def _run(self) -> None:
-        """The background thread: makes packs durable, and keeps the lease alive."""
-        touched = time.monotonic()
-        while True:
-            with self._changed:
-                self._changed.notify_all()
-                while not self._queue and not self._closing:
-                    if not self._changed.wait(lease.TOUCH):
-                        break
-                if self._closing and (self._error is not None or not self._queue):
-                    return
-                writer = self._queue.popleft() if self._queue else None
-            try:
-                if writer is not None:
-                    self._finish(writer)
-                if time.monotonic() - touched >= lease.TOUCH:
-                    touched = time.monotonic()
-                    self._alive()
-            except OSError as error:
-                self._failed(error)
-
-    def _finish(self, writer: pack.Writer) -> None:
-        try:
-            writer.finish()
-        except OSError:
-            writer.discard()
-            raise
-        self._finished.append(writer.pack)
 
     # -- the end
 
     def _finish_packs(self) -> None:
         """All packs are durable and under their names when this returns."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify_all()
-        for slot in self._idle:
-            writer, slot.writer = slot.writer, None
-            if writer is not None:
-                self._finish(writer)
-        if self._thread is not None:
-            self._thread.join()
+        self._packs.finish()
         if self._error is not None:
             raise self._error
-        if self._finished:
+        if self._packs.finished:
             self._backend.sync("packs")
 
     def _check_packs(self) -> None:
         """Older packs that this checkpoint relies on are still there."""
-        mine = set(self._finished)
+        mine = set(self._packs.finished)
         for name in self._columns.packs:
             if name not in mine:
                 try:
@@ -241,7 +157,7 @@ class Save:
                     raise CheckpointFailed(f"pack {where} vanished while it was needed; try again") from None
 
     def _put_root(self, body: Buffer, label: dict[str, str | int | float]) -> root.RootInfo:
-        mine = set(self._finished)
+        mine = set(self._packs.finished)
         columns = self._columns
         numbers = {i for i, name in enumerate(columns.packs) if name in mine}
         new = sum(size for number, size in zip(columns.pack, columns.stored) if number in numbers)
@@ -263,7 +179,7 @@ class Save:
         try:
             if not self._backend.put(where, root.encode(header, table, body, self._sealer)):
                 raise CheckpointFailed(f"{self._backend.place}/{where} exists although nobody claimed it")
-            if not self._alive():
+            if not self._keeper.alive():
                 # A collection took us for dead, and may have decided before our root was there to be seen.
                 why = f"the save stood still for so long that {self._backend.place} was cleaned up meanwhile"
                 raise CheckpointFailed(f"{why}; try again")
@@ -274,14 +190,6 @@ class Save:
         readers = tuple(recipient.key.hex() for recipient in header.recipients)
         return root.RootInfo(self.job, number, now, self._total, new, path, label, "", self._sealer.key.hex(), readers)
 
-    def _alive(self) -> bool:
-        """Is our lease still there?"""
-        try:
-            self._backend.touch(self._lease)
-        except FileNotFoundError:
-            return False
-        return True
-
     def _take_back(self, where: str) -> None:
         """Remove our root, which may be there although putting it failed. If that cannot be done for certain,
         keep the packs: then it is a whole checkpoint, or the next collection deletes them."""
@@ -289,24 +197,28 @@ class Save:
             self._backend.delete(where)
             self._backend.sync(os.path.dirname(where))
         except OSError:
-            self._finished.clear()
+            self._packs.finished.clear()
 
     def _tell_index(self) -> None:
         """The checkpoint exists; what follows only helps the next one, so failures do not matter."""
-        mine = set(self._finished)
+        mine = set(self._packs.finished)
         places = ((name, self._columns.get(row)) for row, name in enumerate(self._refs))
         try:
             index.add(self._backend, ((name, place) for name, place in places if place.pack in mine))
-            self._backend.delete(self._lease)
+            self._let_go()
             index.merge(self._backend)
         except OSError:
             pass
 
     def _failed(self, error: OSError) -> CheckpointFailed:
         """This save is lost. The one line for the user."""
-        with self._changed:
+        with self._lock:
             if self._error is None:
                 why = error.strerror or error
                 self._error = CheckpointFailed(f"cannot write to {self._backend.place}: {why}")
-            self._changed.notify_all()
             return self._error
+
+    def _let_go(self) -> None:
+        """The lease goes. Raises OSError."""
+        self._keeper.stop()
+        self._backend.delete(self._lease)

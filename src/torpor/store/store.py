@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import msgspec
 
 from torpor.model.errors import Damaged, NotFound, TorporError, UsageError
-from torpor.store import envelope, names, numbers, root
+from torpor.store import envelope, locations, names, numbers, root
 from torpor.store.backend import Backend
-from torpor.store.folder import Folder, make_folders
 from torpor.store.load import Load, open_load
 from torpor.store.root import RootInfo
 
@@ -36,29 +35,23 @@ class Config(msgspec.Struct, frozen=True):
     """32 random bytes: the key of chunk names."""
 
 
-def default_location() -> str:
-    """$TORPOR_STORE, else ${XDG_STATE_HOME:-~/.local/state}/torpor/store."""
-    if given := os.environ.get("TORPOR_STORE"):
-        return given
-    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return f"{state}/torpor/store"
+def open_store(location: str | None = None, apart: bool = False) -> Store:
+    """The store at `location` (see locations.py), or the default one. Nothing is made before the first save.
 
-
-def open_store(location: str | None = None) -> Store:
-    """The store at `location` (a folder), or the default one. Nothing is made before the first save.
-
+    apart: this process is going to fork, see locations.open_backend.
     Raises UsageError if what is there cannot be used, Damaged if its configuration is.
     """
-    backend = Folder(os.path.abspath(location or default_location()))
-    return Store(backend, required=bool(location))
+    where = locations.absolute(location or locations.default())
+    return Store(locations.open_backend(where, apart), required=bool(location), location=where)
 
 
 class Store:
     """Saved checkpoints. Safe to use from several threads and processes, on several hosts, at once."""
 
-    def __init__(self, backend: Backend, required: bool = False) -> None:
-        """required: it is an error if there is no store and something is looked up in it."""
-        self.location = backend.place
+    def __init__(self, backend: Backend, required: bool = False, location: str = "") -> None:
+        """required: it is an error if there is no store and something is looked up in it. location: what `open_store`
+        takes to open it again, where that is not the back end's place."""
+        self.location = location or backend.place
         self.backend = backend
         self._required = required
         self._config = self._read_config()
@@ -140,6 +133,21 @@ class Store:
         except OSError as error:
             raise TorporError(f"cannot clean up {self.location}: {error.strerror or error}") from error
 
+    def waiting(self) -> set[tuple[str, int]] | None:
+        """The checkpoints (job, number) of a tier that are only in the fast place yet; None where this is no tier.
+        Raises UsageError."""
+        from torpor.store.tier import find
+
+        tier = find(self.backend)
+        try:
+            return None if tier is None else set(tier.waiting())
+        except OSError as error:
+            raise _cannot(error, f"cannot read {self.location}", UsageError) from error
+
+    def close(self) -> None:
+        """Let go of connections and helpers."""
+        self.backend.close()
+
     # -- inside
 
     def _jobs(self, job: str | None) -> Strings:
@@ -192,9 +200,10 @@ class Store:
         if self._config is None:
             self._config = self._read_config()
         if self._config is None and self._required:
-            if self.backend.path(CONFIG) and not os.path.isdir(self.location):
-                raise NotFound(f"there is no store at {self.location}")
             self._refuse_others()
+            local = self.backend.path(CONFIG)
+            if not (os.path.isdir(os.path.dirname(local)) if local else self.backend.list("")):
+                raise NotFound(f"there is no store at {self.location}")
         return self._config
 
     def _refuse_others(self) -> None:
@@ -218,8 +227,8 @@ class Store:
 
     def _make(self) -> Config:
         """The configuration, made if there is none. Raises OSError, UsageError."""
+        self.backend.prepare()
         if self._config is None:
-            make_folders(self.location)
             self._refuse_others()
             config = msgspec.msgpack.encode(Config(os.urandom(32)))
             self.backend.put(CONFIG, [envelope.wrap(MAGIC, VERSION, config)])

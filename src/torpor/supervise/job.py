@@ -324,11 +324,10 @@ def _readers(named: Sequence[str] | None) -> list[str] | None:
 
 
 def _absolute(store: str | None) -> str:
-    """A location that means the same to a supervisor in another folder; URLs of later back ends are left
-    alone."""
-    if not store:
-        return ""
-    return store if "://" in store else os.path.abspath(store)
+    """A location that means the same to a supervisor in another folder."""
+    from torpor.store.locations import absolute
+
+    return absolute(store or "")
 
 
 def as_saved(plain: dict[str, Any]) -> Saved:

@@ -72,7 +72,7 @@ def save(
     """
     from torpor.checkpoint.save import save as run
     from torpor.image import seal
-    from torpor.store import open_store
+    from torpor.store import behind, open_store
     from torpor.supervise import audit
 
     told: dict[str, Any] = {"job": name, "why": why, "store": store}
@@ -84,6 +84,10 @@ def save(
     except BaseException as error:
         audit.record("checkpoint", error, **told)
         raise
+    if guard is None or stop:
+        behind.start(opened.location)
+    else:
+        behind.start_thread(opened.location)  # a process of ours would count as one of the job's
     plain = plain_report(report)
     numbers = {key: round(plain[key], 4) for key in ("seconds", "pause_seconds", "bytes_total", "bytes_new")}
     audit.record("checkpoint", **told, checkpoint=f"{report.job}@{report.number}", stopped=stop, **numbers)

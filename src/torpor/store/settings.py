@@ -1,0 +1,65 @@
+"""The user's configuration file, `${XDG_CONFIG_HOME:-~/.config}/torpor/config.toml`:
+
+store = "cloud"                  # the default store: a name from below, or a location
+compress = "auto"
+
+[stores.cloud]
+location = "s3://bucket/folder"
+endpoint = "https://..."         # whatever else the back end understands
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+from torpor.model.errors import UsageError
+
+
+class Settings(NamedTuple):
+    """What stands in the file. stores: by name, with `location` and options of the back end."""
+
+    store: str = ""
+    compress: str = ""
+    stores: dict[str, dict[str, Any]] = {}
+
+
+def path() -> str:
+    """Where the file is, or would be."""
+    folder = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return f"{folder}/torpor/config.toml"
+
+
+def read() -> Settings:
+    """The settings; empty ones if there is no file. Raises UsageError for a file that cannot be understood."""
+    where = path()
+    try:
+        with open(where, "rb") as file:
+            data = file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return Settings()
+    except OSError as error:
+        raise UsageError(f"{where} cannot be read: {error.strerror}") from None
+    import tomllib
+
+    try:
+        plain = tomllib.loads(data.decode())
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}") from None
+    return check(plain, where)
+
+
+def check(plain: dict[str, Any], where: str) -> Settings:
+    """The settings of a parsed file. Pure. Raises UsageError."""
+    stores = plain.get("stores", {})
+    if not isinstance(stores, dict):
+        raise UsageError(f"{where}: `stores` has to be tables: [stores.NAME]")
+    for name, options in stores.items():
+        if not isinstance(options, dict) or not isinstance(options.get("location"), str):
+            raise UsageError(f'{where}: [stores.{name}] needs location = "..."')
+    for key in ("store", "compress"):
+        if not isinstance(plain.get(key, ""), str):
+            raise UsageError(f"{where}: {key} has to be a string")
+    if unknown := sorted(set(plain) - {"store", "compress", "stores"}):
+        raise UsageError(f"{where}: {unknown[0]!r} is not a setting (store, compress, stores)")
+    return Settings(plain.get("store", ""), plain.get("compress", ""), stores)
