@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from torpor.store import RootInfo
 
 HELP = """List the checkpoints, of one job or of all. NEW is what a checkpoint added to the store; SIZE is
-what it would take alone. TIER (of a tier:FAST,SLOW only): `drained` is on both, `waiting` only on the fast one yet.
-By whom it says it is signed is shown where that is nobody you trust; a restart verifies it. How many processes there are
-in an encrypted one is not shown."""
+what it would take alone. TIER (of a tier:FAST,SLOW): `drained` is on both, `waiting` only on the fast one yet.
+By whom it says it is signed is shown where that is nobody you trust; a restart verifies it. How many processes
+there are in an encrypted one is not shown."""
 EXAMPLE = """  torpor list
   torpor list train --json"""
 
