@@ -21,10 +21,13 @@ def candidates(store: str, name: str) -> tuple[list[str], list[str]]:
     about newer ones. Raises Damaged if all are damaged, UsageError if there is something else at `store`."""
     from torpor.store import open_store
 
+    opened = open_store(store or None, apart=True)  # a restart forks
     try:
-        found = open_store(store or None).list(name)[::-1]
+        found = opened.list(name)[::-1]
     except NotFound:
         return [], []  # a store that is still to be made
+    finally:
+        opened.close()
     whole = [f"{info.job}@{info.number}" for info in found if not info.damaged]
     if found and not whole:
         raise Damaged(

@@ -121,7 +121,11 @@ def complete(store: str, name: str) -> list[int]:
     from torpor.store import open_store
 
     try:
-        return [info.number for info in open_store(store or None).list(name) if not info.damaged]
+        opened = open_store(store or None)
+        try:
+            return [info.number for info in opened.list(name) if not info.damaged]
+        finally:
+            opened.close()
     except (OSError, TorporError):
         return []
 
@@ -134,10 +138,13 @@ def thin(store: str, name: str, keep: int) -> str:
     from torpor.supervise.upkeep import surplus
 
     doomed = surplus(complete(store, name), keep)
+    if not doomed:
+        return ""
     trouble: BaseException | None = None
+    opened = open_store(store or None)
     for number in doomed:
         try:
-            open_store(store or None).remove(name, number)
+            opened.remove(name, number)
             audit.record("remove", job=name, checkpoint=f"{name}@{number}", why="keep", store=store)
         except NotFound:
             pass  # somebody else was quicker
@@ -145,10 +152,11 @@ def thin(store: str, name: str, keep: int) -> str:
             audit.record("remove", error, job=name, checkpoint=f"{name}@{number}", why="keep", store=store)
             trouble = error
     try:
-        if doomed:
-            open_store(store or None).collect()
+        opened.collect()
     except (OSError, TorporError) as error:
         trouble = error
+    finally:
+        opened.close()
     return f"old checkpoints of {name} could not be removed: {trouble}" if trouble else ""
 
 
