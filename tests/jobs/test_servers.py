@@ -27,7 +27,7 @@ class Server(NamedTuple):
     more: tuple[str, ...] = ()
     """More words for the driver."""
     save: tuple[str, ...] = ()
-    """Options of its checkpoints."""
+    """Options of its checkpoints; {home} is the folder it works in."""
     root: bool = True
     """Does it run as root?"""
 
@@ -50,7 +50,7 @@ SERVERS = {
     "redis": Server("redis_pipeline.py", ("redis-server",)),
     "nginx": Server("nginx_load.py", ("nginx", "wrk")),
     "nginx-close": Server("nginx_load.py", ("nginx", "wrk"), more=("close",)),
-    "postgres": Server("pg_transactions.py", POSTGRES, save=("--files=save",), root=False),
+    "postgres": Server("pg_transactions.py", POSTGRES, save=("--files=save:{home}/data",), root=False),
     "multiprocessing": Server("pools.py", more=("multiprocessing",)),
     "processes": Server("pools.py", more=("processes",)),
     "threads": Server("pools.py", more=("threads",)),
@@ -80,17 +80,37 @@ def test_at_random_moments(name: str, seed: int, bench: harness.Bench) -> None:
     moments(SERVERS[name], bench, "run", 1 + seed % 3, seed)
 
 
+@pytest.mark.exam
+@pytest.mark.parametrize("name", ["postgres", "redis"])
+def test_back_after_its_end(name: str, bench: harness.Bench) -> None:
+    """It goes on after the checkpoint, to its end; then the checkpoint is restarted, and its files are as they were."""
+    server = SERVERS[name]
+    save = [option.format(home=bench.home) for option in server.save]
+    job = bench.run(server.command(bench))
+    job.ready()
+    saved = bench.checkpoint(job, *save)
+    job.verified(PATIENCE)
+    bench.untell()
+    job = bench.restart(f"{job.name}@{saved['number']}", detach=True)
+    saved = bench.checkpoint(job, *save)
+    bench.kill()
+    job = bench.restart(f"{job.name}@{saved['number']}")
+    job.verified(PATIENCE)
+    bench.gone("after the restarted job has ended")
+
+
 def moments(server: Server, bench: harness.Bench, via: str, generations: int, seed: int = 0) -> None:
     """Saved and killed `generations` times and once more, at moments that the seed gives; then it verifies itself."""
     chance = random.Random(seed)
+    save = [option.format(home=bench.home) for option in server.save]
     job = bench.run(server.command(bench), via)
     job.ready()
     for _ in range(generations):
         time.sleep(chance.random())  # the moment is the test's parameter, not a wait for anything
-        saved = bench.checkpoint(job, *server.save)
+        saved = bench.checkpoint(job, *save)
         bench.kill()
         job = bench.restart(f"{job.name}@{saved['number']}", detach=True)
-    saved = bench.checkpoint(job, *server.save)
+    saved = bench.checkpoint(job, *save)
     bench.kill()
     job = bench.restart(f"{job.name}@{saved['number']}")
     job.verified(PATIENCE)
