@@ -89,6 +89,22 @@ class Load:
             raise self._damaged(number, f"is damaged (chunk {ref}, at {start})")
         return data
 
+    def look(self) -> None:
+        """Are all packs there, and long enough? Raises Damaged."""
+        table = self._table
+        ends = [0] * len(table.packs)
+        for number, offset, stored in zip(table.pack, table.offset, table.stored):
+            if number != NOWHERE:
+                ends[number] = max(ends[number], offset + stored)
+        for number, end in enumerate(ends):
+            try:
+                if self._backend.stat(pack.path(table.packs[number])).size < end:
+                    raise self._damaged(number, "is truncated")
+            except FileNotFoundError:
+                raise self._damaged(number, "is missing") from None
+            except OSError as error:
+                raise self._damaged(number, f"cannot be read: {error.strerror or error}") from None
+
     @property
     def refs(self) -> range:
         """All references there are."""

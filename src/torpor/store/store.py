@@ -200,13 +200,13 @@ class Store:
         if self._config is None:
             self._config = self._read_config()
         if self._config is None and self._required:
-            self._refuse_others()
+            self.refuse_others()
             local = self.backend.path(CONFIG)
             if not (os.path.isdir(os.path.dirname(local)) if local else self.backend.list("")):
                 raise NotFound(f"there is no store at {self.location}")
         return self._config
 
-    def _refuse_others(self) -> None:
+    def refuse_others(self) -> None:
         """Raise UsageError if there are things that are not of a store, in a place without a
         configuration."""
         if others := sorted(set(self.backend.list("")) - FOLDERS - {CONFIG}):
@@ -229,7 +229,7 @@ class Store:
         """The configuration, made if there is none. Raises OSError, UsageError."""
         self.backend.prepare()
         if self._config is None:
-            self._refuse_others()
+            self.refuse_others()
             config = msgspec.msgpack.encode(Config(os.urandom(32)))
             self.backend.put(CONFIG, [envelope.wrap(MAGIC, VERSION, config)])
             self._config = self._read_config()
