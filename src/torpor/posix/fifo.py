@@ -22,10 +22,10 @@ import msgspec
 from torpor.linux import pipes, proc
 from torpor.model.errors import Refusal, RestartFailed
 from torpor.posix import outside, paths
-from torpor.posix.descriptors import O_PATH, first_object, is_type, reopen, set_status, siblings, status_flags
+from torpor.posix.descriptors import O_PATH, is_type, reopen, set_status, siblings, status_flags
 from torpor.posix.directory import missing
 from torpor.posix.inherited import has_both_ends
-from torpor.posix.pipe import PipeData, fill, store
+from torpor.posix.pipe import PipeData, fill, kept
 from torpor.posix.service import Descriptor, DescriptorBase, Job, Restart
 
 _WAY_OUT = "start both ends in one job, or close it before the checkpoint"
@@ -64,11 +64,7 @@ class FifoService(DescriptorBase):
 
     def capture(self, fd: int, seen: Descriptor, job: Job) -> NamedPipe:
         near = [one for one in siblings(seen, job) if not one.flags & O_PATH]
-        readable = [one for one in near if one.access != os.O_WRONLY]
-        mine = job.object_of(seen.pid, seen.number)
-        data = None
-        if seen.access != os.O_WRONLY and first_object(readable, job) in (mine, -1):
-            data = store(fd, seen, job, any(one.flags & os.O_DIRECT for one in near))
+        data = kept(fd, seen, job)
         deleted = paths.is_deleted(seen.target, seen.dev, seen.ino)
         path = seen.target.removesuffix(paths.DELETED) if deleted else seen.target
         fresh = all(one.access == os.O_RDONLY for one in near) and not _hung_up(fd)

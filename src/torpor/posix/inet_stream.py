@@ -46,7 +46,7 @@ from torpor.posix.service import Descriptor, DescriptorBase, Job, Restart
 from torpor.posix.socket_address import AF_INET, AF_INET6, STREAM, Address, inet, link, own_name, packed, peer_name
 from torpor.posix.socket_options import Options
 from torpor.posix.socket_queue import Queue
-from torpor.posix.socket_works import Step, close_all, options_later, works
+from torpor.posix.socket_works import Step, close_all, listen, options_later, shut, shut_later, works
 
 FRESH, BOUND, LISTENING, CONNECTING, CONNECTED, CLOSED, FAILED = (
     "fresh", "bound", "listening", "connecting", "connected", "closed", "failed",
@@ -372,7 +372,6 @@ class TcpService(DescriptorBase):
         return fd
 
     def _make(self, record: TcpSocket, restart: Restart, connect: Connector) -> int:
-        todo = works(restart)
         if record.state in (FRESH, BOUND, LISTENING):
             one = _socket.socket(record.family, STREAM | _socket.SOCK_CLOEXEC, 0)
             fd = one.detach()
@@ -383,7 +382,7 @@ class TcpService(DescriptorBase):
             connect.bind(fd, record.family, record.local, listening=record.state == LISTENING)
             if record.state == LISTENING:
                 socket_options.restore_buffers(fd, record.options)
-                with_listen(fd, record.backlog)
+                listen(fd, record.backlog)
                 address = record.local
                 for _ in range(record.gone_waiting):
                     connect.and_close(record.family, address)
@@ -396,9 +395,7 @@ class TcpService(DescriptorBase):
             assert record.local is not None and record.remote is not None
             fd = connect.start(record.family, record.local, record.remote, record.options)
             if record.shut:
-                kept = os.dup(fd)
-                todo.add(Step.SHUT, lambda: shut(kept, record.shut))
-                todo.add(Step.LEAVE, lambda: os.close(kept))
+                shut_later(fd, record.shut, restart)
             return fd
         return self._pair(record, restart, connect)
 
@@ -441,25 +438,6 @@ class TcpService(DescriptorBase):
             # Last, both are closed here: the job has the ends it had.
             todo.add(Step.LEAVE, lambda: close_all(ends))
         return os.dup(mine)
-
-
-def shut(fd: int, how: int) -> None:
-    """shutdown(2): 1 receiving, 2 sending, 3 both."""
-    one = link(fd)
-    try:
-        one.shutdown(how - 1)
-    except OSError:
-        pass  # not connected any more: over in both directions
-    finally:
-        one.detach()
-
-
-def with_listen(fd: int, backlog: int) -> None:
-    one = link(fd)
-    try:
-        one.listen(backlog)
-    finally:
-        one.detach()
 
 
 _WAY_OUT = "close it before the checkpoint"

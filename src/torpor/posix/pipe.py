@@ -78,13 +78,7 @@ class PipeService(DescriptorBase):
     def capture(self, fd: int, seen: Descriptor, job: Job) -> PipeEnd:
         if not inherited.has_both_ends(seen, job) and not other_end_closed(fd):
             raise Refused([_refusal(seen, "")])
-        readable = [one for one in siblings(seen, job) if one.access != os.O_WRONLY and not one.flags & O_PATH]
-        mine = job.object_of(seen.pid, seen.number)
-        data = None
-        if seen.access != os.O_WRONLY and first_object(readable, job) in (mine, -1):
-            packets = any(one.flags & os.O_DIRECT for one in siblings(seen, job))
-            data = store(fd, seen, job, packets)
-        return PipeEnd(seen.ino, status_flags(fd), pipes.capacity(fd), data)
+        return PipeEnd(seen.ino, status_flags(fd), pipes.capacity(fd), kept(fd, seen, job))
 
     def create(self, record: PipeEnd, restart: Restart) -> int:
         pair: _Pair = restart.shared(("pipe", record.pipe), lambda: _Pair(record.capacity), _Pair.close)
@@ -124,6 +118,15 @@ class _Pair:
     def close(self) -> None:
         for fd in self.ends:
             os.close(fd)
+
+
+def kept(fd: int, seen: Descriptor, job: Job) -> PipeData | None:
+    """What is in a pipe or FIFO, in the record of its holder: the first object that can be read. None in others."""
+    near = [one for one in siblings(seen, job) if not one.flags & O_PATH]
+    holder = first_object([one for one in near if one.access != os.O_WRONLY], job)
+    if seen.access == os.O_WRONLY or holder not in (job.object_of(seen.pid, seen.number), -1):
+        return None
+    return store(fd, seen, job, any(one.flags & os.O_DIRECT for one in near))
 
 
 def store(fd: int, seen: Descriptor, job: Job, packets: bool) -> PipeData | None:

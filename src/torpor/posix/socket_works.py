@@ -14,6 +14,7 @@ from enum import IntEnum
 
 from torpor.posix import socket_options
 from torpor.posix.service import Restart
+from torpor.posix.socket_address import link
 from torpor.posix.socket_options import Options
 
 
@@ -68,6 +69,32 @@ def options_later(fd: int, options: Options, restart: Restart) -> None:
         os.close(kept)
 
     works(restart).add(Step.OPTIONS, put)
+
+
+def listen(fd: int, backlog: int) -> None:
+    one = link(fd)
+    try:
+        one.listen(backlog)
+    finally:
+        one.detach()
+
+
+def shut(fd: int, how: int) -> None:
+    """shutdown(2): 1 receiving, 2 sending, 3 both."""
+    one = link(fd)
+    try:
+        one.shutdown(how - 1)
+    except OSError:
+        pass  # not connected any more: over in both directions
+    finally:
+        one.detach()
+
+
+def shut_later(fd: int, how: int, restart: Restart) -> None:
+    """`shut`, once the queues are filled."""
+    kept = os.dup(fd)
+    works(restart).add(Step.SHUT, lambda: shut(kept, how))
+    works(restart).add(Step.LEAVE, lambda: os.close(kept))
 
 
 def close_all(fds: Iterable[int]) -> None:

@@ -107,6 +107,34 @@ class Members:
             return False
         return not any(self.outsider(pid, when) for pid, when in used)
 
+    def own(
+        self,
+        words: str,
+        mine: Identity,
+        perm: Perm,
+        ctime: int,
+        used: Iterable[tuple[int, int]],
+        waiting: Iterable[int],
+    ) -> bool:
+        """Is an object the job's? Of those whose users nobody counts: semaphores and message queues.
+
+        used: by whom (pid as the job sees it) and when; waiting: the ids on which tasks of the job wait. Raises
+        Refused if it is somebody else's as well, or cannot be given back to its owner.
+        """
+        used = tuple(used)
+        if not self.private:
+            if mine.number in waiting or any(self.acted(pid, when) for pid, when in used):
+                other = next((pid for pid, when in used if self.outsider(pid, when)), 0)
+                if other:
+                    raise self.refuse(
+                        f"{words} {mine.number} (key {mine.key:#x}) is used by process {other} outside the job too",
+                        "start both in one job, or end that process",
+                    )
+            elif not self.made_here(perm, ctime, used):
+                return False
+        check_owner(self, words, mine)
+        return True
+
     def waiting(self, numbers: Iterable[int]) -> set[int]:
         """First arguments of the system calls among `numbers` in which tasks of the job stand."""
         wanted = set(numbers)

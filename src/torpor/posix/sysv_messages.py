@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -25,7 +25,7 @@ from torpor.linux.sysvipc import Queue
 from torpor.model.data import CHUNK_SIZE, Source
 from torpor.model.errors import Refused, RestartFailed
 from torpor.posix.service import Job, JobBase
-from torpor.posix.sysv import Identity, Members, actor, check_owner, identity, listed, made, next_number
+from torpor.posix.sysv import Identity, Members, actor, identity, listed, made, next_number
 from torpor.tracee.call import In, Out, call
 from torpor.tracee.process import Process
 
@@ -60,9 +60,9 @@ class MessageService(JobBase):
         found = []
         for number, raw in listed(members.first, NR.msgctl, sysvipc.MSG_STAT_ANY, sysvipc.QUEUE_SIZE):
             queue = sysvipc.queue(raw)
-            if belongs(members, number, queue, waiting):
-                mine = identity(number, queue.perm)
-                check_owner(members, "the message queue", mine)
+            mine = identity(number, queue.perm)
+            used = ((queue.lspid, queue.stime), (queue.lrpid, queue.rtime))
+            if members.own("the message queue", mine, queue.perm, queue.ctime, used, waiting):
                 found.append(self._capture(members, mine, queue, job))
         return MessageQueues(tuple(found)) if found else None
 
@@ -123,22 +123,6 @@ class MessageService(JobBase):
         first.run(calls[:-1])
         if calls:
             actor(processes, queue.lspid).run(calls[-1:])
-
-
-def belongs(members: Members, number: int, queue: Queue, waiting: Iterable[int]) -> bool:
-    """Is it the job's? Raises Refused if it is somebody else's as well."""
-    if members.private:
-        return True
-    used = ((queue.lspid, queue.stime), (queue.lrpid, queue.rtime))
-    if number in waiting or any(members.acted(pid, when) for pid, when in used):
-        other = next((pid for pid, when in used if members.outsider(pid, when)), 0)
-        if other:
-            raise members.refuse(
-                f"the message queue {number} (key {queue.perm.key:#x}) is used by process {other} outside the job too",
-                "start both in one job, or end that process",
-            )
-        return True
-    return members.made_here(queue.perm, queue.ctime, used)
 
 
 def _unreadable(members: Members, mine: Identity, error: int) -> Refused:

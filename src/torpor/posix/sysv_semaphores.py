@@ -28,10 +28,10 @@ import msgspec
 
 from torpor.linux import kcmp, sysvipc
 from torpor.linux.arch.x86_64 import NR
-from torpor.linux.sysvipc import NOWAIT, SEM_MAX, SEM_UNDO, Set, operation
+from torpor.linux.sysvipc import NOWAIT, SEM_MAX, SEM_UNDO, operation
 from torpor.model.data import Source
 from torpor.posix.service import Job, JobBase
-from torpor.posix.sysv import Identity, Members, actor, check_owner, identity, listed, made, next_number
+from torpor.posix.sysv import Identity, Members, actor, identity, listed, made, next_number
 from torpor.tracee.call import ANY, Call, In, call
 from torpor.tracee.process import Process
 
@@ -83,9 +83,9 @@ class SemaphoreService(JobBase):
                     words = f"the semaphores {number} (key {mine.key:#x}) cannot be read"
                     raise members.refuse(f"{words} ({os.strerror(answers[0].error)})", "run torpor as root")
                 continue
-            if not belongs(members, number, seen, pids, waiting):
+            used = [(pid, max(seen.otime, seen.ctime)) for pid in pids]
+            if not members.own("the set of semaphores", mine, seen.perm, seen.ctime, used, waiting):
                 continue
-            check_owner(members, "the set of semaphores", mine)
             values = tuple(answer.value for answer in answers[: seen.semaphores])
             undo = [Undo(p.vpid, place, by) for p in undoing for place, by in adjustments(p, number, values)]
             found.append(SemaphoreSet(mine, values, pids, tuple(undo)))
@@ -119,22 +119,6 @@ class SemaphoreService(JobBase):
             actor(processes, last).run([_operate(mine.number, touch, ())])
         raw = sysvipc.permissions(sysvipc.SET_SIZE, mine.uid, mine.gid, mine.mode)
         first.run([call(NR.semctl, mine.number, 0, sysvipc.SET, In(raw))])
-
-
-def belongs(members: Members, number: int, seen: Set, pids: Sequence[int], waiting: Iterable[int]) -> bool:
-    """Is it the job's? Raises Refused if it is somebody else's as well."""
-    if members.private:
-        return True
-    when = max(seen.otime, seen.ctime)
-    if number in waiting or any(members.acted(pid, when) for pid in pids):
-        other = next((pid for pid in pids if members.outsider(pid, when)), 0)
-        if other:
-            raise members.refuse(
-                f"the semaphores {number} (key {seen.perm.key:#x}) are used by process {other} outside the job too",
-                "start both in one job, or end that process",
-            )
-        return True
-    return members.made_here(seen.perm, seen.ctime, [(pid, when) for pid in pids])
 
 
 def adjustments(process: Process, number: int, values: Sequence[int]) -> list[tuple[int, int]]:

@@ -35,7 +35,7 @@ from torpor.posix.socket_address import AF_UNIX, DATAGRAM, SEQPACKET, STREAM, li
 from torpor.posix.socket_options import SO_PEERCRED, SOL_SOCKET, Options
 from torpor.posix.socket_queue import Peeked, Queue
 from torpor.posix.socket_user import as_user
-from torpor.posix.socket_works import Step, close_all, options_later, works
+from torpor.posix.socket_works import Step, close_all, listen, options_later, shut, shut_later, works
 from torpor.posix.unix_name import Name, Names, find_file, names
 
 FREE, LISTENING, CONNECTED = "free", "listening", "connected"
@@ -291,11 +291,11 @@ class UnixService(DescriptorBase):
                 place.bind(fd, record.name)
             if record.state == LISTENING:
                 with as_user(record.user, record.group):
-                    _listen(fd, record.backlog)
+                    listen(fd, record.backlog)
                 if record.gone_before:
                     todo.add(Step.FILL, lambda: self._come_and_go(record, record.name, record.gone_before, place))
             if record.shut:
-                _later_shut(fd, record.shut, restart)
+                shut_later(fd, record.shut, restart)
             return fd
         if record.other == WAITING:
             self._come_and_go(record, record.peer_name, record.gone_before, place)
@@ -305,7 +305,7 @@ class UnixService(DescriptorBase):
             with as_user(record.own_user, record.own_group):
                 place.connect(fd, record.peer_name)
             if record.shut:
-                _later_shut(fd, record.shut, restart)
+                shut_later(fd, record.shut, restart)
             return fd
         return self._pair(record, restart, place)
 
@@ -336,7 +336,7 @@ class UnixService(DescriptorBase):
                 todo.add(Step.FILL, lambda: self._send_packets(other, mine, queue, restart))
         if record.other == IN_JOB:
             if record.shut and record.ino <= record.peer:
-                todo.add(Step.SHUT, lambda: _shut(mine, record.shut))
+                todo.add(Step.SHUT, lambda: shut(mine, record.shut))
             if record.ino <= record.peer:
                 todo.add(Step.LEAVE, lambda: close_all(ends))
         else:
@@ -363,7 +363,7 @@ class UnixService(DescriptorBase):
             listener = _new(record.type)
             place.borrow(listener, server)
             with as_user(*(we if record.accepted else they)):
-                _listen(listener, 1)
+                listen(listener, 1)
         with as_user(*(they if record.accepted else we)):
             place.connect(fd, server)
         one = _socket.socket(fileno=listener)
@@ -404,7 +404,7 @@ class UnixService(DescriptorBase):
         if record.state == CONNECTED and other < 0:
             todo.add(Step.CONNECT, lambda: self._connect_datagram(kept, record, restart, place))
         if record.shut:
-            _later_shut(fd, record.shut, restart)
+            shut_later(fd, record.shut, restart)
         return fd
 
     def _connect_datagram(self, fd: int, record: UnixSocket, restart: Restart, place: Names) -> None:
@@ -483,36 +483,12 @@ def _datagram_pair() -> tuple[int, int]:
     return a.detach(), b.detach()
 
 
-def _listen(fd: int, backlog: int) -> None:
-    one = link(fd)
-    try:
-        one.listen(backlog)
-    finally:
-        one.detach()
-
-
 def _send(fd: int, data: bytes) -> None:
     one = link(fd)
     try:
         one.send(data, _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL)
     finally:
         one.detach()
-
-
-def _shut(fd: int, how: int) -> None:
-    one = link(fd)
-    try:
-        one.shutdown(how - 1)
-    except OSError:
-        pass
-    finally:
-        one.detach()
-
-
-def _later_shut(fd: int, how: int, restart: Restart) -> None:
-    kept = os.dup(fd)
-    works(restart).add(Step.SHUT, lambda: _shut(kept, how))
-    works(restart).add(Step.LEAVE, lambda: os.close(kept))
 
 
 SERVICE = UnixService()
