@@ -96,6 +96,9 @@ class Members:
         if vpid <= 0 or vpid in self.by_vpid or not self.sees_all or not when:
             return 0
         try:
+            stat = proc.stat(vpid)
+            if stat.state in "ZX" or any(process.tgid == stat.ppid for process in self.processes):
+                return 0  # one of the job's that has ended, or is just ending
             return vpid if started(vpid) <= when + 1 else 0
         except OSError:
             return 0
