@@ -35,6 +35,9 @@ need wrk wrk
 # PostgreSQL's programs are in a folder of their version.
 ls /usr/lib/postgresql/*/bin/pg_amcheck >/dev/null 2>&1 || need pg_amcheck postgresql
 need useradd passwd
+need ipcrm util-linux
+need strace strace
+need gdb gdb
 need unshare util-linux
 need munged munge
 need slurmctld slurmctld

@@ -3,7 +3,7 @@ moments. At the end the program's answer must be that of a run that nobody distu
 
 One number, the seed, decides what the program does and when it is saved. What happens to be under way at such a moment
 is not decided by it, so a failure may need several runs of its seed: `TORPOR_TEST_SEED=N` gives it, and
-`TORPOR_TEST_CYCLES` how often.
+`TORPOR_TEST_CYCLES` how often. Without it `make test` has one seed, and `make exam` other ones each time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pytest
 from test_real_programs import needs
 from test_robustness import one_line
 
-SEED = int(os.environ.get("TORPOR_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 30)
+SEED = int(os.environ.get("TORPOR_TEST_SEED", "0"))
 CYCLES = int(os.environ.get("TORPOR_TEST_CYCLES", "0"))
 
 PASSING = (
@@ -119,18 +119,32 @@ def bounded(count: Count) -> None:
     assert count.refusals <= 2 + count.cycles // 4, count
 
 
+FOUND = (1, 2, 3, 5, 6, 101, 102, 103)
+"""Seeds that failed once, each for a reason of its own: segments with id 0, locked areas with guard pages, contents of a
+memfd taken from private copies, a queue of a process that was just ending, areas that may be written to after mprotect,
+a terminal's number freed meanwhile, the folder of a relative name, a process killed while it was being stopped."""
+
+
 def test_stress(user_bench: harness.Bench) -> None:
     needs("gcc", "ipcrm")
-    bounded(live(user_bench, SEED, CYCLES or 20))
+    bounded(live(user_bench, SEED or 4, CYCLES or 20))
 
 
 def test_stress_as_root(root_bench: harness.Bench) -> None:
     needs("gcc", "ipcrm")
-    bounded(live(root_bench, SEED, CYCLES or 4))
+    bounded(live(root_bench, SEED or 4, CYCLES or 4))
 
 
 @pytest.mark.exam
 @pytest.mark.parametrize("part", range(10))
 def test_stress_500_cycles(part: int, bench: harness.Bench) -> None:
     needs("gcc", "ipcrm")
-    bounded(live(bench, SEED + part, CYCLES or 50))
+    seed = SEED or random.SystemRandom().randrange(1, 1 << 30)
+    bounded(live(bench, seed + part, CYCLES or 50))
+
+
+@pytest.mark.exam
+@pytest.mark.parametrize("seed", FOUND)
+def test_stress_seeds_that_failed(seed: int, user_bench: harness.Bench) -> None:
+    needs("gcc", "ipcrm")
+    bounded(live(user_bench, seed, 20))

@@ -46,6 +46,14 @@ ANONYMOUS = {
     "[drm_syncobj]": "a GPU fence",
 }
 
+WAYS_OUT = {
+    "[io_uring]": f"{CLOSE}, or have the program use epoll instead",
+    "[fanotify]": f"{CLOSE}, or use inotify, which is saved",
+    "[userfaultfd]": f"{CLOSE}; its memory is filled by the program itself, in ways that only it knows",
+    "[perf_event]": "end the measurement before the checkpoint",
+}
+"""What helps, where there is more to say than CLOSE."""
+
 DEVICES = (
     (
         "/dev/nvidia",
@@ -67,7 +75,12 @@ DEVICES = (
         "an accelerator",
         "end its work first, or install a service for it (entry points torpor.services)",
     ),
-    ("/dev/infiniband/", "an RDMA adapter", "run the job over sockets, or close it before the checkpoint"),
+    (
+        "/dev/infiniband/",
+        "an RDMA adapter",
+        "let MPI use TCP (Open MPI: --mca btl tcp,self --mca pml ob1; UCX_TLS=tcp; I_MPI_FABRICS=shm:ofi with "
+        "FI_PROVIDER=tcp), or close it before the checkpoint",
+    ),
     ("/dev/kvm", "the virtual machine device", "stop the virtual machine first"),
     ("/dev/vhost", "a virtual machine's network", "stop the virtual machine first"),
     ("/dev/vfio/", "a device of a virtual machine", "stop the virtual machine first"),
@@ -137,7 +150,8 @@ def refuse(seen: Descriptor) -> Refusal:
     kind = stat.S_IFMT(seen.mode)
     target = seen.target
     if target.startswith("anon_inode:"):
-        return seen.refuse(anonymous(target.removeprefix("anon_inode:")), CLOSE)
+        name = target.removeprefix("anon_inode:")
+        return seen.refuse(anonymous(name), WAYS_OUT.get(name, CLOSE))
     if target.startswith("pidfd:"):
         return seen.refuse(ANONYMOUS["[pidfd]"], CLOSE)
     if target.startswith(NAMESPACES):

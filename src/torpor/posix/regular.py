@@ -85,7 +85,11 @@ class RegularService(DescriptorBase):
     record = OpenFile
 
     def claims(self, seen: Descriptor) -> bool:
-        return is_type(seen, stat.S_IFREG) and seen.target.startswith("/") and not seen.target.startswith("/memfd:")
+        return (
+            is_type(seen, stat.S_IFREG)
+            and seen.target.startswith("/")
+            and not seen.target.startswith(("/memfd:", "/secretmem"))
+        )
 
     def survey(self, seen: Descriptor, job: Job) -> Refusal | None:
         refusal = locks.refusal(seen)

@@ -37,10 +37,27 @@ def survey(pid: int) -> Iterable[Refusal]:
                 f"maps the device {path} {where}",
                 "a device's memory cannot be saved; run without that device",
             )
-        elif path.startswith("anon_inode:"):
-            yield Refusal(pid, comm, f"maps {path} {where}", "not supported; run without it")
-        elif path in ("[uprobes]", "[shstk]") or path.startswith("/[aio]"):
-            yield Refusal(pid, comm, f"has {path} memory {where}", "not supported yet; run without it")
+        else:
+            found = special(path)
+            if found is not None:
+                yield Refusal(pid, comm, f"{found[0]} {where}", found[1])
+
+
+def special(path: str) -> tuple[str, str] | None:
+    """What memory of the kernel's own a path in maps stands for, and the way out; None for ordinary memory. Pure."""
+    if path.startswith("/[aio]"):
+        return "has an asynchronous I/O context", "io_destroy it before the checkpoint, or run without io_setup(2)"
+    if path.startswith("/secretmem"):
+        return "has secret memory", "unmap it before the checkpoint: nobody else can read it, by design"
+    if path.startswith("anon_inode:[io_uring]"):
+        return "maps an io_uring instance", "close it before the checkpoint, or have the program use epoll instead"
+    if path.startswith("anon_inode:"):
+        return f"maps {path}", "not supported; run without it"
+    if path == "[uprobes]":
+        return "is being probed (uprobes)", "end the probing first"
+    if path == "[shstk]":
+        return "has a shadow stack", "run it with GLIBC_TUNABLES=glibc.cpu.hwcaps=-SHSTK"
+    return None
 
 
 def refuse_flags(pid: int, comm: str, area: proc.Area, fields: dict[str, str], flags: frozenset[str]) -> Refusal | None:
