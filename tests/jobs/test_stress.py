@@ -120,9 +120,9 @@ def bounded(count: Count) -> None:
 
 
 FOUND = (1, 2, 3, 5, 6, 101, 102, 103)
-"""Seeds that failed once, each for a reason of its own: segments with id 0, locked areas with guard pages, contents of a
-memfd taken from private copies, a queue of a process that was just ending, areas that may be written to after mprotect,
-a terminal's number freed meanwhile, the folder of a relative name, a process killed while it was being stopped."""
+"""Seeds that failed once, for these reasons: segments with id 0, locked areas with guard pages, contents of a memfd
+taken from private copies, a queue of a process that was just ending, areas that may be written to after mprotect, a
+terminal's number freed meanwhile, the folder of a relative name, a process killed while it was being stopped."""
 
 
 def test_stress(user_bench: harness.Bench) -> None:
