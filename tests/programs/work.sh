@@ -13,10 +13,10 @@ work two "$place.2" & b=$!
 (sleep 0.3; exit 5) & c=$!
 coproc ECHO { while read -r line; do echo "<$line>"; done; }
 n=0
-for ((i = 0; i < 60; i++)); do
+for ((i = 0; i < 160; i++)); do
     echo "$i" >&"${ECHO[1]}"; read -r back <&"${ECHO[0]}"
     [ "$back" = "<$i>" ] || { echo "FAIL: coprocess said $back"; exit 1; }
-    n=$((n + i)); [ "$i" = 20 ] && echo READY; sleep 0.005
+    n=$((n + i)); [ "$i" = 20 ] && echo READY; sleep 0.01
 done
 wait "$c"; [ $? = 5 ] || { echo "FAIL: status of a background job"; exit 1; }
 wait "$a" && wait "$b" || { echo "FAIL: wait"; exit 1; }
