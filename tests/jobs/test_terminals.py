@@ -144,8 +144,10 @@ def test_script(bench: harness.Bench) -> None:
     job.ready()
     saved = bench.checkpoint(job)
     bench.kill()
-    again = bench.restart(f"{job.name}@{saved['number']}")
-    again.verified()
+    again = bench.restart(f"{job.name}@{saved['number']}", detach=True)
+    saved = bench.checkpoint(again)
+    bench.kill()
+    bench.restart(f"{job.name}@{saved['number']}").verified()
     numbers = [int(number) for number in re.findall(r"^n (\d+)", harness.text(log), re.MULTILINE)]
     assert numbers == list(range(1, len(numbers) + 1)), numbers
 
