@@ -24,9 +24,10 @@ lint: venv
 	$(VENV)/bin/mypy
 
 test: packages lint
-	$(PYTEST) -m "not exam" $(ARGS) || { \
+	$(PYTEST) --session-timeout=2400 -m "not exam" $(ARGS) || { \
 	    echo "What failed is run once more, alone: these tests measure time, and the machine may have been busy."; \
-	    $(PY) -m pytest --timeout=400 --last-failed --last-failed-no-failures none -m "not exam" $(ARGS); }
+	    $(PY) -m pytest --timeout=400 --session-timeout=900 --last-failed --last-failed-no-failures none \
+	        -m "not exam" $(ARGS); }
 
 exam: packages lint
 	$(PYTEST) --timeout=3600 -m exam $(ARGS)
