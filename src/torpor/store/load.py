@@ -147,7 +147,7 @@ class Load:
             raise self._damaged(number, "is missing") from None
         except OSError as error:
             raise self._damaged(number, f"cannot be read: {error.strerror or error}") from None
-        if len(view) and not pack.begins(view):
+        if not pack.begins(view):
             raise self._damaged(number, "is not what torpor wrote there, or is of a newer torpor's")
         self._mapped[number] = view
         self._recent.append(number)

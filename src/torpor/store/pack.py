@@ -90,8 +90,8 @@ class Writer:
 
 
 def begins(data: Buffer) -> bool:
-    """Does `data` begin as a pack does that we can read?"""
-    return bytes(data[: HEAD.size]) == HEAD.pack(MAGIC, VERSION)
+    """Does `data` begin as a pack does that we can read? (One that is shorter than its head may have been cut.)"""
+    return HEAD.pack(MAGIC, VERSION).startswith(bytes(data[: HEAD.size]))
 
 
 def contents(backend: Backend, pack: bytes) -> Iterator[tuple[bytes, Place]]:
