@@ -12,6 +12,7 @@ import msgspec
 
 from torpor import __version__
 from torpor.checkpoint import descriptors, machine, memory
+from torpor.checkpoint.copies import Copies
 from torpor.checkpoint.survey import Survey
 from torpor.checkpoint.tree import Tree
 from torpor.image.manifest import (
@@ -117,18 +118,25 @@ class _JobView(Survey):
 class _Files:
     """Files that are mapped or run, each listed once in the manifest."""
 
-    def __init__(self) -> None:
+    def __init__(self, copies: Copies) -> None:
+        self._copies = copies
         self.found: list[paths.FileIdentity] = []
         self._number: dict[str, int] = {}
 
     def records(self, view: Job, areas: Iterable[AreaRecord]) -> tuple[FileRecord, ...]:
         """For the manifest; a file counts as written if the job could write to it in any way."""
         open_for_writing = {(seen.dev, seen.ino) for seen in view.descriptors if seen.access}
-        mapped = {area.what for area in areas if area.kind == FILE and area.shared and area.prot & PROT_WRITE}
-        return tuple(
+        shared = [area for area in areas if area.kind == FILE and area.shared]
+        mapped = {area.what for area in shared if area.prot & PROT_WRITE}
+        records = tuple(
             self._record(view, file, (file.dev, file.ino) in open_for_writing or number in mapped)
             for number, file in enumerate(self.found)
         )
+        may_write = {area.what for area in shared if area.may_write}
+        for number, record in enumerate(records):
+            if not (record.written or record.restored or number in may_write):
+                self._copies.add(number, record.identity)
+        return records
 
     def _record(self, view: Job, file: paths.FileIdentity, written: bool) -> FileRecord:
         if view.in_saved_folder(file.path):
@@ -163,6 +171,7 @@ class Captured(NamedTuple):
     manifest: Manifest
     parts: dict[int, Callable[[], msgspec.Struct]]
     scratch: Callable[[], Scratch]
+    files: Callable[[tuple[FileRecord, ...]], tuple[FileRecord, ...]]
     notes: tuple[str, ...]
 
     def complete(self) -> Manifest:
@@ -170,7 +179,8 @@ class Captured(NamedTuple):
         objects = list(self.manifest.objects)
         for number, make in self.parts.items():
             objects[number] = ObjectRecord(objects[number].service, _raw(make()))
-        return msgspec.structs.replace(self.manifest, objects=tuple(objects), scratch=self.scratch())
+        files = self.files(self.manifest.files)
+        return msgspec.structs.replace(self.manifest, objects=tuple(objects), scratch=self.scratch(), files=files)
 
 
 def capture(
@@ -182,6 +192,7 @@ def capture(
     files_policy: str,
     parent_is_reaper: bool,
     progress: memory.Progress | None,
+    copies: Copies,
 ) -> Captured:
     """What there is to say of a frozen job; its bulk data goes to the sink.
 
@@ -212,7 +223,7 @@ def capture(
         view.close()
     seen_memory = memory.look(frozen)
     clocks = _clocks(frozen.processes[view.pids[0]])
-    files = _Files()
+    files = _Files(copies)
     asked = {pid: _ask(process) for pid, process in frozen.processes.items()}
     services = _job_services(view, [frozen.processes[pid] for pid in order if pid in frozen.processes])
     saved = memory.save(frozen, seen_memory, view, files.number, sink, progress)
@@ -228,12 +239,12 @@ def capture(
         processes=tuple(records),
         objects=tuple(objects),
         memory=saved.objects,
-        files=files.records(view, (area for found in saved.areas.values() for area in found)),
+        files=files.records(view, [area for found in saved.areas.values() for area in found]),
         terminal=_terminal(order, view),
         services=services,
         vdso=_vdso(frozen, saved),
     )
-    return Captured(manifest, view.parts, finish_scratch, tuple(view.notes))
+    return Captured(manifest, view.parts, finish_scratch, lambda records: copies.read(records, sink), tuple(view.notes))
 
 
 def _scratch(view: _JobView, saved: Iterable[bytes]) -> Callable[[], Scratch]:

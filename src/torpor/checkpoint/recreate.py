@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from torpor.checkpoint import copies
 from torpor.checkpoint.plan import creation_order
 from torpor.image.manifest import Manifest
 from torpor.linux import devpts, pty
@@ -37,11 +38,13 @@ class Inventory:
 
     def __init__(
         self, manifest: Manifest, source: Source, checkpoint: str, standard: Sequence[int], files: str,
-        changed_files: str, say: Callable[[str], None], inherits: bool = True,
+        changed_files: str, say: Callable[[str], None], inherits: bool = True, private: str = "",
     ) -> None:  # fmt: skip
         self.manifest, self.source, self.checkpoint = manifest, source, checkpoint
         self.standard, self.files, self.changed_files = standard, files, changed_files
         self.say = say
+        self._private = private
+        """Where files are made that are missing at their path."""
         self._inherits = inherits
         """Do our mappings reach the processes of the job? Else shared anonymous memory becomes a memfd."""
         self.hosts: dict[int, int] = {}
@@ -121,10 +124,11 @@ class Inventory:
             may_write = any(area.shared and area.may_write for area in mapped)
             if file.contents is not None and self.files != "keep":
                 regular.make_missing(file.identity, self)
+            path = copies.provide(file, self.source, self._private, self) if copies.needed(file) else file.identity.path
             try:
-                fd = _open_mapped(file.identity.path, may_write, writing, self)
+                fd = _open_mapped(path, may_write, writing, self)
             except OSError as error:
-                raise RestartFailed(f"{file.identity.path}: {error.strerror}") from error
+                raise RestartFailed(f"{path}: {error.strerror}") from error
             self._files[number] = self._lift(fd)
         for number, memory in enumerate(self.manifest.memory):
             self._memory[number] = self._make_memory(memory)

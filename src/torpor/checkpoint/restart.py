@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from torpor.checkpoint import machine, plant
+from torpor.checkpoint import copies, machine, plant
 from torpor.checkpoint.fill import fill
 from torpor.checkpoint.plan import Plan, plan
 from torpor.checkpoint.plant import Footing, Ground, Namespaces, Planted
 from torpor.checkpoint.recreate import Inventory
+from torpor.checkpoint.relocate import relocate
 from torpor.checkpoint.takeover import Takeover
 from torpor.checkpoint.tree import Tree
 from torpor.image import codec
-from torpor.image.manifest import Manifest
+from torpor.image.manifest import FileRecord, Manifest
 from torpor.linux import cpuid, namespaces, proc, xsave
 from torpor.model.errors import Refusal, Refused, RestartFailed
+from torpor.model.path_map import PathMap
 from torpor.posix import paths, terminal
 from torpor.posix.job_services import JOB_SERVICES
 from torpor.tracee.call import CallFailed
@@ -40,7 +42,8 @@ class RestartRequest(msgspec.Struct, kw_only=True):
     changed_files: 'refuse' or 'accept' files that were only read and differ now. terminal: a descriptor of our
     controlling terminal, -1 if there is none or the job shall not have it. before_release:
     called when the job is whole and has not run yet, so that it can be written down before it does; what it raises
-    fails the restart.
+    fails the restart. map_path: where the job's files are now. private: a
+    folder for files that are missing and that the checkpoint carries; it need not exist.
     """
 
     load: Load
@@ -49,6 +52,8 @@ class RestartRequest(msgspec.Struct, kw_only=True):
     files: str = "auto"
     changed_files: str = "refuse"
     pid_budget: float = 5.0
+    private: str = ""
+    map_path: PathMap = msgspec.field(default_factory=PathMap)
     terminal: int = -1
     in_place: bool | None = None
     progress: Progress | None = None
@@ -84,7 +89,7 @@ def restart(request: RestartRequest) -> Restarted:
     PID 1.
     """
     began = time.perf_counter()
-    manifest = read(request.load)
+    manifest = relocate(read(request.load), request.map_path)
     refusals = check(manifest, request.changed_files, request.files)
     if refusals:
         raise Refused(refusals, "cannot restart")
@@ -94,7 +99,7 @@ def restart(request: RestartRequest) -> Restarted:
     name = f"{request.load.info.job}@{request.load.info.number}"
     inventory = Inventory(
         manifest, request.load, name, request.standard, request.files, request.changed_files, notes.append,
-        footing.inherits,
+        footing.inherits, request.private,
     )  # fmt: skip
     planted: Planted | None = None
     try:
@@ -142,7 +147,7 @@ def check(manifest: Manifest, changed_files: str, files: str = "auto") -> list[R
     ]
     for file in manifest.files:
         reason = None
-        if file.restored and files != "keep":
+        if (file.restored and files != "keep") or copies.needed(file):
             continue
         if file.written:
             reason = paths.replaced(file.identity)
@@ -152,10 +157,18 @@ def check(manifest: Manifest, changed_files: str, files: str = "auto") -> list[R
             found.append(
                 Refusal(
                     0, "", f"{file.identity.path} {reason}",
-                    "put it back" + ("" if file.written else ", or say --changed-files=accept if you know better"),
+                    _way_out(file, reason),
                 )
             )  # fmt: skip
     return found
+
+
+def _way_out(file: FileRecord, reason: str) -> str:
+    if reason == paths.GONE:
+        return "put it back, or say where it is with --map-path" + (
+            "" if file.written else "; torpor checkpoint --with-files saves such files too"
+        )
+    return "put it back" + ("" if file.written else ", or say --changed-files=accept if you know better")
 
 
 def _footing(

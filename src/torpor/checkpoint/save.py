@@ -12,6 +12,7 @@ import msgspec
 
 from torpor.checkpoint import survey
 from torpor.checkpoint.capture import Captured, capture, end
+from torpor.checkpoint.copies import Copies
 from torpor.checkpoint.tree import Tree
 from torpor.image import codec
 from torpor.model.errors import CheckpointFailed, NotNow, Refused
@@ -36,7 +37,7 @@ class SaveRequest(msgspec.Struct, kw_only=True):
     own descriptors for it. progress: called with (phase, bytes done, bytes in all). guard: held from the freeze to
     the release; whoever waits for the job's processes must not do so meanwhile. stop: end the job once it is saved.
     sealer: who signs, and to whom it is encrypted.
-    label: more that is to be seen in a listing.
+    with_files: also what the job maps and runs without writing to it. label: more that is to be seen in a listing.
     """
 
     name: str
@@ -45,6 +46,7 @@ class SaveRequest(msgspec.Struct, kw_only=True):
     sealer: Sealer
     stop: bool = False
     files: str = "auto"
+    with_files: bool = False
     streams: Sequence[Stream] = ()
     parent_is_reaper: bool = False
     progress: Progress | None = None
@@ -103,6 +105,7 @@ class _Changed(CheckpointFailed):
 
 def _attempt(request: SaveRequest, began: float, last: frozenset[int], grace: float) -> SaveReport:
     saving = request.store.begin(request.name, request.sealer)
+    copies = Copies(request.with_files)
     try:
         with request.guard:
             paused = time.perf_counter()
@@ -117,6 +120,7 @@ def _attempt(request: SaveRequest, began: float, last: frozenset[int], grace: fl
                         request.files,
                         request.parent_is_reaper,
                         request.progress,
+                        copies,
                     )
                 except (CallFailed, Gone, ProcessLookupError, FileNotFoundError) as error:
                     raise _Changed(f"the job changed while it was being saved ({error}); it runs on") from error
@@ -130,6 +134,8 @@ def _attempt(request: SaveRequest, began: float, last: frozenset[int], grace: fl
     except BaseException:
         saving.abort()
         raise
+    finally:
+        copies.close()
     return SaveReport(
         job=info.job,
         number=info.number,

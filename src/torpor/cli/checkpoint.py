@@ -27,6 +27,12 @@ def options(parser: argparse.ArgumentParser) -> None:
         "save:PATH,...: those of these files, and of all that is in these folders",
     )
     parser.add_argument(
+        "--with-files",
+        action="store_true",
+        help="save the program file, its libraries and other files that it maps as well: a machine that lacks them can "
+        "restart the job",
+    )
+    parser.add_argument(
         "--encrypt-to",
         action="append",
         metavar="KEY",
@@ -50,6 +56,7 @@ def command(options: argparse.Namespace) -> int:
             options.job if options.pid is None else options.pid,
             stop=options.stop,
             files=options.files,
+            with_files=options.with_files,
             store=store(options),
             name=options.name,
             encrypt_to=options.encrypt_to,

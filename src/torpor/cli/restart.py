@@ -40,6 +40,14 @@ def options(parser: argparse.ArgumentParser) -> None:
         default="refuse",
         help="what to do if a file that was only read (program, library, data) has changed",
     )
+    parser.add_argument(
+        "--map-path",
+        action="append",
+        default=[],
+        metavar="OLD=NEW",
+        help="look at NEW for the file or folder that was at OLD: program, libraries, open files, working directory; "
+        "may be repeated",
+    )
     add_untrusted(parser)
     parser.add_argument("--in-place", action="store_true", help="without a PID namespace")
     parser.add_argument(
@@ -58,6 +66,10 @@ def command(options: argparse.Namespace) -> int:
     if options.files not in ("auto", "keep"):
         raise UsageError("restart: --files is auto or keep")
     _be_quick()
+    if options.map_path:
+        from torpor.model.path_map import PathMap
+
+        PathMap.parse(options.map_path)  # what makes no sense is said before anything is done
     from torpor.cli.progress import Progress
     from torpor.launch import restart
 
@@ -71,6 +83,7 @@ def command(options: argparse.Namespace) -> int:
         files=options.files,
         changed_files=options.changed_files,
         untrusted=options.untrusted,
+        map_path=tuple(options.map_path),
         pid_budget=options.pid_budget,
         in_place=True if options.in_place else None,
         progress=progress,

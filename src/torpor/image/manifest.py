@@ -62,6 +62,8 @@ class FileRecord(msgspec.Struct, frozen=True):
     """Of a file in memory (POSIX shared memory) that the job maps and has not open."""
     restored: bool = False
     """Its contents come back, with these or with an open file's."""
+    copy: Contents | None = None
+    """Of a file that is only read: for a machine that has nothing at its path."""
 
 
 class ObjectRecord(msgspec.Struct, frozen=True):

@@ -63,7 +63,9 @@ def main(text: str) -> int:
 
     def attempt(which: str, notes: tuple[str, ...]) -> int:
         # Said once it runs again: the restart may cut back the file that our standard error is.
-        asked = wishes._replace(notes=(*notes, f"{crash}, from {which}"))
+        # What was saved since has the paths of now.
+        moved = tuple(wishes.map_path) if which == mine.origin else ()
+        asked = wishes._replace(notes=(*notes, f"{crash}, from {which}"), map_path=moved)
         return restart.after_crash(which, mine, asked, bool(told["detached"]), crashes)
 
     try:

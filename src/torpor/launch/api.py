@@ -62,6 +62,7 @@ def restart(
     files: str = "auto",
     changed_files: str = "refuse",
     untrusted: bool = False,
+    map_path: Mapping[str, str] | None = None,
     pid_budget: float | None = None,
     in_place: bool | None = None,
     every: str | None = None,
@@ -77,6 +78,7 @@ def restart(
     the job is still running.  stdin, stdout, stderr: files in place of /dev/null and the log.  files: 'auto'
     or 'keep'. changed_files='accept': go on although a file that the job had open for reading has changed.
     untrusted: also if it is not signed, or by nobody whose key is trusted here.
+    map_path: files and folders by the path they had, and where they are now.
     pid_budget: seconds that finding the old pids may take in place.  in_place: without a namespace.  The others as
     for `run`, in place of what the job was started with. Raises NotFound, Damaged, Untrusted, Sealed, Refused,
     RestartFailed.
@@ -87,6 +89,7 @@ def restart(
         *_options(store=store, name=name, stdin=stdin, stdout=stdout, stderr=stderr),
     ]
     words += [f"--files={files}", f"--changed-files={changed_files}"]
+    words += [f"--map-path={old}={new}" for old, new in (map_path or {}).items()]
     words += ["--clone"] if clone else []
     words += ["--untrusted"] if untrusted else []
     words += ["--in-place"] if in_place else []
@@ -110,6 +113,7 @@ def checkpoint(
     *,
     stop: bool = False,
     files: str = "auto",
+    with_files: bool = False,
     store: str | None = None,
     name: str | None = None,
     encrypt_to: Sequence[str] | None = None,
@@ -119,11 +123,13 @@ def checkpoint(
     `Job.checkpoint`."""
     if isinstance(job, int):
         return checkpoint_pid(
-            job, stop=stop, files=files, store=store, name=name, encrypt_to=encrypt_to, progress=progress
-        )
+            job, stop=stop, files=files, with_files=with_files, store=store, name=name, encrypt_to=encrypt_to,
+            progress=progress,
+        )  # fmt: skip
     return attach(job).checkpoint(
-        stop=stop, files=files, store=store, name=name, encrypt_to=encrypt_to, progress=progress
-    )
+        stop=stop, files=files, with_files=with_files, store=store, name=name, encrypt_to=encrypt_to,
+        progress=progress,
+    )  # fmt: skip
 
 
 def check(job: str | int | None = None) -> Checked:

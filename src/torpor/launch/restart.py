@@ -30,7 +30,8 @@ class Wishes(NamedTuple):
     in place of our own.  files: 'auto' or 'keep'.  changed_files: 'refuse' or 'accept'.  pid_budget: seconds
     that finding the old pids in place may take.  untrusted: also if nobody who is trusted has signed it.
     in_place: without a namespace (None: where there is none to be had).  upkeep: what is to be done for it unasked, in
-    place of what the checkpoint says (`upkeep.changed`).  why: for the log.  notes: what is to be said once the job
+    place of what the checkpoint says (`upkeep.changed`).  map_path: 'OLD=NEW'
+    each, for files that are elsewhere now.  why: for the log.  notes: what is to be said once the job
     runs; before, the restart might cut it off a file again.
     """
 
@@ -46,6 +47,7 @@ class Wishes(NamedTuple):
     in_place: bool | None = None
     progress: Progress | None = None
     upkeep: Mapping[str, Any] = {}
+    map_path: tuple[str, ...] = ()
     why: str = "command"
     notes: tuple[str, ...] = ()
 
@@ -239,7 +241,9 @@ def _claim(info: RootInfo, store: Store, wishes: Wishes) -> Entry:
 def _absolute(wishes: Wishes) -> Wishes:
     """The same with paths that mean the same in any folder."""
     paths = {name: getattr(wishes, name) for name in ("stdin", "stdout", "stderr")}
-    return wishes._replace(**{name: os.path.abspath(path) for name, path in paths.items() if path is not None})
+    moved = tuple(f"{old}={os.path.abspath(new)}" for old, _, new in (each.partition("=") for each in wishes.map_path))
+    found = {name: os.path.abspath(path) for name, path in paths.items() if path is not None}
+    return wishes._replace(**found, map_path=moved)
 
 
 def _standard(wishes: Wishes, own: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -271,8 +275,11 @@ def _restart(
     from torpor.checkpoint.restart import restart as run
     from torpor.image.seal import Opening
     from torpor.launch.interrupt import Interrupts
+    from torpor.model.path_map import PathMap
+    from torpor.supervise import state
     from torpor.supervise.parent import become_subreaper
 
+    moved = PathMap.parse(wishes.map_path)
     become_subreaper()
 
     def register(job: Restarted) -> None:
@@ -304,6 +311,8 @@ def _restart(
                     clone=wishes.clone,
                     files=wishes.files,
                     changed_files=wishes.changed_files,
+                    map_path=moved,
+                    private=state.provided(entry.name),
                     pid_budget=wishes.pid_budget,
                     terminal=terminal,
                     in_place=wishes.in_place,

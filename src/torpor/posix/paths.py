@@ -14,6 +14,8 @@ import msgspec
 
 DELETED = " (deleted)"
 """What /proc writes behind the path of a file that has no name any more."""
+GONE = "is gone"
+"""What `changed` and `replaced` say if nothing is at the path."""
 
 
 class FileIdentity(msgspec.Struct, frozen=True):
@@ -104,5 +106,5 @@ def other_name(target: str, dev: int, ino: int) -> str:
 
 def _gone(error: OSError) -> str:
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-        return "is gone"
+        return GONE
     return f"cannot be looked at: {error.strerror}"

@@ -110,6 +110,7 @@ class Job:
         *,
         stop: bool = False,
         files: str = "auto",
+        with_files: bool = False,
         store: str | None = None,
         name: str | None = None,
         encrypt_to: Sequence[str] | None = None,
@@ -117,14 +118,15 @@ class Job:
     ) -> Saved:
         """Save the job; it goes on running unless `stop`.
 
-        files: 'auto', 'keep', 'save' or 'save:PATH,...' (files, or folders to be saved whole).  store, name: other than
-        those the job was started with.  encrypt_to: keys that can read it ('self', a name, a key written out, a file);
+        files: 'auto', 'keep', 'save' or 'save:PATH,...' (files, or folders to be saved whole).  with_files: also the
+        program, its libraries and mapped files, for a machine that lacks them.  store, name: other than those the job
+        was started with.  encrypt_to: keys that can read it ('self', a name, a key written out, a file);
         None: the default. Raises Refused, CheckpointFailed; the job then goes on unharmed.
         """
         files, readers = _files(files), _readers(encrypt_to)
         request = {
-            "do": "checkpoint", "stop": stop, "files": files, "store": _absolute(store), "name": name or "",
-            "encrypt_to": readers,
+            "do": "checkpoint", "stop": stop, "files": files, "with_files": with_files, "store": _absolute(store),
+            "name": name or "", "encrypt_to": readers,
         }  # fmt: skip
 
         def direct() -> dict[str, Any]:
@@ -132,7 +134,8 @@ class Job:
 
             plain = saving.save(
                 registry.check_name(name or self.name), self._reach(), _absolute(store) or self.entry.store,
-                stop=stop, files=files, encrypt_to=readers, progress=progress, upkeep=self.entry.upkeep,
+                stop=stop, files=files, with_files=with_files, encrypt_to=readers, progress=progress,
+                upkeep=self.entry.upkeep,
             )  # fmt: skip
             self.entry = self.entry._replace(saved=f"{plain['job']}@{plain['number']}", saved_at=time.time())
             if self.entry.alive:
@@ -359,6 +362,7 @@ def checkpoint_pid(
     *,
     stop: bool = False,
     files: str = "auto",
+    with_files: bool = False,
     store: str | None = None,
     name: str | None = None,
     encrypt_to: Sequence[str] | None = None,
@@ -375,13 +379,23 @@ def checkpoint_pid(
     for entry in registry.jobs():
         if entry.root.pid == pid:
             return Job(entry).checkpoint(
-                stop=stop, files=files, store=store, name=name, encrypt_to=encrypt_to, progress=progress
-            )
+                stop=stop, files=files, with_files=with_files, store=store, name=name, encrypt_to=encrypt_to,
+                progress=progress,
+            )  # fmt: skip
     where = _foreign(pid)
     label = registry.check_name(name) if name else registry.fit_name(f"{proc.comm(pid)}-{pid}")
     files, readers = _files(files), _readers(encrypt_to)
     return as_saved(
-        saving.save(label, where, _absolute(store), stop=stop, files=files, encrypt_to=readers, progress=progress)
+        saving.save(
+            label,
+            where,
+            _absolute(store),
+            stop=stop,
+            files=files,
+            with_files=with_files,
+            encrypt_to=readers,
+            progress=progress,
+        )
     )
 
 

@@ -26,6 +26,7 @@ class Order(NamedTuple):
 
     stop: bool = False
     files: str = "auto"
+    with_files: bool = False
     encrypt_to: Sequence[str] | None = None
     name: str = ""
     store: str = ""

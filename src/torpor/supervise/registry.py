@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 from torpor.linux import proc
 from torpor.model.errors import NotFound, TorporError, UsageError
+from torpor.supervise import state
 
 ALLOWED = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 NAME_LIMIT = 100
@@ -398,6 +399,7 @@ def release(entry: Entry) -> None:
         with _Lock(entry.folder.rpartition("/")[0]):
             now = read(entry.folder)
             if now is None or now.supervisor == entry.supervisor:
+                state.remove_provided(entry.name)
                 _remove(entry.folder)
     except OSError:
         pass

@@ -55,6 +55,7 @@ def save(
     *,
     stop: bool = False,
     files: str = "auto",
+    with_files: bool = False,
     encrypt_to: Sequence[str] | None = None,
     streams: Mapping[int, int] | None = None,
     progress: Progress | None = None,
@@ -65,7 +66,7 @@ def save(
     """Make a checkpoint of the processes in `where` as the next one of job `name`; returns the report as
     plain values.
 
-    encrypt_to: see image.seal.sealing.
+    with_files: see `Job.checkpoint`.  encrypt_to: see image.seal.sealing.
     streams: what the job inherited, by its number there, and our own descriptor of it; None if we hold none.
     upkeep: what a restart is to go on with (upkeep.py).  why: who wants it, for the log, where all of this leaves a
     line. Raises what `torpor.checkpoint.save.save` raises. To be called in one thread from start to end.
@@ -80,7 +81,7 @@ def save(
         opened = open_store(store or None)
         told["store"] = opened.location
         sealer = seal.sealing(encrypt_to)
-        report = run(_request(name, where, opened, sealer, stop, files, streams, progress, guard, upkeep))
+        report = run(_request(name, where, opened, sealer, stop, files, with_files, streams, progress, guard, upkeep))
     except BaseException as error:
         audit.record("checkpoint", error, **told)
         raise
@@ -95,8 +96,8 @@ def save(
 
 
 def _request(
-    name: str, where: Reach, store: Store, sealer: Sealing, stop: bool, files: str, streams: Mapping[int, int] | None,
-    progress: Progress | None, guard: Guard | None, upkeep: str,
+    name: str, where: Reach, store: Store, sealer: Sealing, stop: bool, files: str, with_files: bool,
+    streams: Mapping[int, int] | None, progress: Progress | None, guard: Guard | None, upkeep: str,
 ) -> SaveRequest:  # fmt: skip
     from torpor.checkpoint.save import SaveRequest
 
@@ -107,6 +108,7 @@ def _request(
         sealer=sealer,
         stop=stop,
         files=files,
+        with_files=with_files,
         streams=_streams(streams),
         parent_is_reaper=where.parent_is_reaper,
         progress=progress,

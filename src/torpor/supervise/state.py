@@ -33,6 +33,28 @@ def folder(name: str) -> str:
     return f"{base()}/jobs/{name}"
 
 
+def provided(name: str) -> str:
+    """The folder for files that a restart makes for a job (checkpoint/copies.py); it need not exist."""
+    return f"{folder(name)}/provided"
+
+
+def remove_provided(name: str) -> None:
+    """The job has ended: so has the use of the files that were made for it, of which every checkpoint has copies."""
+    where = provided(name)
+    try:
+        for digest in os.listdir(where):
+            if os.path.isdir(f"{where}/{digest}"):
+                for file in os.listdir(f"{where}/{digest}"):
+                    os.unlink(f"{where}/{digest}/{file}")
+                os.rmdir(f"{where}/{digest}")
+            else:
+                os.unlink(f"{where}/{digest}")  # left behind by a restart that was killed
+        os.rmdir(where)
+        os.rmdir(folder(name))  # unless there is a log in it
+    except OSError:
+        pass
+
+
 def open_log(name: str, fresh: bool) -> tuple[int, str]:
     """A descriptor of the job's log, to be written at its end, and the log's path.
 
@@ -78,6 +100,7 @@ def ended(name: str) -> Ended | None:
 
 def remove(name: str) -> None:
     """Delete the log and what else there is of a job that is over."""
+    remove_provided(name)
     where = folder(name)
     try:
         for part in os.listdir(where):

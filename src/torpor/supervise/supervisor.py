@@ -355,6 +355,7 @@ class Supervisor:
         order = Order(
             stop=bool(request.get("stop", False)),
             files=text(request, "files", "auto"),
+            with_files=bool(request.get("with_files", False)),
             encrypt_to=texts(request, "encrypt_to"),
             name=text(request, "name"),
             store=text(request, "store"),
@@ -382,8 +383,8 @@ class Supervisor:
         def work() -> dict[str, Any]:
             result = saving.save(
                 name, where, store,
-                stop=order.stop, files=order.files, encrypt_to=order.encrypt_to, streams=self._streams,
-                progress=progress, guard=self._guard, upkeep=self.entry.upkeep, why=order.why,
+                stop=order.stop, files=order.files, with_files=order.with_files, encrypt_to=order.encrypt_to,
+                streams=self._streams, progress=progress, guard=self._guard, upkeep=self.entry.upkeep, why=order.why,
             )  # fmt: skip
             trouble = saving.thin(store, name, keep) if keep else ""
             if trouble:
