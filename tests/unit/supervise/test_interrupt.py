@@ -1,9 +1,15 @@
-"""A signal that means checkpoint-stop while a job is being restarted."""
+"""A signal that means checkpoint-stop while a job is being restarted.
+
+Each test is in a process of its own: a signal that one thread blocks goes to any other, and pytest may have some.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
+import traceback
+from collections.abc import Callable
 
 import pytest
 
@@ -12,16 +18,29 @@ from torpor.launch.interrupt import Interrupted, Interrupts
 NUMBER = signal.SIGUSR2
 
 
-@pytest.fixture(autouse=True)
-def _as_before() -> object:
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    handler = signal.signal(NUMBER, signal.SIG_DFL)
-    yield
-    signal.signal(NUMBER, signal.SIG_IGN)  # what pends is gone with that
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    signal.signal(NUMBER, handler)
+def alone(test: Callable[[], None]) -> Callable[[], None]:
+    """Run a test in a child that has one thread."""
+
+    @functools.wraps(test)
+    def wrapped() -> None:
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                signal.pthread_sigmask(signal.SIG_SETMASK, [])
+                signal.signal(NUMBER, signal.SIG_DFL)
+                test()
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+
+    return wrapped
 
 
+@alone
 def test_it_ends_the_restart() -> None:
     with pytest.raises(Interrupted, match="USR2: the restart was given up") as caught, Interrupts([NUMBER], 75):
         os.kill(os.getpid(), NUMBER)
@@ -29,6 +48,7 @@ def test_it_ends_the_restart() -> None:
     assert signal.getsignal(NUMBER) == signal.SIG_DFL
 
 
+@alone
 def test_one_that_was_blocked_before_is_not_lost() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, [NUMBER])
     os.kill(os.getpid(), NUMBER)
@@ -36,6 +56,7 @@ def test_one_that_was_blocked_before_is_not_lost() -> None:
         pass
 
 
+@alone
 def test_once_the_job_is_about_to_run_it_waits_for_the_supervisor() -> None:
     with Interrupts([NUMBER], 75) as interrupts:
         interrupts.hold()
@@ -43,6 +64,7 @@ def test_once_the_job_is_about_to_run_it_waits_for_the_supervisor() -> None:
     assert NUMBER in signal.sigpending()
 
 
+@alone
 def test_without_signals_nothing_changes() -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     with Interrupts([], 0) as interrupts:
