@@ -49,6 +49,7 @@ class Place:
 
     def remove(self) -> None:
         """All that is only read, with its folders, but for the one that the job works in."""
+        os.unlink(f"{self.folder}/data/{KEPT}")
         shutil.rmtree(f"{self.folder}/bin")
         shutil.rmtree(f"{self.folder}/lib")
         os.unlink(f"{self.folder}/data/data")
@@ -82,15 +83,18 @@ def refused(bench: Bench, name: str, *words: str) -> str:
     return said.err
 
 
-@pytest.mark.parametrize("how", [(), ("--in-place",)], ids=["namespaces", "in-place"])
-def test_a_job_without_its_files(how: tuple[str, ...], place: Place, bench: Bench) -> None:
-    job = place.start()
+def lives_without(place: Place, *how: str) -> None:
+    """Restarts, each after all files are gone, those that the last restart made as well."""
+    bench = place.bench
+    job = place.start(KEPT, "data")
     first = f"{job.name}@{bench.checkpoint(job, '--with-files')['number']}"
+    needs = bench.must("inspect", first, "--store", bench.store, "--json").json()["needs"]
+    assert place.program in needs["carried"] and not needs["files"]
     bench.kill()
     place.remove()
     again = bench.restart(first, *how, detach=True)
     made = sorted(provided(bench, again), key=os.path.basename)
-    assert sorted(os.path.basename(path) for path in made) == ["carried", "data", "libcarried.so"]
+    assert sorted(os.path.basename(path) for path in made) == ["carried", "data", KEPT, "libcarried.so"]
     for path in made:
         assert stat.S_IMODE(os.stat(os.path.dirname(path)).st_mode) == 0o700
     assert os.access(made[0], os.X_OK) and not os.access(made[1], os.X_OK)
@@ -108,6 +112,15 @@ def test_a_job_without_its_files(how: tuple[str, ...], place: Place, bench: Benc
     last.verified()
     bench.gone("after the end")
     assert not os.path.exists(f"{state(bench)}/{job.name}/provided")
+
+
+def test_a_job_without_its_files(place: Place) -> None:
+    lives_without(place)
+
+
+def test_a_job_without_its_files_in_place(root_bench: Bench) -> None:
+    """There the program is executed, for the sake of /proc/PID/exe. (As root: pids are to be had at once.)"""
+    lives_without(Place(root_bench), "--in-place")
 
 
 def test_the_second_time_they_are_there(place: Place, bench: Bench) -> None:
@@ -134,18 +147,17 @@ def test_what_is_missing_is_named(place: Place, bench: Bench) -> None:
 
 
 def test_a_failure_leaves_nothing(place: Place, bench: Bench) -> None:
-    """An open file is missing, which is found out after the program was looked for."""
-    job = place.start(KEPT)
+    """A working directory is missing, which is found out after the files have been made."""
+    job = place.start()
     name = f"{job.name}@{bench.checkpoint(job, '--with-files')['number']}"
     bench.kill()
     place.remove()
     os.rename(f"{place.folder}/data", f"{place.folder}/elsewhere")
     said = bench.torpor("restart", name, "--store", bench.store)
-    assert said.status == 1 and f"data/{KEPT} is gone" in said.err, said
+    assert said.status == 1 and "place/data, is missing" in said.err, said
     bench.gone("after a failure")
     assert not os.path.exists(state(bench))
-    moved = f"--map-path={place.folder}/data={place.folder}/elsewhere"
-    bench.restart(name, moved).verified()
+    bench.restart(name, f"--map-path={place.folder}/data={place.folder}/elsewhere").verified()
 
 
 @pytest.mark.parametrize("wrong", [1, 2])

@@ -1,7 +1,7 @@
 /* A program with a library of its own (carried_library.c, found by its RUNPATH) and a data file that it maps for reading
  * and has closed. MODE: the folder that the data file is in, which is also the working directory; its content is
  * verified page by page only after the restart, and none of it was read before, so that it has to come from a file.
- * A second word: a file there is kept open for reading. */
+ * A second word: a file there is kept open for reading. A third: another, mapped, is also kept open. */
 #include "check.h"
 
 long carried_step(long x);
@@ -26,6 +26,9 @@ int main(int argc, char **argv)
     char first = 0;
     if (mode_count > 1)
         MUST(read(kept, &first, 1) == 1 && first == 'a');
+    int also = mode_count > 2 ? open(mode_args[2], O_RDONLY) : -1;
+    if (mode_count > 2)
+        MUST(lseek(also, 4096, SEEK_SET) == 4096);
     long sum = 1;
     for (int i = 0; i < 1000; i++)
         sum = carried_step(sum);
@@ -45,5 +48,8 @@ int main(int argc, char **argv)
     }
     if (mode_count > 1)
         MUST(read(kept, &first, 1) == 1 && first == 'b');
+    unsigned char page[4096];
+    if (mode_count > 2)
+        CHECK(read(also, page, 4096) == 4096 && memcmp(page, data + 4096, 4096) == 0, "the file that is open and mapped");
     ok();
 }

@@ -116,7 +116,7 @@ class _JobView(Survey):
 
 
 class _Files:
-    """Files that are mapped or run, each listed once in the manifest."""
+    """Files that are mapped or run, or of which there are to be copies, each listed once in the manifest."""
 
     def __init__(self, copies: Copies) -> None:
         self._copies = copies
@@ -209,6 +209,7 @@ def capture(
             raise Refused(refusals)
         objects = []
         saved_files: list[bytes] = []
+        read_files: list[str] = []
         for number, group in enumerate(view.groups):
             seen = group[0]
             view.at = number
@@ -218,12 +219,16 @@ def capture(
             objects.append(ObjectRecord(service.name, _raw(record), owner.capture(held, view)))
             if isinstance(record, regular.OpenFile) and record.holder >= 0 and not record.deleted:
                 saved_files.append(record.file.name)
+            if isinstance(record, regular.OpenFile) and record.only_read and copies.wanted(record.file):
+                read_files.append(record.file.path)
         finish_scratch = _scratch(view, saved_files)
     finally:
         view.close()
     seen_memory = memory.look(frozen)
     clocks = _clocks(frozen.processes[view.pids[0]])
     files = _Files(copies)
+    for path in read_files:
+        files.number(path)
     asked = {pid: _ask(process) for pid, process in frozen.processes.items()}
     services = _job_services(view, [frozen.processes[pid] for pid in order if pid in frozen.processes])
     saved = memory.save(frozen, seen_memory, view, files.number, sink, progress)

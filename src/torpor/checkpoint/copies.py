@@ -1,11 +1,13 @@
 """Files that a checkpoint carries for machines that lack them: how they are read, and how they are provided there.
 
-A program, its libraries and what else it maps without writing to it are only read, so that they need not be read while
-the job is stopped: they are opened then, and read once it goes on. A file that was written to in between is noticed.
+A program, its libraries and what else it has mapped or open without writing to it are only read, so that they need not
+be read while the job is stopped: they are opened then, and read once it goes on. A file that was written to in between
+is noticed.
 
-At a restart, what is missing at its path is made in a folder of the job's own, below torpor's state folder:
-`provided/DIGEST/NAME`. That folder goes when the job ends; a file in it is therefore saved with every later checkpoint
-of the job, asked for or not, and is provided anew at every later restart.
+At a restart, what is missing at its path is made in a folder of the job's own, below torpor's state folder, and the
+manifest's paths are changed to that: `provided/DIGEST/NAME`. That folder goes when the job ends; a file
+in it is therefore saved with every later checkpoint of the job, asked for or not, and is provided anew at every later
+restart.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ import stat
 
 import msgspec
 
-from torpor.image.manifest import FileRecord
+from torpor.checkpoint.relocate import relocate
+from torpor.image.manifest import FileRecord, Manifest
 from torpor.model.data import Sink, Source
 from torpor.model.errors import CheckpointFailed, Refusal, Refused, RestartFailed
+from torpor.model.path_map import PathMap
 from torpor.posix import paths
 from torpor.posix.contents import Contents, chunks, store_file, write_at
 from torpor.posix.paths import FileIdentity
@@ -44,15 +48,19 @@ class Copies:
         self._asked = asked
         self._open: dict[int, tuple[int, FileIdentity]] = {}
 
+    def wanted(self, file: FileIdentity) -> bool:
+        """Is there to be a copy of this file, if the job does not write to it?"""
+        return self._asked or provided(file)
+
     def add(self, number: int, file: FileIdentity) -> None:
         """While the job is stopped: the file at this place of Manifest.files is not written by the job. Raises
         Refused."""
-        if not (self._asked or provided(file)):
+        if not self.wanted(file):
             return
         try:
             fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
         except OSError as error:
-            thing = f"the file {file.path}, which is mapped or run, cannot be read ({error.strerror})"
+            thing = f"the file {file.path}, which the job reads or runs, cannot be read ({error.strerror})"
             raise Refused([Refusal(0, "", thing, "run torpor as its owner or as root, or save without it")]) from error
         self._open[number] = fd, file
         _check_same(fd, file)
@@ -123,6 +131,13 @@ def provide(record: FileRecord, source: Source, folder: str, restart: Restart) -
     except OSError as error:
         raise RestartFailed(f"{file.path} is gone and cannot be made in {folder}: {error.strerror}") from error
     return path
+
+
+def provide_missing(manifest: Manifest, source: Source, folder: str, restart: Restart) -> Manifest:
+    """Make all files that are needed here; the manifest with the paths that they have now. Raises as `provide`."""
+    missing = [record for record in manifest.files if needed(record)]
+    made = [(record.identity.name, os.fsencode(provide(record, source, folder, restart))) for record in missing]
+    return relocate(manifest, PathMap(made))
 
 
 def _make_folder(path: str, restart: Restart) -> None:

@@ -88,6 +88,7 @@ class Inventory:
         """Make everything. Raises RestartFailed or Refused; `undo` must then be called."""
         if self.files != "keep" and (self.manifest.scratch.folders or self.manifest.scratch.beside):
             scratch.restore(self.manifest.scratch, self)
+        self.manifest = copies.provide_missing(self.manifest, self.source, self._private, self)
         records: list[tuple[DescriptorService, Any]] = []
         for record in self.manifest.objects:
             service = descriptor_services.service_named(record.service)
@@ -124,11 +125,10 @@ class Inventory:
             may_write = any(area.shared and area.may_write for area in mapped)
             if file.contents is not None and self.files != "keep":
                 regular.make_missing(file.identity, self)
-            path = copies.provide(file, self.source, self._private, self) if copies.needed(file) else file.identity.path
             try:
-                fd = _open_mapped(path, may_write, writing, self)
+                fd = _open_mapped(file.identity.path, may_write, writing, self)
             except OSError as error:
-                raise RestartFailed(f"{path}: {error.strerror}") from error
+                raise RestartFailed(f"{file.identity.path}: {error.strerror}") from error
             self._files[number] = self._lift(fd)
         for number, memory in enumerate(self.manifest.memory):
             self._memory[number] = self._make_memory(memory)

@@ -37,7 +37,8 @@ class SaveRequest(msgspec.Struct, kw_only=True):
     own descriptors for it. progress: called with (phase, bytes done, bytes in all). guard: held from the freeze to
     the release; whoever waits for the job's processes must not do so meanwhile. stop: end the job once it is saved.
     sealer: who signs, and to whom it is encrypted.
-    with_files: also what the job maps and runs without writing to it. label: more that is to be seen in a listing.
+    with_files: also what the job runs, maps and has open without writing to it.
+    label: more that is to be seen in a listing.
     """
 
     name: str

@@ -29,8 +29,8 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--with-files",
         action="store_true",
-        help="save the program file, its libraries and other files that it maps as well: a machine that lacks them can "
-        "restart the job",
+        help="save the program file, its libraries and all that it maps or has open for reading, too: a machine that "
+        "lacks them can restart the job",
     )
     parser.add_argument(
         "--encrypt-to",

@@ -123,7 +123,12 @@ def _needs(needs: Needs) -> list[str]:
         lines.append(f"  {needs.xsave} bytes of extended CPU state")
     if needs.terminal:
         lines.append("  a terminal (or --detach)")
-    for title, files in (("unchanged files", needs.files), ("files it was writing", needs.written)):
+    titles = (
+        ("unchanged files", needs.files),
+        ("files unchanged or missing (there are copies)", needs.carried),
+        ("files it was writing", needs.written),
+    )
+    for title, files in titles:
         if files:
             lines.append(f"  {title}:")
             lines += [f"    {path}" for path in files]

@@ -53,8 +53,8 @@ class TerminalRecord(msgspec.Struct, frozen=True):
 
 
 class FileRecord(msgspec.Struct, frozen=True):
-    """A file that is mapped or run. written: the job had it open for writing or mapped it shared and writable, so
-    that it may differ at the restart."""
+    """A file that is mapped or run, or of which there is a copy since the job has it open for reading. written: the job
+    had it open for writing or mapped it shared and writable, so that it may differ at the restart."""
 
     identity: FileIdentity
     written: bool

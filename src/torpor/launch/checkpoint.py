@@ -46,7 +46,8 @@ class Needs(NamedTuple):
     """What a checkpoint asks of the machine that restarts it.
 
     files: those that must be there unchanged. written: those that must be there, and are cut back to their
-    saved length. cpu: feature flags of the CPU it ran on. xsave: bytes of extended CPU state.
+    saved length. carried: those that may be missing, but not be there and differ. cpu: feature flags of the CPU it
+    ran on. xsave: bytes of extended CPU state.
     """
 
     arch: str
@@ -60,6 +61,7 @@ class Needs(NamedTuple):
     written: tuple[str, ...]
     services: tuple[str, ...]
     terminal: bool
+    carried: tuple[str, ...] = ()
 
 
 class Checkpoint(NamedTuple):
@@ -81,6 +83,7 @@ class Checkpoint(NamedTuple):
     def needs(self) -> Needs:
         """What it asks of a machine."""
         machine = self.manifest.machine
+        files = self.manifest.files
         services = {record.service for record in self.manifest.objects}
         for process in self.manifest.processes:
             services.update(process.services)
@@ -94,10 +97,11 @@ class Checkpoint(NamedTuple):
             gid=machine.gid,
             cpu=machine.cpu,
             xsave=machine.xsave,
-            files=tuple(file.identity.path for file in self.manifest.files if not file.written),
-            written=tuple(file.identity.path for file in self.manifest.files if file.written),
+            files=tuple(file.identity.path for file in files if not file.written and file.copy is None),
+            written=tuple(file.identity.path for file in files if file.written),
             services=tuple(sorted(services)),
             terminal=self.manifest.terminal is not None,
+            carried=tuple(file.identity.path for file in files if file.copy is not None),
         )
 
     def _process(self, record: ProcessRecord, what: list[tuple[str, str]]) -> SavedProcess:

@@ -79,6 +79,11 @@ class OpenFile(msgspec.Struct, frozen=True):
     in_folder: bool = False
     """It is in a folder that is saved whole."""
 
+    @property
+    def only_read(self) -> bool:
+        """Is it to be found at its path as it was, since nobody writes to it and nothing else brings it back?"""
+        return not (self.written or self.made_up or self.deleted or self.holder >= 0 or self.in_folder)
+
 
 class RegularService(DescriptorBase):
     name = "file"

@@ -119,9 +119,9 @@ class Job:
         """Save the job; it goes on running unless `stop`.
 
         files: 'auto', 'keep', 'save' or 'save:PATH,...' (files, or folders to be saved whole).  with_files: also the
-        program, its libraries and mapped files, for a machine that lacks them.  store, name: other than those the job
-        was started with.  encrypt_to: keys that can read it ('self', a name, a key written out, a file);
-        None: the default. Raises Refused, CheckpointFailed; the job then goes on unharmed.
+        program, its libraries and what it has mapped or open for reading, for a machine that lacks them.  store, name:
+        other than those the job was started with.  encrypt_to: keys that can read it ('self', a name, a key
+        written out, a file); None: the default. Raises Refused, CheckpointFailed; the job then goes on unharmed.
         """
         files, readers = _files(files), _readers(encrypt_to)
         request = {

@@ -166,7 +166,7 @@ def test_not_asked(program: str) -> None:
 
 def test_not_readable(tmp_path: Path) -> None:
     identity = paths.FileIdentity(os.fsencode(tmp_path / "nothing"), 0, 0, 0, 0, 0o100755)
-    with pytest.raises(Refused, match="nothing, which is mapped or run, cannot be read"):
+    with pytest.raises(Refused, match="nothing, which the job reads or runs, cannot be read"):
         Copies(asked=True).add(0, identity)
 
 
