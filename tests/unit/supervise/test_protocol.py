@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import TORPOR  # type: ignore[import-not-found]
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import TORPOR  # type: ignore[import-not-found]
 from torpor.model.errors import Damaged, NotFound, NotNow, Refusal, Refused, TorporError, UsageError
 from torpor.supervise import protocol, registry
 from torpor.supervise.loop import Loop

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from conftest import TORPOR, Screen  # type: ignore[import-not-found]
 
 PROGRAM = """

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from conftest import TORPOR  # type: ignore[import-not-found]
 
 Torpor = Callable[..., subprocess.CompletedProcess[str]]
