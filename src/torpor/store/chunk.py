@@ -17,12 +17,11 @@ RAW, ZSTD, ZERO = 0, 1, 2
 
 NAME = 32
 ZEROS = bytes(CHUNK_SIZE)
-LEVEL = 1
+POLICIES = {"auto": (1, 0.6), "none": (0, 0.0), "fast": (-5, 0.95), "zstd": (3, 0.98)}
+"""How chunks are compressed: Zstandard's level, and to what part of its size a chunk must shrink to be stored
+compressed. `auto` leaves alone what would cost more time than a slow disk takes to write it."""
 SAMPLE = 4096
 """Bytes of a chunk that are tried before the whole is compressed: about 6 us where nothing comes of it."""
-WORTH = 0.6
-"""A sample (and then the chunk) must shrink to less than this part of its size to be stored compressed: below
-that, level 1 yields more than a slow disk saves."""
 
 
 def name(key: bytes, data: Buffer) -> bytes:
@@ -33,26 +32,30 @@ def name(key: bytes, data: Buffer) -> bytes:
 class Packer:
     """Encodes chunks, one thread at a time (it keeps a compression context)."""
 
-    __slots__ = ("_compress", "_end")
+    __slots__ = ("_compress", "_end", "_sampled", "_worth")
 
-    def __init__(self) -> None:
-        compressor, mode = _compressor()
-        self._compress = compressor.compress
-        self._end = mode
+    def __init__(self, policy: str = "auto") -> None:
+        """policy: one of POLICIES."""
+        level, self._worth = POLICIES[policy]
+        self._sampled = policy == "auto"
+        if self._worth:
+            zstd = _zstd()
+            self._compress = zstd.ZstdCompressor(level=level).compress
+            self._end = zstd.ZstdCompressor.FLUSH_FRAME
 
     def encode(self, data: Buffer) -> tuple[int, Buffer]:
         """The encoding chosen and the bytes to be stored: `data` itself for RAW. Deterministic, cheap for
         what does not compress."""
         length = len(data)
-        if length < 128:
+        if length < 128 or not self._worth:
             return RAW, data
-        if length > 2 * SAMPLE:
+        if self._sampled and length > 2 * SAMPLE:
             middle = length // 2
             sample = memoryview(data)[middle : middle + SAMPLE]
-            if len(self._compress(sample, self._end)) > SAMPLE * WORTH:
+            if len(self._compress(sample, self._end)) > SAMPLE * self._worth:
                 return RAW, data
         stored = self._compress(data, self._end)
-        return (ZSTD, stored) if len(stored) < length * WORTH else (RAW, data)
+        return (ZSTD, stored) if len(stored) < length * self._worth else (RAW, data)
 
 
 def decode(encoding: int, stored: Buffer, length: int) -> Buffer | None:
@@ -86,8 +89,3 @@ def _zstd() -> Any:
     except ImportError:
         from backports import zstd
     return zstd
-
-
-def _compressor() -> tuple[Any, Any]:
-    zstd = _zstd()
-    return zstd.ZstdCompressor(level=LEVEL), zstd.ZstdCompressor.FLUSH_FRAME

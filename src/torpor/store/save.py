@@ -29,8 +29,8 @@ from torpor.store.table import Columns, Place
 class Save:
     """See model.data.Sink. Made by Store.begin; ends with `commit` or `abort`."""
 
-    def __init__(self, backend: Backend, key: bytes, job: str, sealer: Sealer) -> None:
-        """key: the store's. Raises OSError."""
+    def __init__(self, backend: Backend, key: bytes, job: str, sealer: Sealer, compression: str = "auto") -> None:
+        """key: the store's. compression: one of chunk.POLICIES. Raises OSError."""
         self.job = job
         self._backend = backend
         self._sealer = sealer
@@ -49,7 +49,8 @@ class Save:
         self._zeros: dict[int, bytes] = {}
         self._total = 0
         # The first context imports the compressor: now, and not while the job stands still.
-        self._packers = [Packer()]
+        self._compression = compression
+        self._packers = [Packer(compression)]
         self._packs = lanes.of(backend, self._failed)
         self._keeper = lease.Keeper(backend, self._lease)
         self._error: CheckpointFailed | None = None
@@ -125,7 +126,7 @@ class Save:
         try:
             packer = self._packers.pop()
         except IndexError:
-            packer = Packer()
+            packer = Packer(self._compression)
         encoding, stored = packer.encode(data)
         self._packers.append(packer)
         if self._cipher is not None:

@@ -1,7 +1,7 @@
 """The user's configuration file, `${XDG_CONFIG_HOME:-~/.config}/torpor/config.toml`:
 
 store = "cloud"                  # the default store: a name from below, or a location
-compress = "auto"
+compress = "auto"                # or none, fast, zstd; $TORPOR_COMPRESS goes before it
 
 [stores.cloud]
 location = "s3://bucket/folder"
@@ -14,6 +14,9 @@ import os
 from typing import Any, NamedTuple
 
 from torpor.model.errors import UsageError
+
+COMPRESSION = ("auto", "none", "fast", "zstd")
+"""See chunk.POLICIES."""
 
 
 class Settings(NamedTuple):
@@ -47,6 +50,16 @@ def read() -> Settings:
     except ValueError as error:
         raise UsageError(f"{where}: {error}") from None
     return check(plain, where)
+
+
+def compression() -> str:
+    """How chunks are to be compressed: $TORPOR_COMPRESS, else what the file says, else 'auto'. Raises UsageError."""
+    given = os.environ.get("TORPOR_COMPRESS", "")
+    wanted = given or read().compress or "auto"
+    if wanted not in COMPRESSION:
+        where = "TORPOR_COMPRESS" if given else f"{path()}: compress"
+        raise UsageError(f"{where} is one of {', '.join(COMPRESSION)}, not {wanted!r}")
+    return wanted
 
 
 def check(plain: dict[str, Any], where: str) -> Settings:

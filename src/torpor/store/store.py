@@ -62,11 +62,12 @@ class Store:
         Raises UsageError for an impossible name or a place that cannot be a store, CheckpointFailed if it
         cannot be written to.
         """
+        from torpor.store import settings
         from torpor.store.save import Save  # a restart does without
 
         names.check_job(job)
         try:
-            return Save(self.backend, self._make().key, job, sealer)
+            return Save(self.backend, self._make().key, job, sealer, settings.compression())
         except OSError as error:
             raise _cannot(error, f"cannot write to {self.location}") from error
 

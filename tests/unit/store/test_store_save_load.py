@@ -224,3 +224,20 @@ def test_a_pack_that_vanishes_during_a_save_is_noticed(store: Store, save: Saver
     with pytest.raises(CheckpointFailed, match="vanished"):
         saving.commit(b"", {})
     assert [info.number for info in store.list()] == [1]
+
+
+@pytest.mark.parametrize("policy", ["auto", "none", "fast", "zstd"])
+def test_compression_by_choice(store: Store, save: Saver, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORPOR_COMPRESS", policy)
+    chunks = [(b"a line that comes again and again, %06d\n" % n) * 4000 for n in range(8)] + [RANDOM[0]]
+    info, refs = save(store, "j", chunks)
+    whole = sum(map(len, chunks))
+    assert info.bytes_new >= whole if policy == "none" else CHUNK_SIZE <= info.bytes_new < CHUNK_SIZE + whole / 8
+    load = store.load("j", 1)
+    assert [bytes(load.get(ref)) for ref in refs] == chunks
+
+
+def test_compression_that_is_none_of_these(store: Store, save: Saver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORPOR_COMPRESS", "lots")
+    with pytest.raises(UsageError, match="TORPOR_COMPRESS is one of auto, none, fast, zstd, not 'lots'"):
+        save(store, "j", [b"x" * 1000])
