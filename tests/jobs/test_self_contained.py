@@ -123,6 +123,39 @@ def test_a_job_without_its_files_in_place(root_bench: Bench) -> None:
     lives_without(Place(root_bench), "--in-place")
 
 
+def test_saved_by_its_pid(user_bench: Bench) -> None:
+    place = Place(user_bench)
+    job = user_bench.run(place.command(KEPT), "pid", cwd="/")
+    job.ready()
+    name = f"{job.name}@{user_bench.checkpoint(job, '--with-files')['number']}"
+    user_bench.kill()
+    place.remove()
+    user_bench.restart(name).verified()
+
+
+def test_nothing_can_be_run_where_they_are_made(root_bench: Bench) -> None:
+    bench = root_bench
+    place = Place(bench)
+    job = place.start()
+    name = f"{job.name}@{bench.checkpoint(job, '--with-files')['number']}"
+    bench.kill()
+    place.remove()
+    other = f"{bench.folder}/noexec"
+    os.mkdir(other)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "noexec", "none", other], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"needs to mount: {mounted.stderr.strip()}")
+    try:
+        bench.env["XDG_STATE_HOME"] = other
+        said = refused(bench, name)
+        assert "is mounted noexec; set XDG_STATE_HOME" in said
+        assert os.listdir(f"{other}/torpor") == ["log.jsonl"]
+    finally:
+        subprocess.run(["umount", other], check=True)
+    del bench.env["XDG_STATE_HOME"]
+    bench.restart(name).verified()
+
+
 def test_the_second_time_they_are_there(place: Place, bench: Bench) -> None:
     """A copy is not used where there is a file; one that is there and different is refused."""
     job = place.start()

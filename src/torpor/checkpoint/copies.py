@@ -25,9 +25,11 @@ from torpor.model.errors import CheckpointFailed, Refusal, Refused, RestartFaile
 from torpor.model.path_map import PathMap
 from torpor.posix import paths
 from torpor.posix.contents import Contents, chunks, store_file, write_at
+from torpor.posix.memory.area import FILE
 from torpor.posix.paths import FileIdentity
 from torpor.posix.service import Restart
 
+PROT_EXEC = 4
 _PROVIDED = re.compile(rb"/torpor/jobs/[^/]+/provided/[0-9a-f]{32}/[^/]+\Z")
 
 
@@ -135,8 +137,18 @@ def provide(record: FileRecord, source: Source, folder: str, restart: Restart) -
 
 def provide_missing(manifest: Manifest, source: Source, folder: str, restart: Restart) -> Manifest:
     """Make all files that are needed here; the manifest with the paths that they have now. Raises as `provide`."""
-    missing = [record for record in manifest.files if needed(record)]
-    made = [(record.identity.name, os.fsencode(provide(record, source, folder, restart))) for record in missing]
+    run = {process.exe for process in manifest.processes}
+    run |= {a.what for process in manifest.processes for a in process.areas if a.kind == FILE and a.prot & PROT_EXEC}
+    made = []
+    for number, record in enumerate(manifest.files):
+        if needed(record):
+            path = provide(record, source, folder, restart)
+            if number in run and os.statvfs(path).f_flag & os.ST_NOEXEC:
+                raise RestartFailed(
+                    f"{record.identity.path} is gone, and {folder}, where it would be made, is on a filesystem that "
+                    "is mounted noexec; set XDG_STATE_HOME to another folder"
+                )
+            made.append((record.identity.name, os.fsencode(path)))
     return relocate(manifest, PathMap(made))
 
 
