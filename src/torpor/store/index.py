@@ -116,7 +116,8 @@ def open_segment(backend: Backend, name: str) -> Segment:
 
 
 class Index:
-    """What the store has, as far as could be seen when this was made."""
+    """What the store has, as far as could be seen when this was made. To be closed: a long-lived process would keep
+    the mapped segments until it collects garbage."""
 
     def __init__(self, backend: Backend, avoid: set[bytes]) -> None:
         """avoid: packs whose chunks must not be used although they are there. Raises OSError."""
@@ -140,6 +141,11 @@ class Index:
         for segment in self.segments.values():
             segment.believe(packs)
         self._find = [s.find for s in sorted(self.segments.values(), key=lambda s: -s.table.count)]
+
+    def close(self) -> None:
+        """Unmap what was mapped; nothing is found any more."""
+        self.segments.clear()
+        self._find.clear()
 
     def find(self, name: bytes) -> Place | None:
         """Where a chunk is, or None. Safe for several threads."""

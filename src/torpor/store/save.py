@@ -99,6 +99,7 @@ class Save:
             raise
         self._over = True
         self._tell_index()
+        self._index.close()
         return info
 
     def abort(self) -> None:
@@ -109,6 +110,7 @@ class Save:
         self._over = True
         self._error = self._error or CheckpointFailed("the checkpoint was given up")
         self._packs.discard()
+        self._index.close()
         try:
             for name in self._packs.finished:
                 self._backend.delete(pack.path(name))
