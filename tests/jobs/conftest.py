@@ -64,6 +64,15 @@ def via(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`@pytest.mark.diagonal`: every account and every way is met in `make test`, all pairs of them in `make exam`."""
+    for item in items:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        pair = params.get("account"), params.get("via", "run" if params.get("account") == "user" else "other")
+        if item.get_closest_marker("diagonal") and pair not in (("user", "run"), ("root", "pid")):
+            item.add_marker(pytest.mark.exam)
+
+
 def _bench(who: accounts.Account) -> Iterator[harness.Bench]:
     folder = tempfile.mkdtemp(prefix="torpor-test-", dir="/var/tmp")
     os.chmod(folder, 0o755)

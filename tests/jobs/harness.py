@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from accounts import ROOT, STAGE, Account, readable_copy
 
 PROGRAMS = os.path.join(ROOT, "tests", "programs")
-PATIENCE = float(os.environ.get("TORPOR_TEST_PATIENCE", "60"))
+PATIENCE = float(os.environ.get("TORPOR_TEST_PATIENCE", "120"))
 """Seconds after which something that should have happened counts as never happening. Only a failing test waits."""
 TICK = 0.003
 _numbers = itertools.count(1)

@@ -7,6 +7,7 @@ import harness
 import pytest
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("program", catalogue.parameters(catalogue.INTERRUPTED))
 def test_call_goes_on_and_comes_back(program: catalogue.Program, via: str, bench: harness.Bench) -> None:
     bench.cycle(program.command(bench.go), via)

@@ -27,6 +27,7 @@ def masks() -> str:
     ).stdout.strip()
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("program", catalogue.parameters(SOME))
 def test_with_everything_masked(program: catalogue.Program, bench: harness.Bench) -> None:
     """As on the oldest kernel and the most locked-down machine: whatever is optional is not used."""
@@ -34,6 +35,7 @@ def test_with_everything_masked(program: catalogue.Program, bench: harness.Bench
     bench.cycle(program.command(bench.go), "run", again=("--pid-budget", "300"))
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("how", ["tee", "file", "closed", "pipe-out", "shared", "null"])
 def test_standard_streams(how: str, bench: harness.Bench) -> None:
     """Started in different ways; at the restart the streams are the restarter's own."""

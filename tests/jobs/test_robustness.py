@@ -135,7 +135,13 @@ def program_of(job: harness.Running) -> int:
     assert job.popen is not None
     if job.via == "pid":
         return job.popen.pid
-    return next(entry["pid"] for entry in job.bench.must("jobs", "--json").json() if entry["name"] == job.name)  # type: ignore[no-any-return]
+
+    def look() -> int:
+        jobs = job.bench.must("jobs", "--json").json()
+        return next((int(entry["pid"]) for entry in jobs if entry["name"] == job.name), 0)
+
+    pid: int = harness.until(look, f"the job {job.name}")
+    return pid
 
 
 def kill_checkpoints(kind: str, via: str, times: int, bench: harness.Bench) -> None:
@@ -313,6 +319,7 @@ def test_store_that_cannot_be_written(why: str, via: str, user_bench: harness.Be
 # -- trees that do not stand still ------------------------------------------------------------------------------------
 
 
+@pytest.mark.diagonal
 def test_tree_that_forks_and_execs(via: str, bench: harness.Bench) -> None:
     """Processes fork, vfork, exec and exit and threads come and go during every freeze."""
     needs("gcc")
@@ -356,6 +363,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.diagonal
 def test_process_that_is_traced_already(via: str, bench: harness.Bench) -> None:
     needs("gcc")
     job = bench.run(busy_command("c", bench), via)

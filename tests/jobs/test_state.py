@@ -34,6 +34,7 @@ def test_a_member_that_may_not_be_traced_is_refused(via: str, user_bench: harnes
     job.verified()
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("program", catalogue.parameters(catalogue.PING_PONG))
 def test_no_wake_up_is_lost(program: catalogue.Program, bench: harness.Bench) -> None:
     """Ten checkpoints while two processes wake each other thousands of times a second, then two restarts."""
