@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import glob
 import os
@@ -98,6 +99,15 @@ def user_bench(user: accounts.Account) -> Iterator[harness.Bench]:
 @pytest.fixture
 def root_bench(root: accounts.Account) -> Iterator[harness.Bench]:
     yield from _bench(root)
+
+
+@pytest.fixture
+def one_walk() -> Iterator[None]:
+    """For tests that walk to pids: each walk takes numbers from under the feet of others, so there is one at a time."""
+    os.makedirs(accounts.STAGE, mode=0o755, exist_ok=True)
+    with open(os.path.join(accounts.STAGE, "walking.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

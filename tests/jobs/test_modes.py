@@ -28,6 +28,7 @@ def masks() -> str:
 
 
 @pytest.mark.diagonal
+@pytest.mark.usefixtures("one_walk")
 @pytest.mark.parametrize("program", catalogue.parameters(SOME))
 def test_with_everything_masked(program: catalogue.Program, bench: harness.Bench) -> None:
     """As on the oldest kernel and the most locked-down machine: whatever is optional is not used."""
