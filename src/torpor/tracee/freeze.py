@@ -128,7 +128,7 @@ def _stop_all(frozen: Frozen, find: Callable[[], Iterable[int]], deadline: float
                     continue
                 news |= _stop_process(frozen, pid, deadline)
             except (ProcessLookupError, FileNotFoundError):
-                continue
+                news = True  # it is ending: by the next look it is a zombie, which is saved too, or gone
         if not news:
             return zombies
         if time.monotonic() > deadline:
