@@ -181,9 +181,8 @@ class RegularService(DescriptorBase):
         path = record.file.path
         if record.contents is not None and not _kept(record, restart):
             make_missing(record.file, restart)
-        if record.in_folder and restart.files != "keep":
-            pass
-        elif not record.made_up and (record.holder < 0 or _kept(record, restart)):
+        brought_back = (record.in_folder or record.holder >= 0) and not _kept(record, restart)
+        if not record.made_up and not brought_back:
             verify(record, restart)
         return open_again(path, record.flags, stat.S_IFREG)
 
