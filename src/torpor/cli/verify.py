@@ -32,13 +32,14 @@ def command(options: argparse.Namespace) -> int:
         try:
             if info.damaged:
                 raise Damaged(info.damaged)
-            load = opened.load(info.job, info.number, Opening(untrusted=True))
-            try:
-                load.look()
-                for ref in load.refs if options.deep else ():
-                    load.get(ref)
-            finally:
-                load.close()
+            for part in (None, *info.parts):
+                load = opened.load(info.job, info.number, Opening(untrusted=True), part)
+                try:
+                    load.look()
+                    for ref in load.refs if options.deep else ():
+                        load.get(ref)
+                finally:
+                    load.close()
             say(f"{name} is whole ({size(info.bytes_total)}{', all of it read' if options.deep else ''})")
         except TorporError as error:
             bad += 1

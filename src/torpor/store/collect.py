@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torpor.model.errors import Damaged
-from torpor.store import index, lease, numbers, pack, root
+from torpor.store import index, lease, numbers, pack, parts, root
 from torpor.store.backend import Backend
 from torpor.store.table import PACK_ID, Place
 
@@ -36,6 +36,7 @@ def collect(backend: Backend) -> tuple[int, int]:
     If it is interrupted, the next one goes on where it was.
     """
     lag, now = backend.lag(), _clock(backend)
+    _remove_orphans(backend, now)
     roots = Roots(backend)
     warrants = lease.warrants(backend)
     used, named = roots.packs(), {name for packs in warrants.values() for name in packs}
@@ -124,6 +125,20 @@ def _tidy(backend: Backend, now: float, busy: bool) -> None:
             pass  # whoever loads it is told
     index.add(backend, missing)
     index.merge(backend)
+
+
+def _remove_orphans(backend: Backend, now: float) -> None:
+    """Delete parts of checkpoints that will not exist any more: their roots are missing, and while anybody saves, only
+    old ones count: the others may be of a save that is about to write its root."""
+    found = {name: numbers.existing(backend, name) for name in backend.list("roots")}
+    candidates = parts.orphans(found)
+    if not candidates:
+        return
+    young = now - 24 * lease.EXPIRY if _running(backend, now) else now - lease.EXPIRY
+    for series, number in candidates:
+        where = root.object_name(series, number)
+        if 0 < _time(backend, where) < young and not _time(backend, root.object_name(parts.whole(series), number)):
+            backend.delete(where)
 
 
 def _packs(backend: Backend) -> set[bytes]:

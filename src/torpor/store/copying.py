@@ -9,18 +9,24 @@ own).
 from __future__ import annotations
 
 from torpor.model.errors import Damaged, NotFound, TorporError, UsageError
-from torpor.store import index, lease, numbers, pack, root
+from torpor.store import index, lease, numbers, pack, parts, root
 from torpor.store.backend import Backend
+from torpor.store.parts import Part
 from torpor.store.store import CONFIG, Store
 
 PIECE = 8 << 20
 
 
 def copy(source: Store, job: str, number: int, target: Store) -> int:
-    """Copy a checkpoint; the bytes of packs that travelled, -1 if it was there already.
+    """Copy a checkpoint, all its parts before its root; the bytes of packs that travelled, -1 if it was there already.
 
     Raises NotFound, Damaged, UsageError where the target cannot take it, TorporError if something fails.
     """
+    return _copy_root(source, job, number, target)
+
+
+def _copy_root(source: Store, job: str, number: int, target: Store, part: Part | None = None) -> int:
+    """A root with its packs. part: the root is to be this one. As `copy`."""
     where = root.object_name(job, number)
     what = f"checkpoint {job}@{number}"
     try:
@@ -30,6 +36,8 @@ def copy(source: Store, job: str, number: int, target: Store) -> int:
         raise NotFound(f"no checkpoint {job}@{number} in {source.location}") from None
     except OSError as error:
         raise TorporError(f"{what} cannot be read: {error.strerror or error}") from error
+    if part is not None and parts.digest(data) != part.digest:
+        raise Damaged(f"{what} is not the part that belongs there")
     found = root.decode(data, what)
     to = target.backend
     try:
@@ -39,7 +47,9 @@ def copy(source: Store, job: str, number: int, target: Store) -> int:
         if not found.header.recipients and to.get(CONFIG) != key:
             why = f"{target.location} names chunks with another key than {source.location}"
             raise UsageError(f"{why}: copy {job}@{number} to a store of its own, or encrypt it")
-        return _copy(source.backend, to, where, data, found.table.packs, what)
+        sizes = [_copy_root(source, parts.series(job, each.name), number, target, each) for each in found.header.parts]
+        own = _copy(source.backend, to, where, data, found.table.packs, what)
+        return own if own < 0 else own + sum(size for size in sizes if size > 0)
     except OSError as error:
         raise TorporError(f"{what} cannot be copied to {target.location}: {error.strerror or error}") from error
 

@@ -22,6 +22,7 @@ from blake3 import blake3
 from torpor.model.data import Buffer
 from torpor.model.errors import Damaged
 from torpor.store import envelope
+from torpor.store.parts import Part
 from torpor.store.sealing import Recipient, Sealer, Signature
 from torpor.store.table import Table
 
@@ -53,6 +54,8 @@ class RootInfo(NamedTuple):
     """Public key of whoever signed it, as the header says (`Store.load` verifies it); '' if nobody did. Hexadecimal."""
     recipients: tuple[str, ...] = ()
     """Public keys of those who can read it; empty where it is not encrypted. Hexadecimal."""
+    parts: tuple[Part, ...] = ()
+    """What it consists of, where hosts have written a part each; bytes_total and bytes_new count them too."""
 
 
 class Header(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -77,6 +80,8 @@ class Header(msgspec.Struct, frozen=True, omit_defaults=True):
     """Not empty: it is encrypted to these."""
     sealed_label: bytes = b""
     """The label of an encrypted checkpoint, msgpack, encrypted."""
+    parts: tuple[Part, ...] = ()
+    """See parts.py."""
 
 
 class Root(NamedTuple):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from blake3 import blake3
@@ -22,6 +22,7 @@ from torpor.store import index, lanes, lease, pack, root, sealing
 from torpor.store.backend import Backend
 from torpor.store.chunk import ZERO, ZEROS, Packer
 from torpor.store.numbers import claim
+from torpor.store.parts import Part, digest
 from torpor.store.sealing import Sealer
 from torpor.store.table import Columns, Place
 
@@ -29,8 +30,11 @@ from torpor.store.table import Columns, Place
 class Save:
     """See model.data.Sink. Made by Store.begin; ends with `commit` or `abort`."""
 
-    def __init__(self, backend: Backend, key: bytes, job: str, sealer: Sealer, compression: str = "auto") -> None:
-        """key: the store's. compression: one of chunk.POLICIES. Raises OSError."""
+    def __init__(
+        self, backend: Backend, key: bytes, job: str, sealer: Sealer, compression: str = "auto", number: int = 0
+    ) -> None:
+        """key: the store's. compression: one of chunk.POLICIES. number: of the checkpoint, where it was claimed
+        already; job: then perhaps that of a part (parts.py). Raises OSError."""
         self.job = job
         self._backend = backend
         self._sealer = sealer
@@ -53,6 +57,9 @@ class Save:
         self._packers = [Packer(compression)]
         self._packs = lanes.of(backend, self._failed)
         self._keeper = lease.Keeper(backend, self._lease)
+        self._number = number
+        self.written = Part("", b"")
+        """What `commit` has written, for the root that it is a part of; without the part's name."""
         self._error: CheckpointFailed | None = None
         self._over = False
 
@@ -80,8 +87,18 @@ class Save:
             self._columns.set(row, place)
         return row
 
-    def commit(self, body: Buffer, label: Mapping[str, str | int | float]) -> root.RootInfo:
-        """Make the checkpoint exist, with `body` and a small summary that is shown in lists.
+    def number(self) -> int:
+        """The number the checkpoint will have: claimed now, if it was not before. Raises CheckpointFailed."""
+        if not self._number:
+            try:
+                self._number = claim(self._backend, self.job)
+            except OSError as error:
+                raise self._failed(error) from error
+        return self._number
+
+    def commit(self, body: Buffer, label: Mapping[str, str | int | float], parts: Sequence[Part] = ()) -> root.RootInfo:
+        """Make the checkpoint exist, with `body` and a small summary that is shown in lists. parts: what others have
+        written of it; all of that is there.
 
         All `put`s have returned. Raises CheckpointFailed; then nothing of it is left but perhaps unreferenced
         packs.
@@ -89,7 +106,7 @@ class Save:
         try:
             self._finish_packs()
             self._check_packs()
-            info = self._put_root(body, dict(label))
+            info = self._put_root(body, dict(label), tuple(parts))
         except OSError as error:
             failed = self._failed(error)
             self.abort()
@@ -159,17 +176,19 @@ class Save:
                     where = f"{self._backend.place}/{pack.path(name)}"
                     raise CheckpointFailed(f"pack {where} vanished while it was needed; try again") from None
 
-    def _put_root(self, body: Buffer, label: dict[str, str | int | float]) -> root.RootInfo:
+    def _put_root(self, body: Buffer, label: dict[str, str | int | float], parts: tuple[Part, ...]) -> root.RootInfo:
         mine = set(self._packs.finished)
         columns = self._columns
         numbers = {i for i, name in enumerate(columns.packs) if name in mine}
         new = sum(size for number, size in zip(columns.pack, columns.stored) if number in numbers)
+        new += sum(part.bytes_new for part in parts)
+        total = self._total + sum(part.bytes_total for part in parts)
         table = columns.encode(self._refs)
         size = sum(map(len, table))
-        number = claim(self._backend, self.job)
+        number = self.number()
         where = root.object_name(self.job, number)
         now = time.time()
-        header = root.Header(self.job, number, now, self._total, new, label, size, len(body))
+        header = root.Header(self.job, number, now, total, new, label, size, len(body), parts=parts)
         cipher = self._cipher
         if cipher is None:
             header = msgspec.structs.replace(header, names=blake3(self._key).digest())
@@ -180,7 +199,8 @@ class Save:
                 header, label={}, sealed_label=sealed, recipients=cipher.recipients, body=len(body)
             )
         try:
-            if not self._backend.put(where, root.encode(header, table, body, self._sealer)):
+            pieces = root.encode(header, table, body, self._sealer)
+            if not self._backend.put(where, pieces):
                 raise CheckpointFailed(f"{self._backend.place}/{where} exists although nobody claimed it")
             if not self._keeper.alive():
                 # A collection took us for dead, and may have decided before our root was there to be seen.
@@ -191,7 +211,8 @@ class Save:
             raise
         path = self._backend.path(where) or f"{self._backend.place}/{where}"
         readers = tuple(recipient.key.hex() for recipient in header.recipients)
-        return root.RootInfo(self.job, number, now, self._total, new, path, label, "", self._sealer.key.hex(), readers)
+        self.written = Part("", digest(b"".join(pieces)), total, new)
+        return root.RootInfo(self.job, number, now, total, new, path, label, "", self._sealer.key.hex(), readers, parts)
 
     def _take_back(self, where: str) -> None:
         """Remove our root, which may be there although putting it failed. If that cannot be done for certain,

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, TypeAlias
 import msgspec
 
 from torpor.model.errors import Damaged, NotFound, TorporError, UsageError
-from torpor.store import envelope, locations, names, numbers, root
+from torpor.store import envelope, locations, names, numbers, parts, root
 from torpor.store.backend import Backend
 from torpor.store.load import Load, open_load
+from torpor.store.parts import Part
 from torpor.store.root import RootInfo
 
 if TYPE_CHECKING:
@@ -71,11 +72,27 @@ class Store:
         except OSError as error:
             raise _cannot(error, f"cannot write to {self.location}") from error
 
-    def load(self, job: str, number: int, opener: Opener) -> Load:
-        """Open a checkpoint: nothing of it is used before its signature was verified and found acceptable.
+    def begin_part(self, job: str, number: int, part: str, sealer: Sealer) -> Save:
+        """Begin to save one part of a checkpoint whose number somebody else has claimed (`Save.number`) and whose root
+        he will write. The store is there. Raises UsageError, CheckpointFailed."""
+        from torpor.store import settings
+        from torpor.store.save import Save
+
+        series = parts.series(names.check_job(job), part)
+        try:
+            return Save(self.backend, self._make().key, series, sealer, settings.compression(), number)
+        except OSError as error:
+            raise _cannot(error, f"cannot write to {self.location}") from error
+
+    def load(self, job: str, number: int, opener: Opener, part: Part | None = None) -> Load:
+        """Open a checkpoint, or a part of one: nothing of it is used before its signature was verified and found
+        acceptable, and a part before it was found to be the one that the root names.
 
         Raises NotFound, Damaged, and what `opener` raises."""
-        where = root.object_name(names.check_job(job), number)
+        names.check_job(job)
+        if part is not None:
+            job = parts.series(job, part.name)
+        where = root.object_name(job, number)
         what = f"checkpoint {job}@{number} ({self.location}/{where})"
         config = self._config_or_none()
         try:
@@ -86,6 +103,8 @@ class Store:
             raise NotFound(f"no checkpoint {job}@{number} in {self.location}") from None
         except OSError as error:
             raise Damaged(f"{what} cannot be read: {error.strerror or error}") from None
+        if part is not None and parts.digest(data) != part.digest:
+            raise Damaged(f"{what} is not the part that belongs there")
         found = root.decode(data, what)
         header = found.header
         if (header.job, header.number) != (job, number):
@@ -106,10 +125,17 @@ class Store:
             numbers.keep_claim(self.backend, job, number)
             self.backend.delete(where)
             self.backend.sync(f"roots/{job}")
+            self._remove_parts(job, number)
         except FileNotFoundError:
             raise NotFound(f"no checkpoint {job}@{number} in {self.location}") from None
         except OSError as error:
             raise _cannot(error, f"cannot remove {job}@{number} from {self.location}", TorporError) from error
+
+    def _remove_parts(self, job: str, number: int) -> None:
+        """Of a checkpoint whose root is gone. Raises OSError."""
+        for series in self.backend.list("roots"):
+            if parts.is_part(series) and parts.whole(series) == job:
+                self.backend.delete(root.object_name(series, number))
 
     def resolve(self, name: str | None) -> RootInfo:
         """The checkpoint that is meant by NAME (the newest), NAME@3, NAME@-1 (the newest but one), or by
@@ -155,7 +181,9 @@ class Store:
         if self._config_or_none() is None:
             return []
         try:
-            return sorted(self.backend.list("roots")) if job is None else [names.check_job(job)]
+            if job is not None:
+                return [names.check_job(job)]
+            return sorted(each for each in self.backend.list("roots") if not parts.is_part(each))
         except OSError as error:
             raise _cannot(error, f"cannot read {self.location}", UsageError) from error
 
@@ -191,6 +219,7 @@ class Store:
             "",
             signature.key.hex() if signature else "",
             tuple(recipient.key.hex() for recipient in header.recipients),
+            header.parts,
         )
 
     def _path(self, where: str) -> str:
