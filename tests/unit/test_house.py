@@ -103,10 +103,32 @@ def test_the_check_sees_an_arrow_that_points_up(path: str, source: str) -> None:
     assert len(upward(path, source)) == 1
 
 
-@pytest.mark.parametrize("module", ["asyncio", "logging", "typer", "click", "rich"])
+ONLY_BETWEEN_HOSTS = {os.path.join("link", name) for name in ("nats.py", "session.py", "connection.py")}
+"""Modules that need asyncio and nats-py."""
+
+
+@pytest.mark.parametrize("module", ["asyncio", "logging", "nats", "typer", "click", "rich"])
 def test_nothing_heavy_is_imported(module: str) -> None:
     """Start-up time is restart time."""
-    found = [f"{path}:{line}" for path in modules() for line, name in imports(path) if name.split(".")[0] == module]
+    allowed = ONLY_BETWEEN_HOSTS if module in ("asyncio", "logging", "nats") else set()
+    found = [
+        f"{path}:{line}"
+        for path in modules()
+        for line, name in imports(path)
+        if name.split(".")[0] == module and path not in allowed
+    ]
+    assert found == []
+
+
+def test_what_is_only_for_jobs_over_several_hosts_is_imported_late() -> None:
+    """Inside a function, where such a job is begun."""
+    names = {"torpor." + path.removesuffix(".py").replace(os.sep, ".") for path in ONLY_BETWEEN_HOSTS}
+    found = []
+    for path in sorted(set(modules()) - ONLY_BETWEEN_HOSTS):
+        with open(os.path.join(SRC, path), encoding="utf-8") as f:
+            tree = ast.parse(f.read(), path)
+        top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        found += [f"{path}: {name}" for _, name in imports(path, ast.unparse(ast.Module(top, []))) if name in names]
     assert found == []
 
 
