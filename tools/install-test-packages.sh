@@ -43,6 +43,9 @@ need munged munge
 need slurmctld slurmctld
 need slurmd slurmd
 need sbatch slurm-client
+need sshd openssh-server
+need ssh openssh-client
+need ip iproute2
 # Headers and libraries have no command: ask the compiler.
 if command -v gcc >/dev/null 2>&1; then
     printf '#include <stdio.h>\nint main(void){return 0;}\n' |
@@ -64,13 +67,6 @@ if ! command -v apt-get >/dev/null 2>&1; then
 fi
 echo "packages: installing$missing"
 # The tests start what they need of it themselves: no service is to be started by its package.
-policy=/usr/sbin/policy-rc.d
-if [ ! -e "$policy" ]; then
-    trap 'rm -f "$policy"' EXIT
-    printf '#!/bin/sh\nexit 101\n' >"$policy"
-    chmod 755 "$policy"
-fi
-# Servers are wanted as programs: Debian would start them as services.
 policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then
     trap 'rm -f "$policy"' EXIT
