@@ -1,0 +1,555 @@
+"""The coordinator of a job over hosts. Pure: events in, with the time at which they came, instructions out.
+
+A checkpoint exists on all hosts or not at all. The coordinator orders one phase after the other (`phases.py`), each
+when all hosts have done the one before. A host that fails, is lost, or is not heard of, ends the attempt: all are told
+to UNDO it, and whoever asked is told which host it was and in which phase. When all have stored their part it is
+written down that the checkpoint is to be committed. Nothing can end it from there on but the store's refusal, and
+that only if it is told to the very coordinator that decided.
+
+Why a checkpoint that is committed is of one moment: a host that lets its job go before it has heard that all have
+their copy will never say that it has stored (`host.py`), and without all of those nothing is decided.
+
+A host that comes while a checkpoint is between its first order and the moment at which all have their copy waits at
+the door: nothing of the job runs there before it is admitted, so the checkpoint misses nothing. The same during a
+restart, and while a job is saved to be ended. A host that leaves before it was frozen is left out; later it
+ends the attempt. A host that cannot be reached stays in the job, since its processes may be running, and so the job
+cannot be saved without it.
+
+Take-over: a successor has the record, and its term is written there before it says anything. An attempt that was not
+further than BEGUN is undone, one that is CAPTURED or DECIDED goes on: its order is given again, and hosts that have
+done it say so again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from torpor.coordinate import requests, words
+from torpor.coordinate.attempt import Attempt, Ending, names
+from torpor.coordinate.journal import Journal, Then
+from torpor.coordinate.members import Members
+from torpor.coordinate.phases import ENDINGS, SOON, Kind, Limits, Phase
+from torpor.coordinate.record import Open, Over, Record, Stage
+from torpor.coordinate.words import Announce, Answer, Instruction, Order, Tell, Wake
+
+_changed = msgspec.structs.replace
+
+
+class Coordinator:
+    """One coordinator, from its beginning to its end. term: higher than that of any before it.  record, revision: what
+    is written down now, None and 0 if nothing is."""
+
+    def __init__(
+        self, term: int, record: Record | None = None, revision: int = 0, limits: Limits | None = None
+    ) -> None:
+        found = _changed(record or Record(), term=term)
+        self.members = Members(found)
+        self.limits = limits or Limits()
+        self.attempt: Attempt | None = None
+        self.ending: Ending | None = None
+        self.retired = False
+        self._journal = Journal(found, revision, self.members)
+        self._term = term
+        self._inherited = False
+        """Was the decision to commit taken by a coordinator before this one?"""
+        self._commit_again = 0.0
+        self._early: list[words.Event] | None = []
+        """What came before the job was taken over."""
+        self._out: list[Instruction] = []
+        self._now = 0.0
+        self._on: dict[type, Callable[[Any], None]] = {
+            words.Did: self._did, words.Alive: self._alive, words.Failed: self._failed, words.Joined: self._joined,
+            words.Left: self._left, words.Lost: self._lose, words.Found: self._found,
+            words.AskCheckpoint: self._ask_checkpoint, words.AskRestart: self._ask_restart, words.Tick: self._tick,
+            words.Saved: self._saved, words.Outrun: self._outrun,
+            words.Committed: self._committed, words.NotCommitted: self._not_committed,
+        }  # fmt: skip
+
+    @property
+    def record(self) -> Record:
+        """What is written down, or will be."""
+        return self._journal.record
+
+    def start(self, now: float) -> list[Instruction]:
+        """Take the job over, or begin one."""
+        self._now = now
+        self._save(self._take_up)
+        return self._taken()
+
+    def handle(self, event: words.Event, now: float) -> list[Instruction]:
+        """What is to be done about an event. now: seconds on a clock that never goes back."""
+        self._now = now
+        if self.retired:
+            return []
+        if self._early is not None and not isinstance(event, words.Saved | words.Outrun):
+            self._early.append(event)
+        else:
+            self._on[type(event)](event)
+        return self._taken()
+
+    def _taken(self) -> list[Instruction]:
+        out, self._out = self._out, []
+        return out
+
+    # The record.
+
+    def _save(self, then: Then, **changes: Any) -> None:
+        """Write the record with changes, and then go on."""
+        self._write(self._journal.save(then, changes))
+
+    def _write(self, save: words.Save | None) -> None:
+        if save is not None:
+            self._out.append(save)
+
+    def _saved(self, event: words.Saved) -> None:
+        for then in self._journal.saved(event.revision):
+            then()
+        self._write(self._journal.next())
+
+    def _outrun(self, _: words.Outrun) -> None:
+        self.retired = True
+        self._out = [words.Retire()]
+
+    def _take_up(self) -> None:
+        """Go on where the coordinator before this one was, and then with what was said meanwhile."""
+        found = self.record.open
+        if found is not None:
+            self._take_up_attempt(found)
+        elif self.record.last is not None:
+            self._end(self.record.last, tuple(self.members.present), told=True)
+        early, self._early = self._early or [], None
+        for event in early:
+            self._on[type(event)](event)
+
+    def _take_up_attempt(self, found: Open) -> None:
+        phase = None
+        if found.kind is Kind.RESTART and found.stage is Stage.DECIDED:
+            phase = Phase.RELEASE
+        elif found.stage is not Stage.BEGUN:
+            phase = Phase.STORE if found.stage is Stage.DECIDED or found.kind is Kind.STOP else Phase.RESUME
+        self.attempt = Attempt(found, self._now, phase)
+        if found.stage is Stage.BEGUN:
+            self._abort("the coordinator was lost, and another took over")
+        elif found.kind is not Kind.RESTART and found.stage is Stage.DECIDED:
+            self.attempt.decided = self._inherited = True
+            self._commit()
+        else:
+            self.attempt.decided = found.stage is Stage.DECIDED
+            self._order(self.attempt)
+
+    # Who is in the job.
+
+    @property
+    def _held(self) -> bool:
+        """Must hosts that come wait?"""
+        attempt = self.attempt
+        return attempt is not None and not (
+            attempt.kind is Kind.CHECKPOINT and attempt.phase in (Phase.RESUME, Phase.STORE)
+        )
+
+    def _joined(self, event: words.Joined) -> None:
+        host, incarnation = event.host, event.incarnation
+        members = self.members
+        if members.late(host, incarnation):
+            return
+        members.lost.discard(host)
+        known = members.present.get(host)
+        if known is None:
+            members.door[host] = incarnation
+            self._open_door()
+        elif known != incarnation:
+            self._returned(host)
+            self._admit({host: incarnation})
+        elif self._journal.settled:
+            self._tell_admitted(host, incarnation, self.record.number)
+
+    def _open_door(self) -> None:
+        members = self.members
+        if members.door and not self._held:
+            hosts, members.door = members.door, {}
+            if not self.record.ended:
+                self._admit(hosts)
+                return
+            for host, incarnation in hosts.items():
+                self._tell(host, words.Dismissed(self._term, host, incarnation, requests.ENDED))
+
+    def _admit(self, hosts: dict[str, int]) -> None:
+        self.members.admit(hosts)
+        number = self.record.number
+
+        def then() -> None:
+            for host, incarnation in hosts.items():
+                self._tell_admitted(host, incarnation, number)
+
+        self._save(then)
+
+    def _tell_admitted(self, host: str, incarnation: int, number: int) -> None:
+        self._tell(host, words.Admitted(self._term, host, incarnation, number, self.record.undone))
+
+    def _returned(self, host: str) -> None:
+        """The supervisor of a host was started again: it has stopped nothing, and whatever was stopped there runs."""
+        attempt = self.attempt
+        if attempt is not None and host in attempt.done and not self._safe(attempt, host):
+            self._abort(f"{host}: its supervisor was started again during the phase {attempt.phase}")
+        last = self.record.last
+        ending = self.ending
+        if ending is not None:
+            # What was made for a restart outlives the supervisor once it runs, and so does a job that is to be ended.
+            if ending.over.kind is Kind.RESTART or ending.over.ending is Phase.COMMIT:
+                ending.awaited[host] = None
+                self._wake(self.limits.repeat)
+        elif self.record.ended and last is not None:
+            self._end(last, (host,), told=True)
+
+    def _left(self, event: words.Left) -> None:
+        host, incarnation = event.host, event.incarnation
+        members, attempt = self.members, self.attempt
+        if self.members.gone.get(host, -1) >= incarnation:
+            if self._journal.settled:
+                self._tell(host, words.Dismissed(self._term, host, incarnation))
+            return
+        if members.late(host, incarnation):
+            return
+        members.door.pop(host, None)
+        if attempt is not None and host in attempt.done and not self._safe(attempt, host):
+            if attempt.kind is not Kind.RESTART and not attempt.has_done(host, Phase.FREEZE):
+                attempt.drop(host)
+                if not attempt.done:
+                    self._abort("nothing is left of the job")
+            else:
+                self._abort(f"{host}: it left the job during the phase {attempt.phase}")
+        members.forget(host, incarnation)
+        self._save(lambda: self._tell(host, words.Dismissed(self._term, host, incarnation)))
+        self._answered(host)
+        self._go_on()
+
+    def _found(self, event: words.Found) -> None:
+        self.members.lost.discard(event.host)
+
+    def _lose(self, event: words.Lost) -> None:
+        host = event.host
+        if host not in self.members.present:
+            self.members.door.pop(host, None)
+            return
+        self.members.lost.add(host)
+        attempt = self.attempt
+        if attempt is not None and host in attempt.done and not self._safe(attempt, host):
+            self._abort(f"{host}: it was lost during the phase {attempt.phase}", (host,))
+        elif self.ending is not None and host in self.ending.awaited:
+            self.ending.trouble.append(f"{host} was lost")
+            self._answered(host)
+
+    def _safe(self, attempt: Attempt, host: str) -> bool:
+        """Does an attempt come to a good end without that host, because all is done that it had to do?"""
+        return attempt.kind is not Kind.RESTART and (attempt.decided or attempt.has_done(host, Phase.STORE))
+
+    # Those who ask.
+
+    def _ask_checkpoint(self, event: words.AskCheckpoint) -> None:
+        self._ask(event.ask, lambda: requests.checkpoint(event, self.record, self.members))
+
+    def _ask_restart(self, event: words.AskRestart) -> None:
+        self._ask(event.ask, lambda: requests.restart(event, self.record, self.members))
+
+    def _ask(self, ask: str, request: Callable[[], Open | str]) -> None:
+        """Begin what is asked for, or say why not. What was asked before has its answer on the way, or is answered as
+        it was then."""
+        record, last = self.record, self.record.last
+        if record.open is not None and record.open.ask == ask:
+            return
+        if last is not None and last.ask == ask:
+            if self.ending is None:
+                self._answer(ask, last.ending is not Phase.UNDO, last.reason, last.number)
+            return
+        found = requests.busy(record, self.attempt, self.ending) or request()
+        if isinstance(found, str):
+            self._answer(ask, False, found)
+        else:
+            self._begin(found)
+
+    def _answer(
+        self, ask: str, ok: bool, text: str, number: int = 0, seconds: tuple[tuple[str, float], ...] = ()
+    ) -> None:
+        self._out.append(Answer(ask, ok, text, number, seconds))
+
+    # One attempt.
+
+    def _begin(self, found: Open) -> None:
+        self.ending = None
+        attempt = self.attempt = Attempt(found, self._now)
+        self._save(lambda: self._order(attempt), open=found, number=found.number)
+
+    def _order(self, attempt: Attempt) -> None:
+        """Give the order of the phase, unless the attempt was given up meanwhile."""
+        if self.attempt is not attempt:
+            return
+        attempt.since = self._now
+        if attempt.phase is Phase.RECREATE:
+            parts: dict[str, list[str]] = {}
+            for old, new in attempt.open.plan:
+                parts.setdefault(new, []).append(old)
+            attempt.handed = {host: msgspec.msgpack.encode(olds) for host, olds in parts.items()}
+        self._say(attempt, list(attempt.done))
+
+    def _say(self, attempt: Attempt, hosts: list[str]) -> None:
+        """The order, to hosts that have not done it: to each by itself if it has something of its own to be told."""
+        attempt.said = self._now
+        found = attempt.open
+        word = Order(self._term, found.number, found.kind, attempt.phase, b"", found.checkpoint)
+        if len(attempt.handed) < len(attempt.done) or not attempt.handed:
+            self._out.append(Announce(word, tuple(host for host in hosts if host not in attempt.handed)))
+        if attempt.handed:
+            for host in hosts:
+                if host in attempt.handed:
+                    self._tell(host, _changed(word, part=attempt.handed[host]))
+        self._wake(self.limits.pace(found.kind, attempt.phase))
+
+    def _did(self, event: words.Did) -> None:
+        attempt = self._current(event)
+        if attempt is None or not self._heard(event, attempt):
+            return
+        try:
+            attempt.did(event.host, event.phase, event.part, self._now)
+        except ValueError as error:
+            self._abort(f"{event.host}: {error}")
+        else:
+            self._go_on()
+
+    def _alive(self, event: words.Alive) -> None:
+        attempt = self._current(event)
+        if attempt is not None and self._heard(event, attempt):
+            attempt.heard[event.host] = self._now
+
+    def _failed(self, event: words.Failed) -> None:
+        attempt = self._current(event)
+        if attempt is not None and self._heard(event, attempt) and not self._safe(attempt, event.host):
+            self._abort(f"{event.host}: {event.reason} ({event.phase})")
+
+    def _heard(self, event: words.Did | words.Alive | words.Failed, attempt: Attempt) -> bool:
+        """Is that a word of a host that has part in the attempt? One that has none is told that it is over."""
+        if event.host in attempt.done:
+            return True
+        if isinstance(event, words.Alive) or event.phase not in ENDINGS:
+            self._tell(event.host, Order(self._term, event.attempt, attempt.kind, Phase.UNDO))
+        return False
+
+    def _current(self, event: words.Did | words.Alive | words.Failed) -> Attempt | None:
+        """The attempt that a host speaks of, if it is under way. If it is over, the host is told how it ended."""
+        if self.members.present.get(event.host) != event.incarnation:
+            return None
+        self.members.lost.discard(event.host)
+        attempt = self.attempt
+        if attempt is not None and event.attempt == attempt.number:
+            return attempt
+        ending = self.ending
+        last = self.record.last
+        if ending is not None and event.attempt == ending.over.number:
+            if isinstance(event, words.Did) and event.phase is ending.over.ending:
+                self._answered(event.host)
+            elif isinstance(event, words.Failed) and event.phase in ENDINGS:
+                self._not_ended(event, ending)
+            elif ending.said is not None:
+                self._tell(event.host, self._last_word(ending.over))
+        elif isinstance(event, words.Did | words.Failed) and event.phase in ENDINGS:
+            pass
+        elif last is not None and event.attempt == last.number:
+            self._tell(event.host, self._last_word(last))
+        elif event.attempt == self.record.running:
+            self._tell(event.host, Order(self._term, event.attempt, Kind.RESTART, Phase.DONE))
+        elif event.attempt < self.record.number:
+            self._tell(event.host, Order(self._term, event.attempt, Kind.CHECKPOINT, Phase.UNDO))
+        return None
+
+    def _go_on(self) -> None:
+        """To the next phase, if all have done this one."""
+        attempt = self.attempt
+        while attempt is not None and attempt is self.attempt and attempt.complete and attempt.said is not None:
+            if attempt.phase is attempt.plan[-1]:
+                self._all_done(attempt)
+                return
+            captured = attempt.phase is Phase.CAPTURE
+            try:
+                attempt.advance(self._now)
+            except ValueError as error:
+                self._abort(str(error))
+                return
+            if attempt.phase is Phase.RELEASE:
+                attempt.decided = True
+                self._stage(attempt, Stage.DECIDED, lambda: self._order(attempt))
+                return
+            self._order(attempt)
+            if captured:
+                # Nobody waits for this: without it a successor gives the attempt up.
+                self._stage(attempt, Stage.CAPTURED, lambda: None)
+                self._open_door()
+
+    def _stage(self, attempt: Attempt, stage: Stage, then: Then, parts: tuple[bytes, ...] = ()) -> None:
+        attempt.open = _changed(attempt.open, stage=stage, hosts=tuple(attempt.done), parts=parts)
+        self._save(then, open=attempt.open)
+
+    def _all_done(self, attempt: Attempt) -> None:
+        """All hosts have done the last phase."""
+        if attempt.kind is Kind.RESTART:
+            attempt.seconds.append((attempt.phase.value, self._now - attempt.since))
+            self._over(attempt, Phase.DONE)
+        elif not attempt.decided:
+            attempt.decided = True
+            attempt.seconds.append((attempt.phase.value, self._now - attempt.since))
+            attempt.since = self._now
+            parts = tuple(attempt.stored[host] for host in attempt.done)
+            self._stage(attempt, Stage.DECIDED, self._commit, parts)
+
+    def _commit(self) -> None:
+        attempt = self.attempt
+        assert attempt is not None
+        found = attempt.open
+        self._commit_again = 0.0
+        self._out.append(words.Commit(found.number, found.ask, tuple(zip(found.hosts, found.parts, strict=True))))
+        if found.kind is Kind.STOP:
+            self._wake(self.limits.repeat)
+
+    def _committed(self, event: words.Committed) -> None:
+        attempt = self.attempt
+        if attempt is not None and attempt.decided and attempt.number == event.attempt:
+            attempt.seconds.append((Phase.COMMIT.value, self._now - attempt.since))
+            self._over(attempt, Phase.COMMIT)
+
+    def _not_committed(self, event: words.NotCommitted) -> None:
+        attempt = self.attempt
+        if attempt is None or not attempt.decided or attempt.number != event.attempt:
+            return
+        if self._inherited:
+            # The coordinator that decided may have asked the store already, and what it asked for may still happen.
+            self._commit_again = self._now + self.limits.repeat
+            self._wake(self.limits.repeat)
+        else:
+            self._over(attempt, Phase.UNDO, f"{event.reason} ({Phase.COMMIT})")
+
+    def _abort(self, reason: str, without: tuple[str, ...] = ()) -> None:
+        """Give the attempt up. without: hosts from which no answer is awaited any more."""
+        attempt = self.attempt
+        if attempt is not None and (not attempt.decided or attempt.kind is Kind.RESTART):
+            self._over(attempt, Phase.UNDO, reason, without)
+
+    # How it ends.
+
+    def _over(self, attempt: Attempt, ending: Phase, reason: str = "", without: tuple[str, ...] = ()) -> None:
+        found = attempt.open
+        over = Over(found.number, found.kind, found.ask, ending, reason)
+        self.attempt, self._inherited, self._commit_again = None, False, 0.0
+        early = ending is Phase.UNDO and not (attempt.decided and attempt.kind is not Kind.RESTART)
+        self._end(over, tuple(host for host in attempt.done if host not in without), early=early)
+        assert self.ending is not None
+        self.ending.seconds = tuple(attempt.seconds)
+        changes: dict[str, Any] = {"open": None, "last": over}
+        if found.kind is Kind.RESTART:
+            changes["running" if ending is Phase.DONE else "undone"] = found.number
+        if ending is Phase.COMMIT and found.kind is Kind.STOP:
+            changes["ended"] = True
+        now_told = self.ending
+        self._save(lambda: self._written(now_told), **changes)
+        self._open_door()
+
+    def _end(self, over: Over, hosts: tuple[str, ...], told: bool = False, early: bool = False) -> None:
+        """All hosts are told how it ended. told: it is written down.  early: they are told before that. So it is with
+        UNDO, as long as nothing is decided: where one host has heard it, no successor can decide otherwise."""
+        quiet = over.ending is Phase.COMMIT and over.kind is Kind.CHECKPOINT
+        ending = self.ending = Ending(over, () if quiet else hosts, self._now, self.limits)
+        ending.told = told
+        if told or early:
+            self._say_ending(ending)
+        if told and not ending.awaited:
+            self._ended(ending)
+
+    def _last_word(self, over: Over) -> Order:
+        return Order(self._term, over.number, over.kind, over.ending)
+
+    def _say_ending(self, ending: Ending) -> None:
+        ending.said = self._now
+        self._out.append(Announce(self._last_word(ending.over), tuple(ending.awaited)))
+        if ending.awaited:
+            self._wake(self.limits.repeat)
+
+    def _written(self, ending: Ending) -> None:
+        if ending is not self.ending:
+            return
+        ending.told = True
+        if ending.said is None:
+            self._say_ending(ending)
+        if not ending.awaited:
+            self._ended(ending)
+
+    def _answered(self, host: str) -> None:
+        """That host has said that it has ended the attempt, or will not."""
+        ending = self.ending
+        if ending is not None and host in ending.awaited:
+            del ending.awaited[host]
+            if ending.told and not ending.awaited:
+                self._ended(ending)
+
+    def _not_ended(self, event: words.Failed, ending: Ending) -> None:
+        if ending.over.ending is Phase.DONE and ending.told and event.host in ending.awaited:
+            # It has given up what it had just released: the job is not whole anywhere.
+            over = _changed(ending.over, ending=Phase.UNDO, reason=f"{event.host}: {event.reason} ({event.phase})")
+            self._end(over, tuple(self.members.present), early=True)
+            redone = self.ending
+            assert redone is not None
+            self._save(lambda: self._written(redone), last=over, running=0, undone=over.number)
+        elif event.host in ending.awaited:
+            ending.trouble.append(f"{event.host}: {event.reason} ({event.phase})")
+            self._answered(event.host)
+
+    def _ended(self, ending: Ending) -> None:
+        over = ending.over
+        self.ending = None
+        self._answer(over.ask, over.ending is not Phase.UNDO, ending.text(), over.number, ending.seconds)
+
+    # What is said, and when.
+
+    def _tell(self, host: str, word: words.Spoken) -> None:
+        self._out.append(Tell(host, word))
+
+    def _wake(self, seconds: float) -> None:
+        self._out.append(Wake(max(seconds, SOON)))
+
+    def _tick(self, _: words.Tick) -> None:
+        if self.attempt is not None:
+            self._tick_attempt(self.attempt)
+        if self.ending is not None:
+            self._tick_ending(self.ending)
+
+    def _tick_attempt(self, attempt: Attempt) -> None:
+        limits = self.limits
+        if attempt.decided and attempt.kind is not Kind.RESTART:
+            if self._commit_again and self._now >= self._commit_again:
+                self._commit()
+            if attempt.kind is Kind.STOP and self._now - attempt.since < limits.commit:
+                self._say(attempt, list(attempt.done))
+            elif self._inherited:
+                self._wake(limits.repeat)
+            return
+        if attempt.said is None:
+            return
+        silent = attempt.silent(self._now, limits.silence)
+        if silent:
+            self._abort(f"{names(silent)}: not a word for {limits.silence:.0f} s ({attempt.phase})", tuple(silent))
+        elif self._now - attempt.since > limits.of(attempt.phase):
+            missing = attempt.missing()
+            self._abort(f"{names(missing)}: not done after {limits.of(attempt.phase):.0f} s ({attempt.phase})")
+        elif self._now - attempt.said >= limits.pace(attempt.kind, attempt.phase):
+            self._say(attempt, attempt.missing())
+        else:
+            self._wake(attempt.said + limits.pace(attempt.kind, attempt.phase) - self._now)
+
+    def _tick_ending(self, ending: Ending) -> None:
+        if not ending.awaited:
+            return
+        if self._now >= ending.until and ending.told:
+            self._ended(ending)
+        elif ending.said is not None and self._now - ending.said >= self.limits.repeat:
+            self._say_ending(ending)
+        else:
+            self._wake(self.limits.repeat)
