@@ -353,13 +353,16 @@ class Bench:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.go)
 
-    def run(self, command: Sequence[str], via: str = "run", name: str | None = None, **options: Any) -> Running:
-        """Start a job: via 'run' (torpor run) or 'pid' (on its own, as a session of its own)."""
+    def run(
+        self, command: Sequence[str], via: str = "run", name: str | None = None, flags: Sequence[str] = (),
+        **options: Any,
+    ) -> Running:  # fmt: skip
+        """Start a job: via 'run' (torpor run, with these flags) or 'pid' (on its own, as a session of its own)."""
         name = name or self.new_name()
         out = self.output_file()
         words = list(command)
         if via == "run":
-            words = [*self.account.torpor, "run", "--name", name, "--store", self.store, "--", *words]
+            words = [*self.account.torpor, "run", "--name", name, "--store", self.store, *flags, "--", *words]
         with open(out, "ab") as f, open(out + ".err", "ab") as e:
             options.setdefault("stdout", f)
             options.setdefault("stderr", e)

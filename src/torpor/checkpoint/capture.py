@@ -30,6 +30,7 @@ from torpor.linux import kcmp, proc
 from torpor.linux.arch.x86_64 import NR
 from torpor.model.data import Sink
 from torpor.model.errors import CheckpointFailed, Refusal, Refused
+from torpor.model.ledger import Ledger
 from torpor.posix import cpu, descriptor_services, owner, paths, regular, scratch, terminal
 from torpor.posix.contents import store_file
 from torpor.posix.job_services import JOB_SERVICES
@@ -47,8 +48,10 @@ from torpor.tracee.task import Task
 class _JobView(Survey):
     """The `Job` that services are shown while a frozen job is captured."""
 
-    def __init__(self, frozen: Frozen, order: Sequence[int], streams: Sequence[Stream], files: str, sink: Sink) -> None:
-        super().__init__([pid for pid in order if pid in frozen.processes], streams, files)
+    def __init__(
+        self, frozen: Frozen, order: Sequence[int], streams: Sequence[Stream], files: str, sink: Sink, watched: bool
+    ) -> None:
+        super().__init__([pid for pid in order if pid in frozen.processes], streams, files, watched)
         self.sink = sink
         self.at = 0
         self.parts: dict[int, Callable[[], msgspec.Struct]] = {}
@@ -174,6 +177,10 @@ class Captured(NamedTuple):
     files: Callable[[tuple[FileRecord, ...]], tuple[FileRecord, ...]]
     notes: tuple[str, ...]
 
+    def watched(self, ledger: Ledger | None) -> Captured:
+        """With what the job has asked for."""
+        return self._replace(manifest=msgspec.structs.replace(self.manifest, ledger=ledger))
+
     def complete(self) -> Manifest:
         """The whole manifest. Raises CheckpointFailed, OSError."""
         objects = list(self.manifest.objects)
@@ -199,7 +206,7 @@ def capture(
     Raises Refused before anything was run in the job, CheckpointFailed, and whatever shows that the job changed.
     """
     order = [pid for pid in tree.find() if pid in frozen.processes or pid in frozen.zombies]
-    view = _JobView(frozen, order, streams, files_policy, sink)
+    view = _JobView(frozen, order, streams, files_policy, sink, tree.watched)
     if not view.pids:
         raise CheckpointFailed("the job has ended")
     try:

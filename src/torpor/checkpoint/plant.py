@@ -26,6 +26,7 @@ from torpor.checkpoint.plan import GHOST, PROCESS, STAND_IN, ZOMBIE, Birth, Help
 from torpor.image.manifest import Manifest
 from torpor.linux import clone, devpts, namespaces, proc, ptrace, pty
 from torpor.model.errors import RestartFailed
+from torpor.model.wrapping import Wrapping
 from torpor.tracee.stub import StubProcess
 
 T = TypeVar("T")
@@ -139,8 +140,11 @@ class Planted(msgspec.Struct):
     """Numbers of processes that end when the gate closes and are nobody's children but a reaper's."""
 
 
-def plant(plan: Plan, manifest: Manifest, ground: Ground, footing: Footing, timeout: float = 30.0) -> Planted:
-    """Fork the tree. timeout: seconds without any news. Raises RestartFailed, with nothing left behind.
+def plant(
+    plan: Plan, manifest: Manifest, ground: Ground, footing: Footing, wrapping: Wrapping | None = None,
+    timeout: float = 30.0,
+) -> Planted:  # fmt: skip
+    """Fork the tree. timeout: seconds without any news. Raises RestartFailed, Unwatched, with nothing left behind.
 
     Must be called while this process has no other threads.
     """
@@ -160,10 +164,12 @@ def plant(plan: Plan, manifest: Manifest, ground: Ground, footing: Footing, time
     if init == 0:
         for fd in (report_r, release_w, gate_w, events_r):
             os.close(fd)
-        _be_init(plan.init, world, ground, footing)
+        _be_init(plan.init, world, ground, footing, wrapping)
     for fd in (report_w, release_r, gate_r, events_w):
         os.close(fd)
     try:
+        if wrapping is not None:
+            wrapping.outside(init)
         notes = _await(report_r, len(plan.births), timeout, footing.hear)
         hosts = footing.hosts(init, plan)
     except BaseException:
@@ -314,12 +320,14 @@ def _guard(world: World, pid: int, step: int, do: Callable[[], object]) -> None:
         os._exit(1)
 
 
-def _be_init(birth: Birth, world: World, ground: Ground, footing: Footing) -> None:
+def _be_init(birth: Birth, world: World, ground: Ground, footing: Footing, wrapping: Wrapping | None) -> None:
     """The first process: prepare the place, fork the tree, and then be the reaper. Never returns."""
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP, signal.SIGPIPE):
             signal.signal(number, signal.SIG_IGN)
         footing.settle(world, ground)
+        if wrapping is not None:
+            wrapping.inside()
         _grow(birth, world)
     except BaseException:
         os._exit(1)

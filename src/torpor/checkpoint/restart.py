@@ -23,6 +23,7 @@ from torpor.image.manifest import FileRecord, Manifest
 from torpor.linux import cpuid, namespaces, proc, xsave
 from torpor.model.errors import Refusal, Refused, RestartFailed
 from torpor.model.path_map import PathMap
+from torpor.model.wrapping import Wrapping
 from torpor.posix import paths, terminal
 from torpor.posix.job_services import JOB_SERVICES
 from torpor.tracee.call import CallFailed
@@ -43,7 +44,8 @@ class RestartRequest(msgspec.Struct, kw_only=True):
     controlling terminal, -1 if there is none or the job shall not have it. before_release:
     called when the job is whole and has not run yet, so that it can be written down before it does; what it raises
     fails the restart. map_path: where the job's files are now. private: a
-    folder for files that are missing and that the checkpoint carries; it need not exist.
+    folder for files that are missing and that the checkpoint carries; it need not exist. wrap: what is to be put around
+    the job, and what there is to say about that.
     """
 
     load: Load
@@ -58,6 +60,7 @@ class RestartRequest(msgspec.Struct, kw_only=True):
     in_place: bool | None = None
     progress: Progress | None = None
     before_release: Callable[[Restarted], None] | None = None
+    wrap: Callable[[Manifest, Callable[[str], None]], Wrapping | None] = lambda manifest, say: None
 
 
 class Restarted(msgspec.Struct, kw_only=True):
@@ -104,7 +107,8 @@ def restart(request: RestartRequest) -> Restarted:
     planted: Planted | None = None
     try:
         inventory.make()
-        planted = plant.plant(births, manifest, _ground(manifest, inventory), footing)
+        wrapping = request.wrap(manifest, inventory.say)
+        planted = plant.plant(births, manifest, _ground(manifest, inventory), footing, wrapping)
         notes += planted.notes
         inventory.hosts = planted.hosts
         takeovers = _take_over(manifest, inventory, births, planted, footing, request)

@@ -16,6 +16,7 @@ from torpor.checkpoint.copies import Copies
 from torpor.checkpoint.tree import Tree
 from torpor.image import codec
 from torpor.model.errors import CheckpointFailed, NotNow, Refused
+from torpor.model.ledger import Ledger
 from torpor.posix.service import Stream
 from torpor.tracee.call import CallFailed
 from torpor.tracee.freeze import freeze
@@ -39,6 +40,7 @@ class SaveRequest(msgspec.Struct, kw_only=True):
     sealer: who signs, and to whom it is encrypted.
     with_files: also what the job runs, maps and has open without writing to it.
     label: more that is to be seen in a listing.
+    ledger: called while the job is stopped: what it has asked for so far, None if it is not watched.
     """
 
     name: str
@@ -53,6 +55,7 @@ class SaveRequest(msgspec.Struct, kw_only=True):
     progress: Progress | None = None
     guard: AbstractContextManager[object] = msgspec.field(default_factory=contextlib.nullcontext)
     label: Mapping[str, str] = msgspec.field(default_factory=dict)
+    ledger: Callable[[], Ledger | None] = lambda: None
 
 
 class SaveReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,6 +126,7 @@ def _attempt(request: SaveRequest, began: float, last: frozenset[int], grace: fl
                         request.progress,
                         copies,
                     )
+                    captured = captured.watched(request.ledger())
                 except (CallFailed, Gone, ProcessLookupError, FileNotFoundError) as error:
                     raise _Changed(f"the job changed while it was being saved ({error}); it runs on") from error
                 if request.stop:

@@ -12,7 +12,7 @@ from torpor.checkpoint.tree import Tree
 from torpor.linux import proc
 from torpor.model.data import Buffer, Ref, Sink
 from torpor.model.errors import Refusal
-from torpor.posix import descriptor_services
+from torpor.posix import descriptor_services, seccomp_filters
 from torpor.posix.memory import obstacles
 from torpor.posix.process_services import PROCESS_SERVICES, THREAD_SERVICES
 from torpor.posix.service import Descriptor, Stream
@@ -31,8 +31,11 @@ class NoSink:
 class Survey:
     """What was seen of a job; the `Job` that descriptor services are shown while nothing is saved yet."""
 
-    def __init__(self, pids: Sequence[int], streams: Sequence[Stream], files: str = "auto") -> None:
+    def __init__(
+        self, pids: Sequence[int], streams: Sequence[Stream], files: str = "auto", watched: bool = False
+    ) -> None:
         self.pids = pids
+        self._watched = watched
         self.streams = streams
         self.files, _, rest = files.partition(":")
         self._save_paths = frozenset(path for path in rest.split(",") if path)
@@ -99,6 +102,7 @@ class Survey:
                 for tid in proc.threads(pid):
                     for thread_service in THREAD_SERVICES:
                         found += thread_service.survey(pid, tid)
+                    found += seccomp_filters.survey(pid, tid, self._watched)
             except (FileNotFoundError, ProcessLookupError):
                 continue
             except PermissionError:
@@ -138,11 +142,11 @@ def running(tree: Tree, streams: Sequence[Stream], files: str = "auto") -> list[
     renamed, a process is just ending. So only what is found again counts; the survey of the stopped job is the one that
     decides. Raises OSError only where the tree itself cannot be read.
     """
-    found = Survey(tree.find(), streams, files).refusals()
+    found = Survey(tree.find(), streams, files, tree.watched).refusals()
     for _ in range(LOOKS - 1):
         if not found:
             break
-        again = set(Survey(tree.find(), streams, files).refusals())
+        again = set(Survey(tree.find(), streams, files, tree.watched).refusals())
         found = [refusal for refusal in found if refusal in again]
     return found
 

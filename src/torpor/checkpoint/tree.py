@@ -12,13 +12,14 @@ class Tree(msgspec.Struct, frozen=True):
 
     anchor: the process below which the job's processes are. include_anchor: it belongs to the job itself. skip:
     torpor's own processes below the anchor (the stand-ins of a restarted job): not saved, but what is below them is.
-    root: the job's first process.
+    root: the job's first process. watched: torpor has put a filter of its own on the job (watch/).
     """
 
     anchor: int
     include_anchor: bool
     root: int
     skip: tuple[int, ...] = ()
+    watched: bool = False
 
     def find(self) -> list[int]:
         """Host pids of the job's processes now: the root first, and parents before their children.

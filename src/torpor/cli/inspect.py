@@ -11,15 +11,20 @@ if TYPE_CHECKING:
     from torpor.launch.checkpoint import Checkpoint, Needs, SavedProcess
 
 HELP = """Show what a checkpoint holds: processes, threads, memory, open files; and what it will ask of the
-machine that restarts it."""
+machine that restarts it.
+
+With --services: the outside addresses that a watched job (torpor run --watch) has asked for, of the running job of that
+name, or of a checkpoint."""
 EXAMPLE = """  torpor inspect train
-  torpor inspect train@3 --json"""
+  torpor inspect train@3 --json
+  torpor inspect train --services"""
 
 WIDTH = 100
 
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="NAME, NAME@3, NAME@-1")
+    parser.add_argument("--services", action="store_true", help="the outside addresses it has asked for")
     add_untrusted(parser)
     add_store(parser)
     add_json(parser)
@@ -29,6 +34,8 @@ def command(options: argparse.Namespace) -> int:
     import torpor
     from torpor.cli.text import say, say_json
 
+    if options.services:
+        return _services(options)
     opened = torpor.open_checkpoint(options.checkpoint, store=store(options) or None, untrusted=options.untrusted)
     if options.json:
         say_json({
@@ -48,6 +55,54 @@ def command(options: argparse.Namespace) -> int:
         return 0
     for line in (*_head(opened), "", *_processes(opened.processes()), "", *_needs(opened.needs())):
         say(line)
+    return 0
+
+
+def _services(options: argparse.Namespace) -> int:
+    """The ledger of a running job, or of a checkpoint. Raises NotFound where there is none."""
+    import torpor
+    from torpor.cli.text import moment, plural, say, say_json, table
+    from torpor.model.errors import NotFound
+
+    running = [job for job in torpor.jobs() if options.checkpoint in (None, job.name)]
+    if len(running) == 1:
+        what, ledger = running[0].name, running[0].ledger()
+    else:
+        opened = torpor.open_checkpoint(options.checkpoint, store=store(options) or None, untrusted=options.untrusted)
+        what, ledger = opened.name, opened.manifest.ledger
+    if ledger is None:
+        raise NotFound(f"{what} is not watched; start it with torpor run --watch")
+    if options.json:
+        say_json({
+            "name": what,
+            "since": ledger.since,
+            "with_sendmsg": ledger.with_sendmsg,
+            "dropped": ledger.dropped,
+            "services": [
+                {name: getattr(contact, name) for name in contact.__struct_fields__} for contact in ledger.contacts
+            ],
+        })  # fmt: skip
+        return 0
+    say(f"{what}, watched since {moment(ledger.since)}")
+    rows = [
+        [
+            contact.protocol,
+            contact.where or "not readable",
+            contact.name or "-",
+            moment(contact.first),
+            moment(contact.last),
+            str(contact.calls),
+            str(contact.pid),
+            contact.program or "?",
+        ]
+        for contact in ledger.contacts
+    ]
+    if rows:
+        say(table(("KIND", "ADDRESS", "NAME", "FIRST", "LAST", "CALLS", "PID", "PROGRAM"), rows, right=(5, 6)))
+    else:
+        say("no outside address was asked for")
+    if ledger.dropped:
+        say(f"and {plural(ledger.dropped, 'call')} to further addresses, for which there was no room")
     return 0
 
 

@@ -56,9 +56,9 @@ def parse(name: str, module: ModuleType, words: list[str]) -> argparse.Namespace
 
 def _program_at(parser: argparse.ArgumentParser, words: list[str]) -> int:
     """Where our own options end: at `--`, or at the first word that is neither an option nor an option's
-    value."""
+    value. (A value that may be left out is given with `=`.)"""
     takes_value = {
-        flag for action in parser._actions if action.nargs != 0 and action.option_strings
+        flag for action in parser._actions if action.nargs not in (0, "?") and action.option_strings
         for flag in action.option_strings
     }  # fmt: skip
     at = 0

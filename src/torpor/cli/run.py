@@ -30,7 +30,7 @@ EXAMPLE = """  torpor run --name train -- python3 train.py --epochs 90
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"""torpor run [--name NAME] [--detach] [--store FOLDER] [--resume-or-start]
-                  {upkeep.USAGE}
+                  [--watch[=sendmsg]] {upkeep.USAGE}
                   -- PROGRAM [ARGUMENT ...]"""
     parser.add_argument("--name", help="name of the job (default: the program's)")
     parser.add_argument("--detach", action="store_true", help="without a terminal; output goes to a log")
@@ -38,6 +38,12 @@ def options(parser: argparse.ArgumentParser) -> None:
         "--resume-or-start", action="store_true",
         help="restart the newest checkpoint of that name if there is one (one that is damaged is passed over), else "
         "start the program; needs --name",
+    )  # fmt: skip
+    parser.add_argument(
+        "--watch", nargs="?", choices=["connect", "sendmsg"], const="connect",
+        help="write down which outside addresses the job asks for (torpor inspect --services); =sendmsg: also those "
+        "that only sendmsg names, which makes that call slow. Without root, programs that are set-user-ID lose their "
+        "privilege (docs/watch.md)",
     )  # fmt: skip
     add_store(parser)
     add_json(parser)
@@ -70,13 +76,14 @@ def command(options: argparse.Namespace) -> int:
 def _start(options: argparse.Namespace) -> int:
     from torpor.launch import run
 
-    return run.run(options.program, options.name, store(options), upkeep.encoded(options))
+    return run.run(options.program, options.name, store(options), upkeep.encoded(options), options.watch)
 
 
 def _start_detached(options: argparse.Namespace) -> Started:
     from torpor.launch import run
 
-    return run.run_detached(options.program, options.name, store(options), keep_up=upkeep.encoded(options))
+    keep_up = upkeep.encoded(options)
+    return run.run_detached(options.program, options.name, store(options), keep_up=keep_up, watch=options.watch)
 
 
 def _saved(options: argparse.Namespace) -> tuple[list[str], list[str]]:

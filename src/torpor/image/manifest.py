@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
+from torpor.model.ledger import Ledger
 from torpor.posix.contents import Contents
 from torpor.posix.cpu import CpuRecord
 from torpor.posix.memory.area import AreaRecord
@@ -142,3 +143,5 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Files that belong to the job although it does not have them open."""
     vdso: bytes = b""
     """The kernel's own code, as the processes see it."""
+    ledger: Ledger | None = None
+    """The outside addresses that the job has asked for, if it was watched; it is then watched again."""

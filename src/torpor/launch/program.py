@@ -7,9 +7,12 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from torpor.model.errors import TorporError
+
+if TYPE_CHECKING:
+    from torpor.watch.wrapper import Wrapper
 
 
 class CannotStart(TorporError):
@@ -43,11 +46,13 @@ def start(
     mask: Iterable[int],
     new_session: bool = False,
     env: Mapping[bytes, bytes] | None = None,
+    wrapper: Wrapper | None = None,
 ) -> int:
     """Start `argv` as our child and return its pid, once it has really been executed.
 
     mask: the signal mask it gets. What Python ignores on its own account is at its default in the program;
-    what was ignored when we were started is ignored in it too. Raises CannotStart.
+    what was ignored when we were started is ignored in it too.  wrapper: what is to be put around it. Raises
+    CannotStart, Unwatched.
     """
     program = argv[0]
     if not program:
@@ -58,9 +63,11 @@ def start(
     reading, writing = os.pipe()  # closed by a successful exec
     pid = os.fork()
     if pid == 0:
-        _become(argv, blocked, new_session, given, writing)
+        _become(argv, blocked, new_session, given, writing, wrapper)
     os.close(writing)
     try:
+        if wrapper is not None:
+            wrapper.outside(pid)
         trouble = os.read(reading, 16)
     finally:
         os.close(reading)
@@ -72,8 +79,9 @@ def start(
 
 
 def _become(
-    argv: Sequence[str], mask: Iterable[int], new_session: bool, env: Mapping[bytes, bytes], writing: int
-) -> NoReturn:
+    argv: Sequence[str], mask: Iterable[int], new_session: bool, env: Mapping[bytes, bytes], writing: int,
+    wrapper: Wrapper | None,
+) -> NoReturn:  # fmt: skip
     """In the new process: become the program, or write down the errno and exit."""
     number = errno.ENOEXEC
     try:
@@ -86,6 +94,8 @@ def _become(
         if _child_signal_ignored:
             signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if wrapper is not None:
+            wrapper.inside()
         try:
             os.execvpe(argv[0], list(argv), env)
         except OSError as error:

@@ -16,9 +16,11 @@ from torpor.supervise.say import say
 
 if TYPE_CHECKING:
     from torpor.checkpoint.restart import Restarted
+    from torpor.image.manifest import Manifest
     from torpor.launch.detach import Report, Started
     from torpor.store import RootInfo, Store
     from torpor.supervise.terminal import Terminal
+    from torpor.watch.wrapper import Wrapper
 
 Progress = Callable[[str, int, int], None]
 
@@ -91,7 +93,7 @@ def _foreground(
             standard = _standard(wishes, (0, 1, 2))
             terminal = Terminal(-1 if detached else open_terminal(), relay=not detached)
             try:
-                entry, job, info = _restart(opened, info, wishes, standard, terminal.fd, entry)
+                entry, job, info, wrapper = _restart(opened, info, wishes, standard, terminal.fd, entry)
             except BaseException:
                 terminal.close(lambda: ())
                 raise
@@ -106,7 +108,7 @@ def _foreground(
     on_running()
     for note in (*wishes.notes, *job.notes):
         say(f"torpor: {note}")
-    return _supervise(entry, job, terminal, standard, None, info, wishes, detached, crashes)
+    return _supervise(entry, job, terminal, standard, None, info, wishes, detached, crashes, wrapper)
 
 
 def restart_detached(checkpoint: str | None, store: str, wishes: Wishes) -> Started:
@@ -136,10 +138,12 @@ def restart_detached(checkpoint: str | None, store: str, wishes: Wishes) -> Star
         reporting = report
         entry = registry.update(entry._replace(supervisor=Pid.of(os.getpid())))
         standard = _standard(wishes, (0, 1, 2))
-        entry, job, opened_info = _restart(opened, info, wishes._replace(progress=progress), standard, -1, entry)
+        entry, job, opened_info, wrapper = _restart(
+            opened, info, wishes._replace(progress=progress), standard, -1, entry
+        )
         lasting = _absolute(wishes)
         os.chdir("/")
-        _supervise(entry, job, Terminal(-1, relay=False), standard, report, opened_info, lasting, detached=True)
+        _supervise(entry, job, Terminal(-1, relay=False), standard, report, opened_info, lasting, True, 0, wrapper)
 
     def on_event(event: dict[str, object]) -> None:
         if wishes.progress is not None and event.get("event") == "progress":
@@ -268,9 +272,10 @@ def _standard(wishes: Wishes, own: tuple[int, int, int]) -> tuple[int, int, int]
 
 def _restart(
     store: Store, info: RootInfo, wishes: Wishes, standard: tuple[int, int, int], terminal: int, entry: Entry
-) -> tuple[Entry, Restarted, RootInfo]:
+) -> tuple[Entry, Restarted, RootInfo, Wrapper | None]:
     """Recreate the job and let it go; its entry in the registry is complete before it runs, so that whatever becomes of
-    us then, it is found. Returns also what is known of the checkpoint now that it was opened. Raises Interrupted."""
+    us then, it is found. Returns also what is known of the checkpoint now that it was opened, and what is around a job
+    that is watched. Raises Interrupted."""
     from torpor.checkpoint.restart import RestartRequest
     from torpor.checkpoint.restart import restart as run
     from torpor.image.seal import Opening
@@ -282,11 +287,22 @@ def _restart(
     moved = PathMap.parse(wishes.map_path)
     become_subreaper()
 
+    wrapper: Wrapper | None = None
+
+    def wrap(manifest: Manifest, tell: Callable[[str], None]) -> Wrapper | None:
+        nonlocal wrapper
+        if manifest.ledger is not None:
+            from torpor.launch import watching
+
+            wrapper = watching.wrapper(manifest.ledger, tell)
+        return wrapper
+
     def register(job: Restarted) -> None:
         nonlocal entry
         interrupts.hold()
         entry = registry.update(
             entry._replace(
+                holder=Pid.of(wrapper.holder) if wrapper is not None else registry.NOBODY,
                 root=Pid.of(job.root),
                 root_vpid=job.root_vpid,
                 reaper=Pid.of(job.reaper) if job.reaper else registry.NOBODY,
@@ -318,9 +334,10 @@ def _restart(
                     in_place=wishes.in_place,
                     progress=wishes.progress,
                     before_release=register,
+                    wrap=wrap,
                 )
             )
-        return entry, job, load.info
+        return entry, job, load.info, wrapper
     finally:
         load.close()
         store.close()
@@ -328,7 +345,7 @@ def _restart(
 
 def _supervise(
     entry: Entry, job: Restarted, terminal: Terminal, standard: tuple[int, int, int], report: Report | None,
-    info: RootInfo, wishes: Wishes, detached: bool = False, crashes: int = 0,
+    info: RootInfo, wishes: Wishes, detached: bool, crashes: int, wrapper: Wrapper | None,
 ) -> int:  # fmt: skip
     """The job runs: everything from here on may take its time."""
     gc.enable()  # see cli/restart.py
@@ -339,7 +356,7 @@ def _supervise(
     signals = Signals(answered(entry.upkeep))
     known = info.label.get("seconds")
     seconds = (float(known),) if isinstance(known, (int, float)) else ()
-    supervisor = Supervisor(entry, signals, terminal, dict(enumerate(standard)), job.events, seconds, crashes)
+    supervisor = Supervisor(entry, signals, terminal, dict(enumerate(standard)), job.events, seconds, crashes, wrapper)
     if report is not None:
         from torpor.launch.detach import Started
 

@@ -18,13 +18,16 @@ if TYPE_CHECKING:
     from torpor.launch.detach import Report, Started
     from torpor.store import Store
     from torpor.supervise.supervisor import Supervisor
+    from torpor.watch.wrapper import Wrapper
 
 
-def run(argv: Sequence[str], name: str | None = None, store: str = "", keep_up: str = "") -> int:
+def run(
+    argv: Sequence[str], name: str | None = None, store: str = "", keep_up: str = "", watch: str | None = None
+) -> int:
     """Run a program in the foreground under supervision, as if it had been started in our place.
 
-    keep_up: what to do for it unasked, as supervise/upkeep.py writes it. Returns its wait status. Raises
-    CannotStart, UsageError, TorporError.
+    keep_up: what to do for it unasked, as supervise/upkeep.py writes it.  watch: which of its calls to write down
+    (launch/watching.py). Returns its wait status. Raises CannotStart, UsageError, TorporError.
     """
     program.hold_standard()
     entry = Entry(name="", store=store, argv=tuple(argv), upkeep=keep_up)
@@ -35,8 +38,9 @@ def run(argv: Sequence[str], name: str | None = None, store: str = "", keep_up: 
     become_subreaper()
     streams = inherited()
     signals = Signals(answered(keep_up))
+    wrapper = _wrapper(watch)
     try:
-        pid = program.start(argv, signals.before)
+        pid = program.start(argv, signals.before, wrapper=wrapper)
     except BaseException:
         signals.close()
         registry.release(entry)
@@ -45,14 +49,14 @@ def run(argv: Sequence[str], name: str | None = None, store: str = "", keep_up: 
     from torpor.supervise.supervisor import Supervisor
     from torpor.supervise.terminal import Terminal, open_terminal
 
-    entry = _register(entry._replace(root=Pid.of(pid), root_vpid=pid))
+    entry = _register(_watched(entry._replace(root=Pid.of(pid), root_vpid=pid), wrapper))
     terminal = Terminal(open_terminal(), relay=False)
-    return supervised(Supervisor(entry, signals, terminal, streams))
+    return supervised(Supervisor(entry, signals, terminal, streams, wrapper=wrapper))
 
 
 def run_detached(
     argv: Sequence[str], name: str | None = None, store: str = "", cwd: str | None = None,
-    env: Mapping[bytes, bytes] | None = None, keep_up: str = "",
+    env: Mapping[bytes, bytes] | None = None, keep_up: str = "", watch: str | None = None,
 ) -> Started:  # fmt: skip
     """Run a program without a terminal, its output going to a log, and return as soon as it has been started.
 
@@ -85,14 +89,15 @@ def run_detached(
         become_subreaper()
         streams = inherited()
         signals = Signals(answered(keep_up))
+        wrapper = _wrapper(watch)
         try:
-            pid = program.start(argv, signals.before, new_session=True, env=env)
+            pid = program.start(argv, signals.before, new_session=True, env=env, wrapper=wrapper)
         except BaseException:
             registry.release(entry)
             raise
-        entry = registry.update(entry._replace(root=Pid.of(pid), root_vpid=pid))
+        entry = registry.update(_watched(entry._replace(root=Pid.of(pid), root_vpid=pid), wrapper))
         os.chdir("/")
-        supervisor = Supervisor(entry, signals, Terminal(-1, relay=False), streams)
+        supervisor = Supervisor(entry, signals, Terminal(-1, relay=False), streams, wrapper=wrapper)
         report.started(Started(entry.name, pid, pid, path))
         supervised(supervisor, detached=True)
 
@@ -103,6 +108,22 @@ def run_detached(
         if left is not None and not left.root.alive:
             registry.release(left)
         raise
+
+
+def _wrapper(watch: str | None) -> Wrapper | None:
+    """What is to be put around the job, if it is to be watched and can be."""
+    if watch is None:
+        return None
+    from torpor.launch import watching
+
+    return watching.wrapper(None, lambda line: say(f"torpor: {line}"), watch)
+
+
+def _watched(entry: Entry, wrapper: Wrapper | None) -> Entry:
+    """With who answers for the filter: a child of ours that is not of the job."""
+    if wrapper is None:
+        return entry
+    return entry._replace(holder=Pid.of(wrapper.holder), skip=(*entry.skip, wrapper.holder))
 
 
 def supervised(supervisor: Supervisor, detached: bool = False, wishes: Mapping[str, Any] | None = None) -> int:

@@ -6,8 +6,10 @@ description (offset, flags), and closing it does not drop fcntl locks of the pro
 
 from __future__ import annotations
 
+import errno
 import os
 
+from torpor.linux import proc
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.libc import syscall
 
@@ -18,6 +20,16 @@ def copy(pidfd: int, number: int) -> int:
     Raises OSError (EBADF, ESRCH, EPERM).
     """
     return syscall(NR.pidfd_getfd, pidfd, number, 0)
+
+
+def of_thread(tid: int) -> int:
+    """A descriptor for the process of a thread, good for `copy`. Raises OSError (ESRCH)."""
+    try:
+        return os.pidfd_open(tid, os.O_EXCL)  # PIDFD_THREAD, Linux 6.9
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    return os.pidfd_open(int(proc.status(tid)["Tgid"]))
 
 
 def probe() -> tuple[bool, str]:

@@ -26,6 +26,10 @@ class UsageError(TorporError):
     status = 2
 
 
+class Unwatched(TorporError):
+    """The job cannot be watched; the text says why and what helps."""
+
+
 class Refusal(NamedTuple):
     """One thing that stands in the way of a checkpoint or a restart.
 

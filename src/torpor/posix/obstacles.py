@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
-from torpor.linux import capability, proc, ptrace
+from torpor.linux import proc, ptrace
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.libc import syscall
 from torpor.model.errors import Refusal
@@ -29,7 +29,6 @@ from torpor.tracee.task import Task
 _PF_KTHREAD = 0x00200000
 _KCMP_VM, _KCMP_FILES, _KCMP_FS = 1, 2, 3
 _GET_SYSCALL_USER_DISPATCH = 0x4210
-_SECCOMP = {1: "strict mode", 2: "filters"}
 
 
 class Seen:
@@ -71,22 +70,6 @@ def traced(seen: Seen) -> Iterator[Refusal]:
     tracer = int(seen.status.get("TracerPid", "0"))
     if tracer and not os.path.exists(f"/proc/self/task/{tracer}"):
         yield seen.refuse(f"is being traced by process {tracer} ({proc.comm(tracer)})", "end that tracer first")
-
-
-def seccomp(seen: Seen) -> Iterator[Refusal]:
-    """A filter would kill a task that makes our calls. Filters that bind torpor as well (a container's) do
-    not count: they were inherited, and are there again after the restart."""
-    mode = int(seen.status.get("Seccomp", "0"))
-    if not mode:
-        return
-    own = proc.status(os.getpid())
-    if (mode, seen.status.get("Seccomp_filters")) == (int(own["Seccomp"]), own.get("Seccomp_filters")):
-        return
-    if own["Seccomp"] == "0" and capability.have(capability.SYS_ADMIN):
-        return  # saved by posix/seccomp_filters.py
-    yield seen.refuse(
-        f"uses seccomp ({_SECCOMP.get(mode, mode)})", "do this as root, or run the program without its sandbox"
-    )
 
 
 def shares_memory(seen: Seen) -> Iterator[Refusal]:
@@ -187,7 +170,7 @@ PROCESS: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     tagged_addresses,
     shares_memory,
 )
-THREAD: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (traced, seccomp, shadow_stack, unshared, dispatch)
+THREAD: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (traced, shadow_stack, unshared, dispatch)
 
 
 class Nothing(msgspec.Struct, frozen=True):

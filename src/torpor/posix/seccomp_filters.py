@@ -2,10 +2,11 @@
 
 They are kept for each thread, oldest first, and read with PTRACE_SECCOMP_GET_FILTER; that, and running calls in a
 thread in spite of them (PTRACE_O_SUSPEND_SECCOMP, see tracee/process.py), takes CAP_SYS_ADMIN and a torpor without
-filters of its own; without, such a program is refused (posix/obstacles.py). They come back while the thread still has
+filters of its own; without, such a program is refused. They come back while the thread still has
 every capability, suspended until the release.
 
-Filters that bind torpor as well (a container's) are no business of ours: the restarted job inherits them again.
+Filters that bind torpor as well (a container's) are no business of ours: the restarted job inherits them again. Nor is
+the one that torpor itself has put on a job that is watched (watch/wrapper.py): a restart puts it on anew.
 
 Source: seccomp(2), ptrace(2), kernel/seccomp.c (get_nth_filter).
 """
@@ -16,14 +17,15 @@ import ctypes
 import errno
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 
-from torpor.linux import proc, ptrace
+from torpor.linux import capability, proc, ptrace, seccomp_notify
 from torpor.linux.arch.x86_64 import NR
-from torpor.model.errors import RestartFailed
+from torpor.model.errors import Refusal, RestartFailed
+from torpor.posix.obstacles import Seen
 from torpor.posix.service import Stage, Steps, ThreadBase
 from torpor.tracee.call import Answer, Call, In, call
 from torpor.tracee.task import Task
@@ -33,6 +35,28 @@ _PR_SET_SECCOMP, _STRICT = 22, 1
 _SET_MODE_FILTER, _FLAG_LOG = 1, 2
 _MOST = 4096 * 8
 """Bytes of the longest filter (BPF_MAXINSNS)."""
+_MODES = {1: "strict mode", 2: "filters"}
+
+
+def survey(pid: int, tid: int, watched: bool) -> Iterator[Refusal]:
+    """Why a thread's filters stand in the way: one that we can neither read nor suspend would kill it for our calls.
+
+    watched: torpor has put one filter on the job before it began. Unprivileged, it is told by there being one more than
+    torpor has, since filters are only ever added.
+    """
+    seen = Seen(pid, tid)
+    mode = int(seen.status.get("Seccomp", "0"))
+    if not mode:
+        return
+    own = proc.status(os.getpid())
+    expected = int(own.get("Seccomp_filters", "0")) + watched
+    if mode == (int(own["Seccomp"]) or (2 if watched else 0)) and seen.status.get("Seccomp_filters") == str(expected):
+        return
+    if own["Seccomp"] == "0" and capability.have(capability.SYS_ADMIN):
+        return
+    yield seen.refuse(
+        f"uses seccomp ({_MODES.get(mode, mode)})", "do this as root, or run the program without its sandbox"
+    )
 
 
 class SeccompFilter(msgspec.Struct, frozen=True):
@@ -57,7 +81,14 @@ class SeccompService(ThreadBase):
         mode = int(proc.status(task.tgid, task.tid).get("Seccomp", "0"))
         if not mode or proc.status(os.getpid()).get("Seccomp", "0") != "0":
             return None
-        return Seccomp(mode, filters(task.tid) if mode == 2 else ())
+        if mode == _STRICT:
+            return Seccomp(mode)
+        try:
+            found = filters(task.tid)
+        except OSError:
+            return None  # we may not read them, so the survey has made sure that there is but ours
+        others = tuple(one for one in found if not seccomp_notify.ours(one.program))
+        return Seccomp(mode, others) if others else None
 
     def restore(self, record: Any, task: Task) -> Steps:
         if record.mode == _STRICT:

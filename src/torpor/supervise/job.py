@@ -7,13 +7,16 @@ import select
 import signal
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torpor.model.errors import NotFound, TorporError, UsageError
 from torpor.supervise import registry, state
 from torpor.supervise.registry import Entry, Pid
 from torpor.supervise.saving import Progress
 from torpor.supervise.tree import Member, Reach, describe, members, reach
+
+if TYPE_CHECKING:
+    from torpor.model.ledger import Ledger
 
 
 class Saved(NamedTuple):
@@ -135,7 +138,7 @@ class Job:
             plain = saving.save(
                 registry.check_name(name or self.name), self._reach(), _absolute(store) or self.entry.store,
                 stop=stop, files=files, with_files=with_files, encrypt_to=readers, progress=progress,
-                upkeep=self.entry.upkeep,
+                upkeep=self.entry.upkeep, ledger=self.ledger,
             )  # fmt: skip
             self.entry = self.entry._replace(saved=f"{plain['job']}@{plain['number']}", saved_at=time.time())
             if self.entry.alive:
@@ -157,6 +160,14 @@ class Job:
             return saving.check(self._reach())
 
         return as_checked(self._ask({"do": "check"}, direct, None))
+
+    def ledger(self) -> Ledger | None:
+        """The outside addresses it has asked for; None if it is not watched, or who writes them down is gone."""
+        if not self.entry.holder.alive:
+            return None
+        from torpor.watch import ledger
+
+        return ledger.of_holder(self.entry.holder.pid)
 
     def wait(self) -> int:
         """Wait for its end. Returns the exit status, or minus the signal that killed it, as subprocess does.

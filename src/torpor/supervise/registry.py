@@ -75,7 +75,8 @@ class Entry(NamedTuple):
     parent_is_reaper: with `anchor`, whether the root's parent is where the job's orphans go.
     store: absolute location of the store, '' for the default one.  started, saved_at: seconds since the
     epoch. saved: the newest checkpoint made in this run, `train@3`, or ''.  origin: the checkpoint it was
-    restarted from.  upkeep: what is done for it unasked, as `upkeep.encode` writes it.
+    restarted from.  holder: who answers for the filter of a job that is watched
+    (watch/).  upkeep: what is done for it unasked, as `upkeep.encode` writes it.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Entry(NamedTuple):
     include_anchor: bool = False
     skip: tuple[int, ...] = ()
     parent_is_reaper: bool = False
+    holder: Pid = NOBODY
     store: str = ""
     started: float = 0.0
     argv: tuple[str, ...] = ()
@@ -245,7 +247,7 @@ def read(folder: str) -> Entry | None:
     try:
         plain: dict[str, Any] = json.loads(proc.read(f"{folder}/info.json"))
         known = {key: value for key, value in plain.items() if key in Entry._fields}
-        for key in ("supervisor", "root", "reaper"):
+        for key in ("supervisor", "root", "reaper", "holder"):
             known[key] = Pid(*known.get(key, NOBODY))
         for key in ("helpers", "skip", "argv"):
             known[key] = tuple(known.get(key, ()))

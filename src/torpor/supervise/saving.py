@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torpor.checkpoint.save import SaveReport, SaveRequest
     from torpor.checkpoint.survey import CheckReport
     from torpor.image.seal import Sealing
+    from torpor.model.ledger import Ledger
     from torpor.store import Store
 
 Progress: TypeAlias = Callable[[str, int, int], None]
@@ -62,6 +63,7 @@ def save(
     guard: Guard | None = None,
     upkeep: str = "",
     why: str = "command",
+    ledger: Callable[[], Ledger | None] = lambda: None,
 ) -> dict[str, Any]:
     """Make a checkpoint of the processes in `where` as the next one of job `name`; returns the report as
     plain values.
@@ -69,7 +71,8 @@ def save(
     with_files: see `Job.checkpoint`.  encrypt_to: see image.seal.sealing.
     streams: what the job inherited, by its number there, and our own descriptor of it; None if we hold none.
     upkeep: what a restart is to go on with (upkeep.py).  why: who wants it, for the log, where all of this leaves a
-    line. Raises what `torpor.checkpoint.save.save` raises. To be called in one thread from start to end.
+    line.  ledger: see SaveRequest.
+    Raises what `torpor.checkpoint.save.save` raises. To be called in one thread from start to end.
     """
     from torpor.checkpoint.save import save as run
     from torpor.image import seal
@@ -81,7 +84,9 @@ def save(
         opened = open_store(store or None)
         told["store"] = opened.location
         sealer = seal.sealing(encrypt_to)
-        report = run(_request(name, where, opened, sealer, stop, files, with_files, streams, progress, guard, upkeep))
+        request = _request(name, where, opened, sealer, stop, files, with_files, streams, progress, guard, upkeep)
+        request.ledger = ledger
+        report = run(request)
     except BaseException as error:
         audit.record("checkpoint", error, **told)
         raise

@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torpor.model.errors import TorporError
 from torpor.supervise import protocol, registry, state, upkeep
@@ -24,6 +24,9 @@ from torpor.supervise.server import Connection, Server, text, texts
 from torpor.supervise.signals import STOPS, Got, Signals
 from torpor.supervise.terminal import Terminal
 from torpor.supervise.tree import members, reach
+
+if TYPE_CHECKING:
+    from torpor.watch.wrapper import Wrapper
 
 FROM_TERMINAL = STOPS | {signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGWINCH}
 """What the kernel sends to a whole group on a terminal's behalf."""
@@ -38,7 +41,8 @@ class Supervisor:
     events: descriptor on which the root's changes of state are read (restarted jobs, contract of
     `Restarted.events`), or -1: the root is our child.  streams: what the job inherited, by its number there,
     and our own descriptor of the same open file.  seconds: how long its latest checkpoints took.  crashes: how
-    often it has crashed already. What is to be done unasked stands in the entry (`Entry.upkeep`).
+    often it has crashed already.  wrapper: what is around a job that is watched.
+    What is to be done unasked stands in the entry (`Entry.upkeep`).
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class Supervisor:
         events: int = -1,
         seconds: Sequence[float] = (),
         crashes: int = 0,
+        wrapper: Wrapper | None = None,
     ) -> None:
         self.entry = entry
         self.status: int | None = None
@@ -65,6 +70,7 @@ class Supervisor:
         self._signals = signals
         self._terminal = terminal
         self._streams = streams
+        self._wrapper = wrapper
         self._events = events
         self._skip = entry.skip
         self._trouble = ""
@@ -94,6 +100,7 @@ class Supervisor:
             self._loop.watch(self._events, self._on_events)
         self._reap()
         self._loop.later(TICK_SECONDS, self._tick)
+        self._watch_holder()
         self._keeper.start()
         if not self._finished():
             self._loop.run()
@@ -228,6 +235,38 @@ class Supervisor:
         self.entry = self.entry._replace(skip=(*self._skip, helper) if helper else self._skip)
         self._write_down()
 
+    def _watch_holder(self) -> None:
+        """Notice the end of the process that answers for the filter."""
+        if self._wrapper is not None:
+            try:
+                holder = os.pidfd_open(self._wrapper.holder)
+            except OSError:
+                self._loop.later(0.0, self._revive_holder)
+            else:
+                self._loop.watch(holder, lambda _: self._on_holder(holder))
+
+    def _on_holder(self, fd: int) -> None:
+        self._loop.forget(fd)
+        os.close(fd)
+        self._revive_holder()
+
+    def _revive_holder(self) -> None:
+        """Have another process answer, unless nobody has the filter any more."""
+        if self._wrapper is None or not self._wrapper.needed():
+            return
+        dead = self.entry.holder.pid
+        try:
+            self._wrapper.revive()
+        except OSError:
+            self._loop.later(1.0, self._revive_holder)
+            return
+        holder = self._wrapper.holder
+        self._skip = tuple(holder if pid == dead else pid for pid in self._skip)
+        skip = tuple(holder if pid == dead else pid for pid in self.entry.skip)
+        self.entry = self.entry._replace(holder=registry.Pid.of(holder), skip=skip)
+        self._write_down()
+        self._watch_holder()
+
     def _finished(self) -> bool:
         return self.status is not None and not self._worker.busy
 
@@ -274,7 +313,13 @@ class Supervisor:
         except TorporError as error:
             say(f"torpor: {error}")
         self.entry = self.entry._replace(
-            root=registry.NOBODY, root_vpid=0, reaper=registry.NOBODY, helpers=(), anchor=0, skip=()
+            root=registry.NOBODY,
+            root_vpid=0,
+            reaper=registry.NOBODY,
+            helpers=(),
+            anchor=0,
+            skip=(),
+            holder=registry.NOBODY,
         )
         self._write_down()
 
@@ -385,6 +430,7 @@ class Supervisor:
                 name, where, store,
                 stop=order.stop, files=order.files, with_files=order.with_files, encrypt_to=order.encrypt_to,
                 streams=self._streams, progress=progress, guard=self._guard, upkeep=self.entry.upkeep, why=order.why,
+                ledger=self._wrapper.ledger if self._wrapper is not None else lambda: None,
             )  # fmt: skip
             trouble = saving.thin(store, name, keep) if keep else ""
             if trouble:

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.linux import proc
-from torpor.supervise.registry import Entry
+from torpor.supervise.registry import NOBODY, Entry
 
 if TYPE_CHECKING:
     from torpor.checkpoint.tree import Tree
@@ -34,23 +34,28 @@ class Reach(NamedTuple):
     root: int
     parent_is_reaper: bool = False
     """The root's parent is where the job's orphans go: our own supervisor."""
+    watched: bool = False
+    """There is a filter of torpor's on it."""
 
     def tree(self) -> Tree:
         """The same as the pipelines want it."""
         from torpor.checkpoint.tree import Tree
 
-        return Tree(anchor=self.anchor, include_anchor=self.include_anchor, skip=self.skip, root=self.root)
+        return Tree(
+            anchor=self.anchor, include_anchor=self.include_anchor, skip=self.skip, root=self.root, watched=self.watched
+        )
 
 
 def reach(entry: Entry) -> Reach:
     """The extent of a job. While the supervisor lives it is a subreaper, so that orphans are below it; after
     its death, what is left is found below the root (or the namespace's PID 1)."""
+    watched = entry.holder != NOBODY
     # Where a job was restarted in place, it outlives the holder that plays the part of PID 1.
     if entry.anchor and (entry.anchor != entry.reaper.pid or entry.reaper.alive):
-        return Reach(entry.anchor, entry.include_anchor, entry.skip, entry.root.pid, entry.parent_is_reaper)
+        return Reach(entry.anchor, entry.include_anchor, entry.skip, entry.root.pid, entry.parent_is_reaper, watched)
     if entry.supervisor.alive:
-        return Reach(entry.supervisor.pid, False, entry.skip, entry.root.pid, parent_is_reaper=True)
-    return Reach(entry.root.pid, True, entry.skip, entry.root.pid)
+        return Reach(entry.supervisor.pid, False, entry.skip, entry.root.pid, True, watched)
+    return Reach(entry.root.pid, True, entry.skip, entry.root.pid, watched=watched)
 
 
 def members(where: Reach) -> list[int]:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+AUDIT_ARCH = 0xC000003E
+"""How seccomp names it (linux/audit.h)."""
+
 
 class NR(IntEnum):
     """System call numbers."""
@@ -37,7 +40,11 @@ class NR(IntEnum):
     setitimer = 38
     getpid = 39
     sendfile = 40
+    connect = 42
+    sendto = 44
+    sendmsg = 46
     recvmsg = 47
+    bind = 49
     clone = 56
     fork = 57
     vfork = 58
@@ -133,6 +140,7 @@ class NR(IntEnum):
     dup3 = 292
     rt_tgsigqueueinfo = 297
     prlimit64 = 302
+    sendmmsg = 307
     setns = 308
     inotify_init1 = 294
     kcmp = 312

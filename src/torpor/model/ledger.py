@@ -1,0 +1,44 @@
+"""The ledger: which outside addresses a job has asked for. Written by the floor `watch`, kept in the image."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Contact(msgspec.Struct, frozen=True):
+    """An address that a program of the job has asked for.
+
+    protocol: 'tcp', 'udp' or another kind of socket ('raw'). host: a numeric address. first, last: seconds since the
+    epoch. calls: how many there were. pid: the process that asked first, as the job sees it. program: its executable.
+    name: what the job's hosts file called the address at the first call, '' if nothing.
+
+    Calls whose address could not be read stand under protocol '?' and host ''.
+    """
+
+    protocol: str
+    host: str
+    port: int
+    first: float
+    last: float
+    calls: int
+    pid: int
+    program: str
+    name: str = ""
+
+    @property
+    def where(self) -> str:
+        """`10.1.2.3:27000`, `[fe80::1]:80`; '' where it could not be read."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}" if host else ""
+
+
+class Ledger(msgspec.Struct, frozen=True):
+    """Everything that was asked for since a moment (seconds since the epoch), oldest first.
+
+    with_sendmsg: sendmsg(2) and sendmmsg(2) are wrapped too. dropped: calls to addresses for which there was no room.
+    """
+
+    since: float
+    contacts: tuple[Contact, ...] = ()
+    with_sendmsg: bool = False
+    dropped: int = 0

@@ -1,0 +1,154 @@
+"""The holder of a listener: answers the calls that a job's filter picks, and writes down what they ask for.
+
+A process of its own, since calls must be answered as long as the job lives: it outlives the supervisor, and is not part
+of the job. It has a session of its own, no terminal, and few modules. It ends when nobody has the filter any more.
+
+Every call goes on as if nothing had been; the address is read from the task's memory. A program that changes it between
+our look and the kernel's deceives us: whoever wants to deceive is out of scope (docs/watch.md).
+
+Source: seccomp_unotify(2).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import gc
+import os
+import select
+
+from torpor.linux import pidfd, prctl, seccomp_notify, uio
+from torpor.linux.arch.x86_64 import NR
+from torpor.linux.libc import libc, syscall
+from torpor.linux.seccomp_notify import Notice
+from torpor.watch import lines
+from torpor.watch.book import UNREAD, Book
+
+LISTENER, BOOK, READY = 3, 4, 5
+"""The descriptors it is given: the listener, the ledger's file, a pipe on which it says that it answers."""
+_HASTE = -10
+"""The job waits for us."""
+_ADDRESS_MOST = 128
+"""sizeof(struct sockaddr_storage)."""
+_MSGHDR, _MMSGHDR, _VECTOR_MOST = 56, 64, 1024
+_SOL_SOCKET, _SO_PROTOCOL = 1, 38
+PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp6", 132: "sctp", 136: "udplite", 255: "raw", 262: "mptcp"}
+
+
+class Holder:
+    """Answers the calls of one listener."""
+
+    def __init__(self, listener: int, book: Book) -> None:
+        self._listener, self._book = listener, book
+        self._number = ctypes.c_int()
+        self._size = ctypes.c_uint()
+
+    def take_over(self) -> None:
+        """Answer the call that a holder before us has received and, killed, not answered."""
+        owed = seccomp_notify.received(self._book.room)
+        if owed:
+            self._proceed(owed)
+
+    def serve(self) -> None:
+        """Until nobody has the filter any more."""
+        poll = select.poll()
+        poll.register(self._listener, select.POLLIN)
+        while not poll.poll()[0][1] & select.POLLHUP:
+            try:
+                notice = seccomp_notify.receive(self._listener, self._book.room)
+            except OSError:
+                continue  # interrupted: the task waits no more, or will make the call again
+            try:
+                self._look(notice)
+            except Exception:
+                pass  # whatever is wrong with us, the job's call has to be answered
+            self._proceed(notice.id)
+
+    def _proceed(self, id: int) -> None:
+        try:
+            seccomp_notify.proceed(self._listener, id)
+        except OSError:
+            pass  # killed meanwhile
+
+    def _look(self, notice: Notice) -> None:
+        """Write down what the call asks for."""
+        try:
+            asked = self._addresses(notice)
+            protocol = self._protocol(notice) if asked else ""
+        except OSError as error:
+            if error.errno in (errno.EPERM, errno.EACCES) and seccomp_notify.waits(self._listener, notice.id):
+                self._book.note(*UNREAD, _program(notice.task), notice.task)
+            return  # else the call is about to fail by itself, or its task is gone
+        program = _program(notice.task) if asked else ""
+        if asked and seccomp_notify.waits(self._listener, notice.id):
+            for host, port in asked:
+                self._book.note(protocol, host, port, program, notice.task)
+
+    def _addresses(self, notice: Notice) -> list[tuple[str, int]]:
+        """The outside addresses that a call names. Raises OSError."""
+        task, nr, args = notice.task, notice.nr, notice.args
+        if nr == NR.sendto:
+            where = [(args[4], args[5])]
+        elif nr == NR.sendmsg:
+            where = _names(uio.read(task, args[1], _MSGHDR), _MSGHDR)
+        elif nr == NR.sendmmsg:
+            count = min(args[2] & 0xFFFFFFFF, _VECTOR_MOST)
+            where = _names(uio.read(task, args[1], count * _MMSGHDR), _MMSGHDR) if count else []
+        else:
+            where = [(args[1], args[2])]
+        found = []
+        for at, size in where:
+            if at and 0 < size & 0xFFFFFFFF <= _ADDRESS_MOST:
+                asked = lines.host_and_port(uio.read(task, at, size & 0xFFFFFFFF))
+                if asked is not None:
+                    found.append(asked)
+        return found
+
+    def _protocol(self, notice: Notice) -> str:
+        """What kind of socket the call is made on. Raises OSError."""
+        process = pidfd.of_thread(notice.task)
+        try:
+            fd = pidfd.copy(process, notice.args[0] & 0xFFFFFFFF)
+        finally:
+            os.close(process)
+        try:
+            self._size.value = 4
+            at, size = ctypes.byref(self._number), ctypes.byref(self._size)
+            if libc.getsockopt(fd, _SOL_SOCKET, _SO_PROTOCOL, at, size):
+                raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
+        finally:
+            os.close(fd)
+        return PROTOCOLS.get(self._number.value, str(self._number.value))
+
+
+def _names(headers: bytes, size: int) -> list[tuple[int, int]]:
+    """Address and size of the names in an array of struct msghdr."""
+    return [
+        (int.from_bytes(headers[at : at + 8], "little"), int.from_bytes(headers[at + 8 : at + 12], "little"))
+        for at in range(0, len(headers), size)
+    ]
+
+
+def _program(task: int) -> str:
+    """The executable of a task, '' if it is not to be known."""
+    try:
+        return os.readlink(f"/proc/{task}/exe")
+    except OSError:
+        return ""
+
+
+def main() -> None:
+    """The process: descriptors as above, all others are closed."""
+    os.closerange(READY + 1, 1 << 30)
+    syscall(NR.prctl, prctl.SET_NAME, ctypes.addressof(ctypes.create_string_buffer(b"torpor-holder")), 0, 0, 0)
+    try:
+        os.nice(_HASTE)
+    except OSError:
+        pass  # that takes CAP_SYS_NICE
+    holder = Holder(LISTENER, Book(BOOK))
+    holder.take_over()
+    gc.freeze()
+    gc.disable()
+    os.write(READY, b"!")
+    os.close(READY)
+    holder.serve()
