@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 HELP = """Show what a checkpoint holds: processes, threads, memory, open files; and what it will ask of the
 machine that restarts it.
 
-With --services: the outside addresses that a watched job (torpor run --watch) has asked for, of the running job of that
-name, or of a checkpoint."""
+With --services: the outside addresses that a watched job (torpor run --watch) has asked for; of the running job of
+that name, or of a checkpoint."""
 EXAMPLE = """  torpor inspect train
   torpor inspect train@3 --json
   torpor inspect train --services"""
