@@ -23,14 +23,14 @@ def command(options: argparse.Namespace) -> int:
     from torpor.cli.text import say, size
     from torpor.model.errors import Damaged
     from torpor.store import behind, open_store
-    from torpor.store.copying import copy
+    from torpor.supervise import removal
 
     opened = open_store(store(options) or None)
     info = opened.resolve(options.checkpoint)
     if info.damaged:
         raise Damaged(info.damaged)
     target = open_store(options.target)
-    count = copy(opened, info.job, info.number, target)
+    count = removal.copy(opened, info.job, info.number, target)
     behind.start(target.location)
     name = f"{info.job}@{info.number}"
     say(

@@ -27,6 +27,7 @@ def command(options: argparse.Namespace) -> int:
     from torpor.model.duration import parse
     from torpor.store import open_store
     from torpor.store.retention import surplus
+    from torpor.supervise import removal
 
     every = parse(options.keep_every) if options.keep_every else 0.0
     last = options.keep_last
@@ -39,8 +40,8 @@ def command(options: argparse.Namespace) -> int:
             saved.setdefault(info.job, []).append((info.number, info.time))
     for job, found in saved.items():
         for number in surplus(found, last or 1, every) if last is not None or every else []:
-            opened.remove(job, number)
+            removal.remove(opened, job, number, "prune")
             say(f"removed {job}@{number}")
-    packs, count = opened.collect()
+    packs, count = removal.collect(opened, "prune")
     say(f"freed {size(count)} ({plural(packs, 'pack')})")
     return 0

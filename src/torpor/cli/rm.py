@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from torpor.cli.options import add_store, store
-from torpor.model.errors import NotFound, TorporError, UsageError
+from torpor.model.errors import NotFound, UsageError
 
 HELP = """Remove checkpoints: NAME@3 one, NAME@-1 the newest but one, NAME with --all every one of that job.
 Numbers are not used again. What no other checkpoint needs is deleted from the store."""
@@ -23,7 +22,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 def command(options: argparse.Namespace) -> int:
     from torpor.cli.text import plural, say, size
     from torpor.store import open_store
-    from torpor.supervise import audit
+    from torpor.supervise import removal
 
     opened = open_store(store(options) or None)
     doomed: dict[tuple[str, int], None] = {}
@@ -41,15 +40,9 @@ def command(options: argparse.Namespace) -> int:
             info = opened.resolve(name)
             doomed[info.job, info.number] = None
     for job, number in doomed:
-        told: dict[str, Any] = {"job": job, "checkpoint": f"{job}@{number}", "why": "command", "store": opened.location}
-        try:
-            opened.remove(job, number)
-        except (OSError, TorporError) as error:
-            audit.record("remove", error, **told)
-            raise
-        audit.record("remove", **told)
+        removal.remove(opened, job, number, "command")
         say(f"removed {job}@{number}")
-    packs, count = opened.collect()
+    packs, count = removal.collect(opened, "command")
     if packs:
         say(f"freed {size(count)} ({plural(packs, 'pack')})")
     if options.all:

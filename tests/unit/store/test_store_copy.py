@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import json
 import os
 from typing import Any
 
@@ -79,6 +81,29 @@ def test_prune(place: str, save: Any, check: Any) -> None:
     assert main(["prune", "--store", place, "--keep-last", "1"]) == 0
     check(open_store(place), {("j", 3): [C], ("k", 1): [A]})
     assert len(os.listdir(f"{place}/packs")) == 2
+
+
+def test_what_was_done_is_in_the_log(place: str, save: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORPOR_LOG", str(tmp_path / "log"))
+    store = open_store(place)
+    for chunk in (A, B, C):
+        save(store, "j", [chunk])
+    assert main(["copy", "j@3", f"{place}2", "--store", place]) == 0
+    assert main(["prune", "--store", place, "--keep-last", "2"]) == 0
+    assert main(["rm", "--store", place, "j@2"]) == 0
+    os.unlink(glob.glob(f"{place}/packs/*")[0])
+    assert main(["copy", "j@3", f"{place}3", "--store", place]) == 1
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    told = [(line["event"], line["outcome"], line.get("why"), line.get("checkpoint")) for line in lines]
+    assert told == [
+        ("copy", "done", "command", "j@3"),
+        ("remove", "done", "prune", "j@1"), ("prune", "done", "prune", None),
+        ("remove", "done", "command", "j@2"), ("prune", "done", "command", None),
+        ("copy", "failed", "command", "j@3"),
+    ]  # fmt: skip
+    assert lines[0]["target"] == f"{place}2" and lines[0]["bytes_new"] >= len(C) and lines[0]["seconds"] >= 0
+    assert lines[2]["packs"] == 1 and lines[2]["bytes_freed"] >= len(A)
+    assert "is missing" in lines[5]["reason"]
 
 
 @pytest.mark.parametrize(
