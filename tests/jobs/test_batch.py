@@ -140,8 +140,54 @@ def test_by_the_clock_and_only_the_newest(bench: Bench) -> None:
     bench.kill()
     job = again(bench, name, "--every", "0")
     finished(bench, job)
-    assert {line["event"] for line in log(bench)} == {"checkpoint", "restart", "remove"}
+    # Packs are deleted now and then, not with every checkpoint: the next one may need them.
+    assert {line["event"] for line in log(bench)} - {"prune"} == {"checkpoint", "restart", "remove"}
     assert {line["why"] for line in log(bench) if line["event"] == "checkpoint"} == {"every"}
+
+
+def test_what_holds_for_every_checkpoint(bench: Bench) -> None:
+    """--with-files and --compress: by the clock, on a signal, after a restart, until it is taken back."""
+    name = bench.new_name()
+
+    def carried() -> int:
+        """How many files the newest checkpoint carries."""
+        return len(bench.must("inspect", name, "--store", bench.store, "--json").json()["needs"]["carried"])
+
+    job = start(bench, name, "--every", "0.3s", "--with-files", "--compress", "zstd", "--on-signal", "USR1=checkpoint")
+    until(lambda: numbers(bench, name), "a checkpoint by the clock")
+    assert carried() >= 2  # the program and its libraries
+    bench.kill()
+    job = again(bench, name, "--every", "0")
+    until(lambda: running(bench, name), "the job runs again")
+    before = numbers(bench, name)[-1]
+    assert job.popen is not None
+    job.popen.send_signal(signal.SIGUSR1)
+    until(lambda: numbers(bench, name)[-1] > before, "a checkpoint on a signal")
+    assert carried() >= 2
+    shown = bench.must("inspect", name, "--store", bench.store).out
+    assert "--with-files --compress=zstd" in shown
+    bench.must("checkpoint", name, "--stop")
+    assert job.finish() == 75, job.trace()
+    assert carried() >= 2
+    job = start(bench, name, "--resume-or-start", "--no-with-files", "--compress", "auto")
+    until(lambda: running(bench, name), "the job runs a third time")
+    bench.must("checkpoint", name)
+    assert carried() == 0
+    finished(bench, job)
+
+
+def test_resuming_what_somebody_else_has_saved(user_bench: Bench) -> None:
+    bench = user_bench
+    name = bench.new_name()
+    job = start(bench, name)
+    job.ready()
+    bench.must("checkpoint", name, "--stop")
+    assert job.finish() == 75, job.trace()
+    bench.env["XDG_CONFIG_HOME"] = f"{bench.home}/other"  # and with it another key
+    job = start(bench, name, "--resume-or-start")
+    assert job.finish() == 1, job.trace()
+    assert "whom you do not trust" in errors(job)
+    finished(bench, start(bench, name, "--resume-or-start", "--untrusted"))
 
 
 def test_no_time_to_save(bench: Bench) -> None:
@@ -413,6 +459,8 @@ def test_requests_that_make_no_sense(user_bench: Bench) -> None:
         (("--keep", "-1"), "from 0"),
         (("--stopped-status", "256"), "from 0 to 255"),
         (("--resume-or-start",), "needs --name"),
+        (("--untrusted",), "--untrusted is for --resume-or-start"),
+        (("--compress", "lots"), "--compress is one of auto, none, fast, zstd, not 'lots'"),
     ):
         said = user_bench.torpor("run", *words, "--", "true")
         assert said.status == 2 and reason in said.err, said

@@ -39,6 +39,7 @@ class SaveRequest(msgspec.Struct, kw_only=True):
     the release; whoever waits for the job's processes must not do so meanwhile. stop: end the job once it is saved.
     sealer: who signs, and to whom it is encrypted.
     with_files: also what the job runs, maps and has open without writing to it.
+    compress: see Store.begin.
     label: more that is to be seen in a listing.
     ledger: called while the job is stopped: what it has asked for so far, None if it is not watched.
     """
@@ -50,6 +51,7 @@ class SaveRequest(msgspec.Struct, kw_only=True):
     stop: bool = False
     files: str = "auto"
     with_files: bool = False
+    compress: str = ""
     streams: Sequence[Stream] = ()
     parent_is_reaper: bool = False
     progress: Progress | None = None
@@ -108,7 +110,7 @@ class _Changed(CheckpointFailed):
 
 
 def _attempt(request: SaveRequest, began: float, last: frozenset[int], grace: float) -> SaveReport:
-    saving = request.store.begin(request.name, request.sealer)
+    saving = request.store.begin(request.name, request.sealer, request.compress)
     copies = Copies(request.with_files)
     try:
         with request.guard:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from torpor.cli.options import add_files, add_json, add_store, store
+from torpor.cli.options import add_compress, add_files, add_json, add_store, store
 from torpor.model.errors import UsageError
 
 HELP = """Save a job; it goes on running, unless --stop is given.
@@ -32,12 +32,14 @@ def options(parser: argparse.ArgumentParser) -> None:
         help="save the program file, its libraries and all that it maps or has open for reading, too: a machine that "
         "lacks them can restart the job",
     )
+    add_compress(parser)
     parser.add_argument(
         "--encrypt-to",
         action="append",
         metavar="KEY",
         help="encrypt it so that only this key can read it: self, a name (torpor key list), a file or a key written "
-        "out; may be repeated (default: $TORPOR_ENCRYPT_TO, separated by commas; without, it is not encrypted)",
+        "out; may be repeated (default: $TORPOR_ENCRYPT_TO, separated by commas, or encrypt_to in the "
+        "configuration file; without, it is not encrypted)",
     )
     add_store(parser)
     add_json(parser)
@@ -57,6 +59,7 @@ def command(options: argparse.Namespace) -> int:
             stop=options.stop,
             files=options.files,
             with_files=options.with_files,
+            compress=options.compress,
             store=store(options),
             name=options.name,
             encrypt_to=options.encrypt_to,

@@ -106,3 +106,13 @@ def add_untrusted(parser: argparse.ArgumentParser) -> None:
 def add_files(parser: argparse.ArgumentParser, values: str) -> None:
     """--files"""
     parser.add_argument("--files", metavar="HOW", default="auto", help=values)
+
+
+def add_compress(parser: argparse._ActionsContainer) -> None:
+    """--compress"""
+    parser.add_argument(
+        "--compress",
+        metavar="HOW",
+        help="none, fast, zstd (smaller), or auto: by the speed of the store, so that saving is over soonest (default: "
+        "$TORPOR_COMPRESS, or what the configuration says, or auto)",
+    )

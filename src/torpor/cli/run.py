@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from torpor.cli import upkeep
-from torpor.cli.options import add_json, add_store, store
+from torpor.cli.options import add_json, add_store, add_untrusted, store
 from torpor.model.errors import UsageError
 
 TYPE_CHECKING = False
@@ -29,7 +29,7 @@ EXAMPLE = """  torpor run --name train -- python3 train.py --epochs 90
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.usage = f"""torpor run [--name NAME] [--detach] [--store FOLDER] [--resume-or-start]
+    parser.usage = f"""torpor run [--name NAME] [--detach] [--store FOLDER] [--resume-or-start [--untrusted]]
                   [--watch[=sendmsg]] {upkeep.USAGE}
                   -- PROGRAM [ARGUMENT ...]"""
     parser.add_argument("--name", help="name of the job (default: the program's)")
@@ -45,6 +45,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         "that only sendmsg names, which makes that call slow. Without root, programs that are set-user-ID lose their "
         "privilege (docs/watch.md)",
     )  # fmt: skip
+    add_untrusted(parser)
     add_store(parser)
     add_json(parser)
     upkeep.add(parser)
@@ -55,6 +56,8 @@ def command(options: argparse.Namespace) -> int:
         raise UsageError("run: which program? (torpor run -- PROGRAM ARGUMENTS)")
     if options.resume_or_start and not options.name:
         raise UsageError("run: --resume-or-start needs --name")
+    if options.untrusted and not options.resume_or_start:
+        raise UsageError("run: --untrusted is for --resume-or-start")
     names, notes = _saved(options) if options.resume_or_start else ([], [])
     if not options.detach:
         from torpor.supervise.signals import exit_with
@@ -97,7 +100,7 @@ def _saved(options: argparse.Namespace) -> tuple[list[str], list[str]]:
 def _wishes(options: argparse.Namespace, notes: tuple[str, ...]) -> Wishes:
     from torpor.launch import restart
 
-    return restart.Wishes(upkeep=upkeep.given(options), why="resume", notes=notes)
+    return restart.Wishes(untrusted=options.untrusted, upkeep=upkeep.given(options), why="resume", notes=notes)
 
 
 def _resume(options: argparse.Namespace, names: list[str], notes: list[str]) -> int:

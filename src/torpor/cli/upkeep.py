@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from torpor.cli.options import add_compress
 from torpor.model.errors import UsageError
 
 USAGE = """[--every TIME] [--keep N] [--on-signal SIGNAL=ACTION] [--deadline TIME]
-                  [--on-crash restart:N] [--stopped-status N]"""
+                  [--on-crash restart:N] [--stopped-status N] [--[no-]with-files] [--compress HOW]"""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -35,11 +36,16 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--stopped-status", type=int, metavar="N",
         help='exit status once the job was saved and ended: "run me again" (default: 75, EX_TEMPFAIL)',
     )  # fmt: skip
+    group = parser.add_argument_group("for every checkpoint of the job", "remembered likewise")
+    group.add_argument(
+        "--with-files", action=argparse.BooleanOptionalAction, help="as torpor checkpoint --with-files (default: not)"
+    )
+    add_compress(group)
 
 
 def given(options: argparse.Namespace) -> dict[str, Any]:
     """What was asked for, by the fields of supervise/upkeep.py. Raises UsageError."""
-    words = ("every", "keep", "on_signal", "deadline", "on_crash", "stopped_status")
+    words = ("every", "keep", "on_signal", "deadline", "on_crash", "stopped_status", "with_files", "compress")
     if all(getattr(options, word) is None for word in words):
         return {}
     from torpor.model import duration
@@ -60,6 +66,12 @@ def given(options: argparse.Namespace) -> dict[str, Any]:
         out["crashes"] = int(number)
     if options.stopped_status is not None:
         out["stopped_status"] = _within("--stopped-status", options.stopped_status, 0, 255)
+    if options.with_files is not None:
+        out["with_files"] = options.with_files
+    if options.compress is not None:
+        from torpor.store import settings
+
+        out["compress"] = settings.compression(options.compress)
     return out
 
 

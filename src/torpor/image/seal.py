@@ -88,15 +88,25 @@ class Opening:
 
 def sealing(recipients: Sequence[str] | None = None) -> Sealing:
     """How to seal what is to be saved now, readable by `recipients` ('self', a name, a key written out, a file), by
-    default those in TORPOR_ENCRYPT_TO. Makes our key if there is none. Raises UsageError."""
+    default `default_readers`. Makes our key if there is none. Raises UsageError."""
     mine = keys.own(make=True)
     assert mine is not None
-    return Sealing(mine, readers(default_recipients() if recipients is None else recipients))
+    return Sealing(mine, default_readers() if recipients is None else readers(recipients))
 
 
-def default_recipients() -> list[str]:
-    """Those named in $TORPOR_ENCRYPT_TO, separated by commas; none: checkpoints are not encrypted."""
-    return [name for name in os.environ.get("TORPOR_ENCRYPT_TO", "").split(",") if name]
+def default_readers() -> list[Public]:
+    """The keys of those named in $TORPOR_ENCRYPT_TO, separated by commas, or where that is not set by `encrypt_to` in
+    the configuration; none: checkpoints are not encrypted. Raises UsageError."""
+    given = os.environ.get("TORPOR_ENCRYPT_TO")
+    if given is not None:
+        return readers([name for name in given.split(",") if name])
+    from torpor.store import settings
+
+    try:
+        return readers(settings.read().encrypt_to)
+    except UsageError as error:
+        where = settings.path()
+        raise error if str(error).startswith(where) else UsageError(f"{where}: encrypt_to: {error}") from None
 
 
 def readers(names: Sequence[str]) -> list[Public]:

@@ -27,26 +27,30 @@ def run(
     cwd: str | None = None,
     env: Mapping[str, str] | None = None,
     resume_or_start: bool = False,
+    untrusted: bool = False,
     every: str | None = None,
     keep: int | None = None,
     on_signal: Mapping[str, str] | None = None,
     deadline: str | None = None,
     on_crash: str | None = None,
     stopped_status: int | None = None,
+    with_files: bool | None = None,
+    compress: str | None = None,
 ) -> Job:
     """Start a program as a job without a terminal; its output goes to `job.log`.
 
     name: by default made of the program's name.  store: folder for its checkpoints.  cwd, env: as for
-    subprocess.  resume_or_start: restart the newest checkpoint of that name instead, if there is one.  The others as
-    the options of `torpor run` (docs/batch.md): every='10m', on_signal={'TERM': 'checkpoint-stop'},
-    on_crash='restart:3'. Returns once the program has really been started. Raises UsageError (a job of that name
-    runs), TorporError.
+    subprocess.  resume_or_start: restart the newest checkpoint of that name instead, if there is one; untrusted: see
+    `restart`.  The others as the options of `torpor run` (docs/batch.md): every='10m',
+    on_signal={'TERM': 'checkpoint-stop'}, on_crash='restart:3'. Returns once the program has really been started.
+    Raises UsageError (a job of that name runs), TorporError.
     """
     if not argv or isinstance(argv, str):
         raise UsageError("argv: a sequence of at least one string, the program")
     words = ["run", "--detach", *_options(name=name, store=store)]
     words += ["--resume-or-start"] if resume_or_start else []
-    words += _unasked(every, keep, on_signal, deadline, on_crash, stopped_status)
+    words += ["--untrusted"] if untrusted else []
+    words += _unasked(every, keep, on_signal, deadline, on_crash, stopped_status, with_files, compress)
     return _started([*words, "--", *argv], cwd, env)
 
 
@@ -71,6 +75,8 @@ def restart(
     deadline: str | None = None,
     on_crash: str | None = None,
     stopped_status: int | None = None,
+    with_files: bool | None = None,
+    compress: str | None = None,
 ) -> Job:
     """Start a saved job again, without a terminal; what it says goes to `job.log`.
 
@@ -94,7 +100,7 @@ def restart(
     words += ["--untrusted"] if untrusted else []
     words += ["--in-place"] if in_place else []
     words += [f"--pid-budget={pid_budget}"] if pid_budget is not None else []
-    words += _unasked(every, keep, on_signal, deadline, on_crash, stopped_status)
+    words += _unasked(every, keep, on_signal, deadline, on_crash, stopped_status, with_files, compress)
     return _started([*words, *([checkpoint] if checkpoint else [])], None, None)
 
 
@@ -114,6 +120,7 @@ def checkpoint(
     stop: bool = False,
     files: str = "auto",
     with_files: bool = False,
+    compress: str | None = None,
     store: str | None = None,
     name: str | None = None,
     encrypt_to: Sequence[str] | None = None,
@@ -123,12 +130,12 @@ def checkpoint(
     `Job.checkpoint`."""
     if isinstance(job, int):
         return checkpoint_pid(
-            job, stop=stop, files=files, with_files=with_files, store=store, name=name, encrypt_to=encrypt_to,
-            progress=progress,
+            job, stop=stop, files=files, with_files=with_files, compress=compress, store=store, name=name,
+            encrypt_to=encrypt_to, progress=progress,
         )  # fmt: skip
     return attach(job).checkpoint(
-        stop=stop, files=files, with_files=with_files, store=store, name=name, encrypt_to=encrypt_to,
-        progress=progress,
+        stop=stop, files=files, with_files=with_files, compress=compress, store=store, name=name,
+        encrypt_to=encrypt_to, progress=progress,
     )  # fmt: skip
 
 
@@ -153,13 +160,16 @@ def open_checkpoint(name: str | None = None, *, store: str | None = None, untrus
 
 def _unasked(
     every: str | None, keep: int | None, on_signal: Mapping[str, str] | None, deadline: str | None,
-    on_crash: str | None, stopped_status: int | None,
+    on_crash: str | None, stopped_status: int | None, with_files: bool | None, compress: str | None,
 ) -> list[str]:  # fmt: skip
     """The options of cli/upkeep.py."""
     given = {
         "every": every, "keep": keep, "deadline": deadline, "on-crash": on_crash, "stopped-status": stopped_status,
+        "compress": compress,
     }  # fmt: skip
     words = _options(**{key: None if value is None else str(value) for key, value in given.items()})
+    if with_files is not None:
+        words.append("--with-files" if with_files else "--no-with-files")
     return words + [f"--on-signal={name}={action}" for name, action in (on_signal or {}).items()]
 
 

@@ -6,6 +6,7 @@ names do not tell somebody without the key which well-known data is in there.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from blake3 import blake3
@@ -17,11 +18,16 @@ RAW, ZSTD, ZERO = 0, 1, 2
 
 NAME = 32
 ZEROS = bytes(CHUNK_SIZE)
-POLICIES = {"auto": (1, 0.6), "none": (0, 0.0), "fast": (-5, 0.95), "zstd": (3, 0.98)}
+KINDS = {"none": (0, 0.0), "fast": (-5, 0.95), "zstd": (3, 0.98)}
 """How chunks are compressed: Zstandard's level, and to what part of its size a chunk must shrink to be stored
-compressed. `auto` leaves alone what would cost more time than a slow disk takes to write it."""
-SAMPLE = 4096
-"""Bytes of a chunk that are tried before the whole is compressed: about 6 us where nothing comes of it."""
+compressed. Each takes more time than the one before, and leaves less."""
+SAMPLE = 16384
+"""Bytes of a chunk that are tried before the whole is compressed: a few microseconds where nothing comes of it."""
+PROMISING = 0.9
+"""To what part of its size a sample must shrink for the whole to be tried."""
+ANYWAY = 16
+"""Of so many chunks whose samples do not shrink one is tried all the same: what comes again may be farther apart than a
+sample is long."""
 
 
 def name(key: bytes, data: Buffer) -> bytes:
@@ -30,32 +36,43 @@ def name(key: bytes, data: Buffer) -> bytes:
 
 
 class Packer:
-    """Encodes chunks, one thread at a time (it keeps a compression context)."""
+    """Compresses chunks, one thread at a time (it keeps compression contexts). kind: one of KINDS."""
 
-    __slots__ = ("_compress", "_end", "_sampled", "_worth")
+    __slots__ = ("_compress", "_end", "_raw")
 
-    def __init__(self, policy: str = "auto") -> None:
-        """policy: one of POLICIES."""
-        level, self._worth = POLICIES[policy]
-        self._sampled = policy == "auto"
-        if self._worth:
-            zstd = _zstd()
-            self._compress = zstd.ZstdCompressor(level=level).compress
-            self._end = zstd.ZstdCompressor.FLUSH_FRAME
+    def __init__(self, kinds: Iterable[str]) -> None:
+        """kinds: those that will be asked for. Where one is not 'none', the compressor is imported here."""
+        self._compress = {}
+        self._raw = 0
+        """Chunks in a row that did not shrink."""
+        for kind in kinds:
+            if kind != "none":
+                zstd = _zstd()
+                self._compress[kind] = zstd.ZstdCompressor(level=KINDS[kind][0]).compress
+                self._end = zstd.ZstdCompressor.FLUSH_FRAME
 
-    def encode(self, data: Buffer) -> tuple[int, Buffer]:
-        """The encoding chosen and the bytes to be stored: `data` itself for RAW. Deterministic, cheap for
-        what does not compress."""
+    def encode(self, data: Buffer, kind: str) -> tuple[int, Buffer]:
+        """The encoding chosen and the bytes to be stored: `data` itself for RAW."""
         length = len(data)
-        if length < 128 or not self._worth:
+        if length < 128 or kind == "none":
             return RAW, data
-        if self._sampled and length > 2 * SAMPLE:
-            middle = length // 2
-            sample = memoryview(data)[middle : middle + SAMPLE]
-            if len(self._compress(sample, self._end)) > SAMPLE * self._worth:
-                return RAW, data
-        stored = self._compress(data, self._end)
-        return (ZSTD, stored) if len(stored) < length * self._worth else (RAW, data)
+        stored = self._compress[kind](data, self._end)
+        return (ZSTD, stored) if len(stored) < length * KINDS[kind][1] else (RAW, data)
+
+    def encode_promising(self, data: Buffer, kind: str) -> tuple[int, Buffer]:
+        """The same, without spending the time on what will not shrink. The chunk before tells, then a sample."""
+        if self._raw % ANYWAY and len(data) > 2 * SAMPLE and self.shrinks(data, kind, SAMPLE) > PROMISING:
+            self._raw += 1
+            return RAW, data
+        encoding, stored = self.encode(data, kind)
+        self._raw = self._raw + 1 if encoding == RAW else 0
+        return encoding, stored
+
+    def shrinks(self, data: Buffer, kind: str, size: int) -> float:
+        """To what part of its size the middle of a chunk shrinks; never more than 1. size: so many bytes of it."""
+        start = max(0, len(data) - size) // 2
+        part = memoryview(data)[start : start + size]
+        return min(1.0, len(self._compress[kind](part, self._end)) / len(part))
 
 
 def decode(encoding: int, stored: Buffer, length: int) -> Buffer | None:

@@ -8,6 +8,8 @@ Where several places can take data at the same time (many disks, connections to 
 *lane*: a queue of chunks with a thread that writes them, and an open pack. A chunk goes to the lane that is in use
 until that one falls behind, then to whichever has least to do: so all lanes are busy when data comes faster than
 one can take it, and a slow disk gets less. The waiting chunks are the only ones that are copied.
+
+Both tell a gauge (pace.py) how long it takes.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Protocol
 from torpor.model.data import Buffer
 from torpor.store import pack
 from torpor.store.backend import Backend
+from torpor.store.pace import Gauge
 from torpor.store.table import Place
 
 WAITING = 4
@@ -36,6 +39,7 @@ class Packs(Protocol):
 
     finished: list[bytes]
     """IDs of the packs that are there under their names."""
+    gauge: Gauge
 
     def add(self, name: bytes, encoding: int, stored: Buffer, length: int) -> Place:
         """Write a chunk, now or soon; where it will be. `stored` may be reused at once. Raises OSError, also for
@@ -61,6 +65,7 @@ class Direct:
 
     def __init__(self, backend: Backend, on_error: Callable[[OSError], object]) -> None:
         self.finished: list[bytes] = []
+        self.gauge = _gauge(backend)
         self._backend = backend
         self._on_error = on_error
         self._idle: list[pack.Writer] = []
@@ -75,6 +80,7 @@ class Direct:
             writer = self._idle.pop()
         except IndexError:
             writer = pack.Writer(self._backend)
+        began, waited = time.monotonic(), 0.0
         place = writer.place(name, encoding, len(stored), length)
         try:
             writer.write(place.offset, stored)
@@ -82,9 +88,10 @@ class Direct:
             self._idle.append(writer)
             raise
         if writer.full:
-            self._hand_over(writer)
+            waited = self._hand_over(writer)
         else:
             self._idle.append(writer)
+        self.gauge.added(began, time.monotonic(), waited, len(stored))
         return place
 
     def finish(self) -> None:
@@ -114,16 +121,18 @@ class Direct:
             self._closing = True
             self._changed.notify_all()
 
-    def _hand_over(self, writer: pack.Writer) -> None:
-        """Give a full pack to the background thread; wait while it has enough."""
+    def _hand_over(self, writer: pack.Writer) -> float:
+        """Give a full pack to the background thread; wait while it has enough, for so many seconds."""
+        waited = 0.0
         with self._changed:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="torpor-store", daemon=True)
                 self._thread.start()
             while len(self._queue) >= WAITING and self._error is None:
-                self._changed.wait()
+                waited += _wait(self._changed)
             self._queue.append(writer)
             self._changed.notify_all()
+        return waited
 
     def _run(self) -> None:
         """The background thread: makes packs durable."""
@@ -135,6 +144,8 @@ class Direct:
                 if self._error is not None or not self._queue:
                     return
                 writer = self._queue.popleft()
+            began = time.monotonic()
+            self.gauge.begin(began)
             try:
                 self._finish(writer)
             except OSError as error:
@@ -144,6 +155,9 @@ class Direct:
                     self._changed.notify_all()
                 self._on_error(error)
                 return
+            now = time.monotonic()
+            self.gauge.pack(now, writer.size, now - began)
+            self.gauge.end(now, 0)
 
     def _finish(self, writer: pack.Writer) -> None:
         writer.finish()
@@ -151,7 +165,7 @@ class Direct:
 
 
 class _Lane:
-    __slots__ = ("backlog", "busy", "done", "number", "queue", "taken", "thread", "writer")
+    __slots__ = ("backlog", "before", "busy", "done", "number", "queue", "taken", "thread", "writer")
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -163,6 +177,8 @@ class _Lane:
         """Bytes it ever got, and has written."""
         self.busy = 0.0
         """Seconds it took to write them."""
+        self.before = 0.0
+        """The same up to the pack that it is writing."""
         self.writer: pack.Writer | None = None
         self.thread: threading.Thread | None = None
 
@@ -172,6 +188,7 @@ class Spread:
 
     def __init__(self, backend: Backend, on_error: Callable[[OSError], object]) -> None:
         self.finished: list[bytes] = []
+        self.gauge = _gauge(backend)
         self._backend = backend
         self._on_error = on_error
         self._lanes = [_Lane(number) for number in range(backend.lanes)]
@@ -182,9 +199,10 @@ class Spread:
         self._error: OSError | None = None
 
     def add(self, name: bytes, encoding: int, stored: Buffer, length: int) -> Place:
+        began = time.monotonic()
         own = stored if isinstance(stored, bytes) else bytes(stored)
         with self._changed:
-            lane = self._choose()
+            lane, waited = self._choose()
             writer = lane.writer
             if writer is None:
                 writer = lane.writer = pack.Writer(self._backend, lane.number)
@@ -199,6 +217,7 @@ class Spread:
             self._changed.notify_all()
         if lane.thread is None:
             self._start(lane)
+        self.gauge.added(began, time.monotonic(), waited, len(own))
         return place
 
     def finish(self) -> None:
@@ -220,16 +239,17 @@ class Spread:
         for writer in self._open:
             writer.discard()
 
-    def _choose(self) -> _Lane:
-        """The lane that takes the next chunk; waits until one can. The lock is held."""
+    def _choose(self) -> tuple[_Lane, float]:
+        """The lane that takes the next chunk; waits until one can, for so many seconds. The lock is held."""
+        waited = 0.0
         while True:
             if self._error is not None:
                 raise self._error
             if self._current.backlog >= BEHIND:
                 self._current = min(self._lanes, key=_work)
             if self._current.backlog < BACKLOG:
-                return self._current
-            self._changed.wait()
+                return self._current, waited
+            waited += _wait(self._changed)
 
     def _end_pack(self, lane: _Lane) -> None:
         if lane.writer is not None:
@@ -257,6 +277,7 @@ class Spread:
                     return
                 writer, offset, data = lane.queue.popleft()
             began = time.monotonic()
+            self.gauge.begin(began)
             try:
                 if data:
                     writer.write(offset, data)
@@ -268,10 +289,15 @@ class Spread:
                     self._changed.notify_all()
                 self._on_error(error)
                 return
+            now = time.monotonic()
+            lane.busy += now - began
+            if not data:
+                self.gauge.pack(now, writer.size, lane.busy - lane.before)
+                lane.before = lane.busy
+            self.gauge.end(now, len(data))
             with self._changed:
                 lane.backlog -= len(data)
                 lane.done += len(data)
-                lane.busy += time.monotonic() - began
                 if not data:
                     self.finished.append(writer.pack)
                     self._open.discard(writer)
@@ -281,3 +307,14 @@ class Spread:
 def _work(lane: _Lane) -> tuple[float, int]:
     """How long it will be busy, going by how long it was so far."""
     return lane.backlog * (lane.busy + 1e-3) / (lane.done + 1), lane.taken
+
+
+def _gauge(backend: Backend) -> Gauge:
+    return Gauge(backend.lanes, remote=backend.lanes > 1 and backend.path("store") is None)
+
+
+def _wait(changed: threading.Condition) -> float:
+    """Wait for something to change; for how many seconds."""
+    began = time.monotonic()
+    changed.wait()
+    return time.monotonic() - began

@@ -59,6 +59,11 @@ class Writer:
     def full(self) -> bool:
         return self._end >= min(FULL, self._backend.pack_size)
 
+    @property
+    def size(self) -> int:
+        """Bytes of what was placed so far."""
+        return self._end
+
     def place(self, name: bytes, encoding: int, size: int, length: int) -> Place:
         """Make room for a chunk of `size` bytes as stored; where it is to be written."""
         unit = 8 if size % PAGE else PAGE

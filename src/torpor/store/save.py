@@ -20,7 +20,8 @@ from torpor.model.data import CHUNK_SIZE, Buffer, Ref
 from torpor.model.errors import CheckpointFailed
 from torpor.store import index, lanes, lease, pack, root, sealing
 from torpor.store.backend import Backend
-from torpor.store.chunk import ZERO, ZEROS, Packer
+from torpor.store.chunk import ZERO, ZEROS
+from torpor.store.coding import Coder
 from torpor.store.numbers import claim
 from torpor.store.parts import Part, digest
 from torpor.store.sealing import Sealer
@@ -33,7 +34,7 @@ class Save:
     def __init__(
         self, backend: Backend, key: bytes, job: str, sealer: Sealer, compression: str = "auto", number: int = 0
     ) -> None:
-        """key: the store's. compression: one of chunk.POLICIES. number: of the checkpoint, where it was claimed
+        """key: the store's. compression: see coding.Coder. number: of the checkpoint, where it was claimed
         already; job: then perhaps that of a part (parts.py). Raises OSError."""
         self.job = job
         self._backend = backend
@@ -52,10 +53,8 @@ class Save:
         self._columns = Columns()
         self._zeros: dict[int, bytes] = {}
         self._total = 0
-        # The first context imports the compressor: now, and not while the job stands still.
-        self._compression = compression
-        self._packers = [Packer(compression)]
         self._packs = lanes.of(backend, self._failed)
+        self._coder = Coder(compression, self._packs.gauge, self._cipher)
         self._keeper = lease.Keeper(backend, self._lease)
         self._number = number
         self.written = Part("", b"")
@@ -142,14 +141,7 @@ class Save:
         return name
 
     def _store(self, name: bytes, data: Buffer) -> Place:
-        try:
-            packer = self._packers.pop()
-        except IndexError:
-            packer = Packer(self._compression)
-        encoding, stored = packer.encode(data)
-        self._packers.append(packer)
-        if self._cipher is not None:
-            stored = self._cipher.seal(stored, sealing.CHUNK + name)
+        encoding, stored = self._coder.encode(name, data)
         try:
             return self._packs.add(name, encoding, stored, len(data))
         except OSError as error:

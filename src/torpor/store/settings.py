@@ -2,6 +2,7 @@
 
 store = "cloud"                  # the default store: a name from below, or a location
 compress = "auto"                # or none, fast, zstd; $TORPOR_COMPRESS goes before it
+encrypt_to = ["self", "site"]    # who can read checkpoints; $TORPOR_ENCRYPT_TO goes before it
 
 [stores.cloud]
 location = "s3://bucket/folder"
@@ -16,14 +17,16 @@ from typing import Any, NamedTuple
 from torpor.model.errors import UsageError
 
 COMPRESSION = ("auto", "none", "fast", "zstd")
-"""See chunk.POLICIES."""
+"""See chunk.KINDS, and pace.py for 'auto'."""
 
 
 class Settings(NamedTuple):
-    """What stands in the file. stores: by name, with `location` and options of the back end."""
+    """What stands in the file. encrypt_to: recipients, as image.seal.reader takes them.  stores: by name, with
+    `location` and options of the back end."""
 
     store: str = ""
     compress: str = ""
+    encrypt_to: tuple[str, ...] = ()
     stores: dict[str, dict[str, Any]] = {}
 
 
@@ -52,12 +55,13 @@ def read() -> Settings:
     return check(plain, where)
 
 
-def compression() -> str:
-    """How chunks are to be compressed: $TORPOR_COMPRESS, else what the file says, else 'auto'. Raises UsageError."""
+def compression(asked: str = "") -> str:
+    """How chunks are to be compressed: as asked for, else $TORPOR_COMPRESS, else what the file says, else 'auto'.
+    Raises UsageError."""
     given = os.environ.get("TORPOR_COMPRESS", "")
-    wanted = given or read().compress or "auto"
+    wanted = asked or given or read().compress or "auto"
     if wanted not in COMPRESSION:
-        where = "TORPOR_COMPRESS" if given else f"{path()}: compress"
+        where = "--compress" if asked else "TORPOR_COMPRESS" if given else f"{path()}: compress"
         raise UsageError(f"{where} is one of {', '.join(COMPRESSION)}, not {wanted!r}")
     return wanted
 
@@ -73,6 +77,9 @@ def check(plain: dict[str, Any], where: str) -> Settings:
     for key in ("store", "compress"):
         if not isinstance(plain.get(key, ""), str):
             raise UsageError(f"{where}: {key} has to be a string")
-    if unknown := sorted(set(plain) - {"store", "compress", "stores"}):
-        raise UsageError(f"{where}: {unknown[0]!r} is not a setting (store, compress, stores)")
-    return Settings(plain.get("store", ""), plain.get("compress", ""), stores)
+    readers = plain.get("encrypt_to", [])
+    if not isinstance(readers, list) or not all(isinstance(each, str) and each for each in readers):
+        raise UsageError(f'{where}: encrypt_to has to be a list of keys: encrypt_to = ["self", "NAME"]')
+    if unknown := sorted(set(plain) - set(Settings._fields)):
+        raise UsageError(f"{where}: {unknown[0]!r} is not a setting ({', '.join(Settings._fields)})")
+    return Settings(plain.get("store", ""), plain.get("compress", ""), tuple(readers), stores)

@@ -57,22 +57,22 @@ class Store:
         self._required = required
         self._config = self._read_config()
 
-    def begin(self, job: str, sealer: Sealer) -> Save:
+    def begin(self, job: str, sealer: Sealer, compression: str = "") -> Save:
         """Begin to save a checkpoint of `job`, which will be sealed so. The store is made if there is none yet.
 
-        Raises UsageError for an impossible name or a place that cannot be a store, CheckpointFailed if it
-        cannot be written to.
+        compression: one of settings.COMPRESSION, '' for the default. Raises UsageError for an impossible name or a
+        place that cannot be a store, CheckpointFailed if it cannot be written to.
         """
         from torpor.store import settings
         from torpor.store.save import Save  # a restart does without
 
         names.check_job(job)
         try:
-            return Save(self.backend, self._make().key, job, sealer, settings.compression())
+            return Save(self.backend, self._make().key, job, sealer, settings.compression(compression))
         except OSError as error:
             raise _cannot(error, f"cannot write to {self.location}") from error
 
-    def begin_part(self, job: str, number: int, part: str, sealer: Sealer) -> Save:
+    def begin_part(self, job: str, number: int, part: str, sealer: Sealer, compression: str = "") -> Save:
         """Begin to save one part of a checkpoint whose number somebody else has claimed (`Save.number`) and whose root
         he will write. The store is there. Raises UsageError, CheckpointFailed."""
         from torpor.store import settings
@@ -80,7 +80,7 @@ class Store:
 
         series = parts.series(names.check_job(job), part)
         try:
-            return Save(self.backend, self._make().key, series, sealer, settings.compression(), number)
+            return Save(self.backend, self._make().key, series, sealer, settings.compression(compression), number)
         except OSError as error:
             raise _cannot(error, f"cannot write to {self.location}") from error
 

@@ -114,6 +114,7 @@ class Job:
         stop: bool = False,
         files: str = "auto",
         with_files: bool = False,
+        compress: str | None = None,
         store: str | None = None,
         name: str | None = None,
         encrypt_to: Sequence[str] | None = None,
@@ -123,13 +124,14 @@ class Job:
 
         files: 'auto', 'keep', 'save' or 'save:PATH,...' (files, or folders to be saved whole).  with_files: also the
         program, its libraries and what it has mapped or open for reading, for a machine that lacks them.  store, name:
-        other than those the job was started with.  encrypt_to: keys that can read it ('self', a name, a key
+        other than those the job was started with.  compress: 'none', 'fast', 'zstd' or 'auto' (by what
+        saves most time); None: the default.  encrypt_to: keys that can read it ('self', a name, a key
         written out, a file); None: the default. Raises Refused, CheckpointFailed; the job then goes on unharmed.
         """
-        files, readers = _files(files), _readers(encrypt_to)
+        files, readers, compress = _files(files), _readers(encrypt_to), _compress(compress)
         request = {
-            "do": "checkpoint", "stop": stop, "files": files, "with_files": with_files, "store": _absolute(store),
-            "name": name or "", "encrypt_to": readers,
+            "do": "checkpoint", "stop": stop, "files": files, "with_files": with_files, "compress": compress,
+            "store": _absolute(store), "name": name or "", "encrypt_to": readers,
         }  # fmt: skip
 
         def direct() -> dict[str, Any]:
@@ -137,8 +139,8 @@ class Job:
 
             plain = saving.save(
                 registry.check_name(name or self.name), self._reach(), _absolute(store) or self.entry.store,
-                stop=stop, files=files, with_files=with_files, encrypt_to=readers, progress=progress,
-                upkeep=self.entry.upkeep, ledger=self.ledger,
+                stop=stop, files=files, with_files=with_files, compress=compress, encrypt_to=readers,
+                progress=progress, upkeep=self.entry.upkeep, ledger=self.ledger,
             )  # fmt: skip
             self.entry = self.entry._replace(saved=f"{plain['job']}@{plain['number']}", saved_at=time.time())
             if self.entry.alive:
@@ -334,7 +336,16 @@ def _readers(named: Sequence[str] | None) -> list[str] | None:
         return None
     from torpor.image import seal
 
-    return [str(key) for key in seal.readers(seal.default_recipients() if named is None else named)]
+    return [str(key) for key in (seal.default_readers() if named is None else seal.readers(named))]
+
+
+def _compress(asked: str | None) -> str:
+    """The choice, '' for none. Raises UsageError."""
+    if not asked:
+        return ""
+    from torpor.store import settings
+
+    return settings.compression(asked)
 
 
 def _absolute(store: str | None) -> str:
@@ -374,6 +385,7 @@ def checkpoint_pid(
     stop: bool = False,
     files: str = "auto",
     with_files: bool = False,
+    compress: str | None = None,
     store: str | None = None,
     name: str | None = None,
     encrypt_to: Sequence[str] | None = None,
@@ -390,12 +402,12 @@ def checkpoint_pid(
     for entry in registry.jobs():
         if entry.root.pid == pid:
             return Job(entry).checkpoint(
-                stop=stop, files=files, with_files=with_files, store=store, name=name, encrypt_to=encrypt_to,
-                progress=progress,
+                stop=stop, files=files, with_files=with_files, compress=compress, store=store, name=name,
+                encrypt_to=encrypt_to, progress=progress,
             )  # fmt: skip
     where = _foreign(pid)
     label = registry.check_name(name) if name else registry.fit_name(f"{proc.comm(pid)}-{pid}")
-    files, readers = _files(files), _readers(encrypt_to)
+    files, readers, compress = _files(files), _readers(encrypt_to), _compress(compress)
     return as_saved(
         saving.save(
             label,
@@ -404,6 +416,7 @@ def checkpoint_pid(
             stop=stop,
             files=files,
             with_files=with_files,
+            compress=compress,
             encrypt_to=readers,
             progress=progress,
         )

@@ -21,12 +21,13 @@ Done: TypeAlias = Callable[[dict[str, Any] | None, BaseException | None], None]
 
 
 class Order(NamedTuple):
-    """A checkpoint that is to be made. encrypt_to: see image.seal.sealing.  name, store: '' for the
+    """A checkpoint that is to be made. encrypt_to: see image.seal.sealing.  compress, name, store: '' for the
     job's own.  why: for the log."""
 
     stop: bool = False
     files: str = "auto"
     with_files: bool = False
+    compress: str = ""
     encrypt_to: Sequence[str] | None = None
     name: str = ""
     store: str = ""

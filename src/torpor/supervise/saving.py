@@ -57,6 +57,7 @@ def save(
     stop: bool = False,
     files: str = "auto",
     with_files: bool = False,
+    compress: str = "",
     encrypt_to: Sequence[str] | None = None,
     streams: Mapping[int, int] | None = None,
     progress: Progress | None = None,
@@ -68,7 +69,8 @@ def save(
     """Make a checkpoint of the processes in `where` as the next one of job `name`; returns the report as
     plain values.
 
-    with_files: see `Job.checkpoint`.  encrypt_to: see image.seal.sealing.
+    with_files, compress: see `Job.checkpoint`; what `upkeep` says of them holds too.
+    encrypt_to: see image.seal.sealing.
     streams: what the job inherited, by its number there, and our own descriptor of it; None if we hold none.
     upkeep: what a restart is to go on with (upkeep.py).  why: who wants it, for the log, where all of this leaves a
     line.  ledger: see SaveRequest.
@@ -84,7 +86,10 @@ def save(
         opened = open_store(store or None)
         told["store"] = opened.location
         sealer = seal.sealing(encrypt_to)
-        request = _request(name, where, opened, sealer, stop, files, with_files, streams, progress, guard, upkeep)
+        with_files, compress = _lasting(upkeep, with_files, compress)
+        request = _request(
+            name, where, opened, sealer, stop, files, with_files, compress, streams, progress, guard, upkeep
+        )
         request.ledger = ledger
         report = run(request)
     except BaseException as error:
@@ -100,8 +105,16 @@ def save(
     return plain
 
 
+def _lasting(upkeep: str, with_files: bool, compress: str) -> tuple[bool, str]:
+    """with_files and compress, with what holds for all checkpoints of the job."""
+    from torpor.supervise.upkeep import decode
+
+    lasting = decode(upkeep)
+    return with_files or lasting.with_files, compress or lasting.compress
+
+
 def _request(
-    name: str, where: Reach, store: Store, sealer: Sealing, stop: bool, files: str, with_files: bool,
+    name: str, where: Reach, store: Store, sealer: Sealing, stop: bool, files: str, with_files: bool, compress: str,
     streams: Mapping[int, int] | None, progress: Progress | None, guard: Guard | None, upkeep: str,
 ) -> SaveRequest:  # fmt: skip
     from torpor.checkpoint.save import SaveRequest
@@ -114,6 +127,7 @@ def _request(
         stop=stop,
         files=files,
         with_files=with_files,
+        compress=compress,
         streams=_streams(streams),
         parent_is_reaper=where.parent_is_reaper,
         progress=progress,
@@ -141,7 +155,7 @@ def thin(store: str, name: str, keep: int) -> str:
     """Remove all but the newest `keep` whole checkpoints of a job, and what only they needed. Returns what
     went wrong, in words, or '': nothing of it concerns the checkpoint that was just made."""
     from torpor.store import open_store
-    from torpor.supervise import audit
+    from torpor.supervise import removal
     from torpor.supervise.upkeep import surplus
 
     doomed = surplus(complete(store, name), keep)
@@ -151,15 +165,13 @@ def thin(store: str, name: str, keep: int) -> str:
     opened = open_store(store or None)
     for number in doomed:
         try:
-            opened.remove(name, number)
-            audit.record("remove", job=name, checkpoint=f"{name}@{number}", why="keep", store=store)
+            removal.remove(opened, name, number, "keep")
         except NotFound:
-            pass  # somebody else was quicker
+            pass
         except (OSError, TorporError) as error:
-            audit.record("remove", error, job=name, checkpoint=f"{name}@{number}", why="keep", store=store)
             trouble = error
     try:
-        opened.collect()
+        removal.collect(opened, "keep")
     except (OSError, TorporError) as error:
         trouble = error
     finally:

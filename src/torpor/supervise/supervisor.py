@@ -401,6 +401,7 @@ class Supervisor:
             stop=bool(request.get("stop", False)),
             files=text(request, "files", "auto"),
             with_files=bool(request.get("with_files", False)),
+            compress=text(request, "compress"),
             encrypt_to=texts(request, "encrypt_to"),
             name=text(request, "name"),
             store=text(request, "store"),
@@ -428,8 +429,9 @@ class Supervisor:
         def work() -> dict[str, Any]:
             result = saving.save(
                 name, where, store,
-                stop=order.stop, files=order.files, with_files=order.with_files, encrypt_to=order.encrypt_to,
-                streams=self._streams, progress=progress, guard=self._guard, upkeep=self.entry.upkeep, why=order.why,
+                stop=order.stop, files=order.files, with_files=order.with_files, compress=order.compress,
+                encrypt_to=order.encrypt_to, streams=self._streams, progress=progress, guard=self._guard,
+                upkeep=self.entry.upkeep, why=order.why,
                 ledger=self._wrapper.ledger if self._wrapper is not None else lambda: None,
             )  # fmt: skip
             trouble = saving.thin(store, name, keep) if keep else ""

@@ -30,7 +30,8 @@ class Upkeep(NamedTuple):
     many newest checkpoints of the job are kept, 0: all.  on_signal: number and action, for signals that are not simply
     passed on.  deadline: seconds from a signal that means `checkpoint-stop` until whoever sent it will end the job, 0:
     not known.  crashes: how often the job is restarted after a crash.  stopped_status: exit status once the job was
-    saved and ended."""
+    saved and ended.  with_files: every checkpoint carries the files that the job needs.  compress: how they all are
+    compressed, '' for the default."""
 
     every: float = 0.0
     keep: int = 0
@@ -38,6 +39,8 @@ class Upkeep(NamedTuple):
     deadline: float = 0.0
     crashes: int = 0
     stopped_status: int = STOPPED_STATUS
+    with_files: bool = False
+    compress: str = ""
 
     def action(self, number: int) -> str:
         """What that signal means."""
@@ -95,6 +98,10 @@ def options(upkeep: Upkeep) -> list[str]:
         words.append(f"--on-crash=restart:{upkeep.crashes}")
     if upkeep.stopped_status != STOPPED_STATUS:
         words.append(f"--stopped-status={upkeep.stopped_status}")
+    if upkeep.with_files:
+        words.append("--with-files")
+    if upkeep.compress:
+        words.append(f"--compress={upkeep.compress}")
     return words
 
 

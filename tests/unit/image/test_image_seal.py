@@ -224,7 +224,33 @@ def test_recipients_are_named_in_every_way(home: Any, tmp_path: Any, monkeypatch
             with pytest.raises(UsageError):
                 seal.reader(name)
         monkeypatch.setenv("TORPOR_ENCRYPT_TO", "self,default")
-        assert seal.readers(seal.default_recipients()) == [a.public, a.public]
+        assert seal.default_readers() == [a.public, a.public]
+
+
+def test_recipients_of_the_configuration(home: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with home("b") as b:
+        pass
+    with home("a") as a:
+        config = f"{os.environ['XDG_CONFIG_HOME']}/torpor/config.toml"
+
+        def write(text: str) -> None:
+            with open(config, "w") as file:
+                file.write(text)
+
+        write("encrypt_to = ['self']\n")
+        assert seal.default_readers() == [a.public]
+        monkeypatch.setenv("TORPOR_ENCRYPT_TO", str(b.public))
+        assert seal.default_readers() == [b.public]
+        monkeypatch.setenv("TORPOR_ENCRYPT_TO", "")  # switches it off
+        assert seal.default_readers() == []
+        monkeypatch.delenv("TORPOR_ENCRYPT_TO")
+        write("encrypt_to = ['self', 'nobody']\n")
+        with pytest.raises(UsageError, match=f"^{config}: encrypt_to: 'nobody' is no key"):
+            seal.default_readers()
+        write("encrypt_to = 'self'\n")
+        with pytest.raises(UsageError, match=f"^{config}: encrypt_to has to be a list of keys"):
+            seal.default_readers()
+        assert seal.sealing([str(b.public)])  # what is asked for goes first
 
 
 def test_a_folder_that_others_can_write_to_is_not_believed(home: Any) -> None:

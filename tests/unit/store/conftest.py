@@ -37,8 +37,8 @@ ME = Key(bytes(range(32)), Public(*crypto.public_of(bytes(range(32)))), "")
 @pytest.fixture(autouse=True)
 def sealed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever does not say otherwise signs as ME, and opens what anybody has signed."""
-    monkeypatch.setattr(Store.begin, "__defaults__", (Sealing(ME),))
-    monkeypatch.setattr(Store.begin_part, "__defaults__", (Sealing(ME),))
+    monkeypatch.setattr(Store.begin, "__defaults__", (Sealing(ME), ""))
+    monkeypatch.setattr(Store.begin_part, "__defaults__", (Sealing(ME), ""))
     monkeypatch.setattr(Store.load, "__defaults__", (Opening(untrusted=True), None))
 
 

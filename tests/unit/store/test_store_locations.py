@@ -75,6 +75,9 @@ def test_the_environment_goes_before_the_file(config: Any, monkeypatch: pytest.M
         ("stroe = 'x'", "'stroe' is not a setting"),
         ("[stores.x]\nplace = 'y'", r"\[stores.x\] needs location"),
         ("stores = 3", "has to be tables"),
+        ("encrypt_to = 'self'", "encrypt_to has to be a list of keys"),
+        ("encrypt_to = ['self', 3]", "encrypt_to has to be a list of keys"),
+        ("encrypt_to = ['']", "encrypt_to has to be a list of keys"),
     ],
 )
 def test_a_file_that_cannot_be_understood(config: Any, text: str, says: str) -> None:

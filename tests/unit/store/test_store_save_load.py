@@ -69,7 +69,8 @@ def test_zero_chunks_cost_nothing(store: Store, save: Saver) -> None:
     assert bytes(store.load("j", 1).get(1)) == bytes(100)
 
 
-def test_compressible_data_is_compressed(store: Store, save: Saver) -> None:
+def test_compressible_data_is_compressed(store: Store, save: Saver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORPOR_COMPRESS", "fast")
     info, _ = save(store, "j", [b"%06d" % i * 40_000 for i in range(10)])
     assert info.bytes_new < info.bytes_total / 20
 
@@ -226,7 +227,7 @@ def test_a_pack_that_vanishes_during_a_save_is_noticed(store: Store, save: Saver
     assert [info.number for info in store.list()] == [1]
 
 
-@pytest.mark.parametrize("policy", ["auto", "none", "fast", "zstd"])
+@pytest.mark.parametrize("policy", ["none", "fast", "zstd"])
 def test_compression_by_choice(store: Store, save: Saver, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORPOR_COMPRESS", policy)
     chunks = [(b"a line that comes again and again, %06d\n" % n) * 4000 for n in range(8)] + [RANDOM[0]]

@@ -28,6 +28,8 @@ KINDS = st.builds(
     deadline=st.floats(0, 1e6),
     crashes=st.integers(0, 10),
     stopped_status=st.integers(0, 255),
+    with_files=st.booleans(),
+    compress=st.sampled_from(["", "auto", "none", "fast", "zstd"]),
 )
 
 
