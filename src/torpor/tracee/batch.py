@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 
 from torpor.linux.arch.x86_64_code import ROW
-from torpor.tracee.call import Answer, Argument, Call, In, Object, Out
+from torpor.tracee.call import LEFT_OUT, Answer, Argument, Call, Common, In, Object, Out, Word
 
 _MASK = (1 << 64) - 1
 _Placed = list[tuple[int, int]]
@@ -26,11 +26,15 @@ class Batch:
         self._data_at = base + ROW * len(calls)
         self._objects = objects
         self._outs: list[_Placed] = []
+        self._common: dict[str, tuple[int, int]] = {}
         rows = []
-        for call in calls:
+        for i, call in enumerate(calls):
             outs: _Placed = []
             args = [self._place(arg, outs) & _MASK for arg in call.args]
-            rows.append(struct.pack("<8Q", call.nr, *args, *[0] * (6 - len(args)), 0))
+            if i + max(call.if_failed, call.if_done) >= self.count:
+                raise ValueError("more calls are to be left out than there are")
+            number = call.nr | call.if_failed << 32 | call.if_done << 48
+            rows.append(struct.pack("<7Qq", number, *args, *[0] * (6 - len(args)), LEFT_OUT))
             self._outs.append(outs)
         self.image = b"".join(rows) + bytes(self._data)
 
@@ -51,6 +55,18 @@ class Batch:
             at = self._room(arg.size)
             outs.append((at, arg.size))
             return self._data_at + at
+        if isinstance(arg, Word):
+            if arg.call >= self.count:
+                raise ValueError("a call that is not in the batch")
+            return self._base + ROW * arg.call + 8 + 8 * arg.arg
+        if isinstance(arg, Common):
+            at, size = self._common.setdefault(arg.name, (len(self._data), arg.size))
+            if size != arg.size:
+                raise ValueError(f"the common room {arg.name} has two sizes")
+            if at == len(self._data):
+                self._room(size)
+            outs.append((at, size))
+            return self._data_at + at + arg.offset
         data = bytearray(arg.data)
         for offset, target in arg.pointers:
             struct.pack_into("<Q", data, offset, self._place(target, outs))
@@ -72,7 +88,7 @@ def size_of(call: Call) -> int:
     """Bytes a call needs in a batch, at most."""
 
     def size(arg: Argument) -> int:
-        if isinstance(arg, Out):
+        if isinstance(arg, (Out, Common)):
             return arg.size + 16
         if isinstance(arg, In):
             return len(arg.data) + 16 + sum(size(target) for _, target in arg.pointers)
@@ -82,13 +98,15 @@ def size_of(call: Call) -> int:
 
 
 def split(calls: Sequence[Call], room: int) -> Iterator[Sequence[Call]]:
-    """Cut a sequence of calls into runs that fit `room` bytes each."""
+    """Cut a sequence of calls into runs that fit `room` bytes each. Calls that are tied together must fit at once."""
     start, used = 0, 0
     for i, call in enumerate(calls):
         need = size_of(call)
         if need > room:
             raise ValueError("one call needs more than the scratch memory has")
         if used + need > room:
+            if any(call.tied for call in calls):
+                raise ValueError("calls that are tied together need more than the scratch memory has")
             yield calls[start:i]
             start, used = i, 0
         used += need

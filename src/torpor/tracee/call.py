@@ -16,13 +16,37 @@ class In(NamedTuple):
     """A pointer to `data`. `pointers` patches pointers inside it: (offset, what is pointed to)."""
 
     data: bytes
-    pointers: tuple[tuple[int, In | Out], ...] = ()
+    pointers: tuple[tuple[int, Pointer], ...] = ()
 
 
 class Out(NamedTuple):
     """A pointer to `size` bytes that the kernel fills; they come back in Answer.outs, in the order of the arguments."""
 
     size: int
+
+
+class Common(NamedTuple):
+    """A pointer into room that the calls of a batch have in common, `offset` bytes from its start: one call fills it,
+    another takes what is there. The same name means the same room, which is `size` bytes, zeros at first. It comes back
+    whole in Answer.outs, as it is at the end of the batch."""
+
+    name: str
+    size: int
+    offset: int = 0
+
+
+class Word(NamedTuple):
+    """A pointer to the 64-bit argument `arg` (from 0) of call `call` (from 0) of the batch, or (RESULT) to what it has
+    returned: for `copy`, which so gives to one call what another has returned."""
+
+    call: int
+    arg: int
+
+
+RESULT = 6
+"""Word.arg of what a call has returned."""
+
+Pointer: TypeAlias = In | Out | Common | Word
 
 
 class Object(NamedTuple):
@@ -32,15 +56,30 @@ class Object(NamedTuple):
     number: int
 
 
-Argument: TypeAlias = int | In | Out | Object
+Argument: TypeAlias = int | Pointer | Object
 
 
 class Call(NamedTuple):
-    """One system call. `accept`: errno values that are not failures (`ANY` accepts every one)."""
+    """One system call. `accept`: errno values that are not failures (`ANY` accepts every one).
+
+    if_failed, if_done: how many of the calls behind it are left out if it fails, or if it does not. This, Common and
+    Word tie calls together: they are run in one go, which is brought to its end also if we die meanwhile.
+    """
 
     nr: int
     args: tuple[Argument, ...]
     accept: Collection[int] = ()
+    if_failed: int = 0
+    if_done: int = 0
+
+    @property
+    def tied(self) -> bool:
+        """Does it belong to other calls of its batch?"""
+        return bool(self.if_failed or self.if_done) or any(_tied(arg) for arg in self.args)
+
+
+def _tied(arg: Argument) -> bool:
+    return isinstance(arg, (Common, Word)) or (isinstance(arg, In) and any(_tied(target) for _, target in arg.pointers))
 
 
 ANY: Collection[int] = frozenset(range(1, 4096))
@@ -48,7 +87,8 @@ ANY: Collection[int] = frozenset(range(1, 4096))
 
 
 class Answer(NamedTuple):
-    """What a call returned: `value` (negative errno on error, as the kernel returns it) and the filled buffers."""
+    """What a call returned: `value` (negative errno on error, as the kernel returns it; LEFT_OUT if it was not made)
+    and the filled buffers."""
 
     value: int
     outs: tuple[bytes, ...] = ()
@@ -59,9 +99,28 @@ class Answer(NamedTuple):
         return -self.value if -4096 < self.value < 0 else 0
 
 
-def call(nr: int, *args: Argument, accept: Collection[int] = ()) -> Call:
+LEFT_OUT = -errno.ECANCELED
+"""Answer.value of a call that was left out."""
+
+
+def call(nr: int, *args: Argument, accept: Collection[int] = (), if_failed: int = 0, if_done: int = 0) -> Call:
     """`call(NR.prctl, 38, 1)`: a Call, written the way a system call is written."""
-    return Call(nr, args, accept)
+    return Call(nr, args, accept, if_failed, if_done)
+
+
+def copy(pid: int, *pairs: tuple[Pointer, Pointer, int]) -> Call:
+    """Copy memory within the process that makes the call: (to, from, bytes). pid: the one it has itself.
+
+    process_vm_readv(2); a process may always read its own memory.
+    """
+    from torpor.linux.arch.x86_64 import NR
+
+    def vector(ends: list[Pointer]) -> In:
+        data = b"".join(bytes(8) + size.to_bytes(8, "little") for _, _, size in pairs)
+        return In(data, tuple((16 * i, end) for i, end in enumerate(ends)))
+
+    to, source = vector([pair[0] for pair in pairs]), vector([pair[1] for pair in pairs])
+    return call(NR.process_vm_readv, pid, to, len(pairs), source, len(pairs), 0)
 
 
 class CallFailed(Exception):

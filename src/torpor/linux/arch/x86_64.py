@@ -42,6 +42,7 @@ class NR(IntEnum):
     sendfile = 40
     connect = 42
     sendto = 44
+    recvfrom = 45
     sendmsg = 46
     recvmsg = 47
     bind = 49
@@ -143,6 +144,7 @@ class NR(IntEnum):
     sendmmsg = 307
     setns = 308
     inotify_init1 = 294
+    process_vm_readv = 310
     kcmp = 312
     sched_setattr = 314
     sched_getattr = 315

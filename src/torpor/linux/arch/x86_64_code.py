@@ -3,7 +3,8 @@
 The code is assembled for one task at one moment, since the way home is part of it: every register of the program as
 it was found. Its parts (see `assemble`):
 
-    loop   while count (r13): load a table row (r12), make the call, store the result, next row
+    loop   while count (r13): load a table row (r12), make the call, store the result, leave out as many rows as the
+           row says, next row
     one    make a single call whose registers are already set, keep the result in rbx
     tail   take our hand off the scratch memory, then send a signal to this very thread: a traced task stops here,
            and the tracer sees rip == `stop`
@@ -26,7 +27,8 @@ MAGIC = b"\xebtorpor\x01"
 """In front of our code in the padding it lives in, so that left-overs of a killed tracer are recognised."""
 
 ROW = 64
-"""Bytes of a table row: number, six arguments, result; eight bytes each."""
+"""Bytes of a table row: number, six arguments, result; eight bytes each. The upper half of the number says how many
+rows behind it are left out: its lower 16 bits if the call fails, its upper 16 if it does not."""
 
 SYSCALL = b"\x0f\x05"
 
@@ -41,8 +43,8 @@ _MOV = {
 
 _LOOP = (
     b"\x4d\x85\xed"  # test r13, r13
-    b"\x74\x39"  # jz tail
-    b"\x49\x8b\x04\x24"  # mov rax, [r12]
+    b"\x74\x53"  # jz tail
+    b"\x41\x8b\x04\x24"  # mov eax, [r12]
     b"\x49\x8b\x7c\x24\x08"  # mov rdi, [r12+8]
     b"\x49\x8b\x74\x24\x10"  # mov rsi, [r12+16]
     b"\x49\x8b\x54\x24\x18"  # mov rdx, [r12+24]
@@ -51,9 +53,17 @@ _LOOP = (
     b"\x4d\x8b\x4c\x24\x30"  # mov r9, [r12+48]
     b"\x0f\x05"  # syscall
     b"\x49\x89\x44\x24\x38"  # mov [r12+56], rax
+    b"\x41\x8b\x4c\x24\x04"  # mov ecx, [r12+4]
+    b"\x48\x85\xc0"  # test rax, rax
+    b"\x78\x03"  # js failed
+    b"\xc1\xe9\x10"  # shr ecx, 16
+    b"\x0f\xb7\xc9"  # failed: movzx ecx, cx
+    b"\x49\x29\xcd"  # sub r13, rcx
+    b"\x48\xc1\xe1\x06"  # shl rcx, 6
+    b"\x49\x01\xcc"  # add r12, rcx
     b"\x49\x83\xc4\x40"  # add r12, 64
     b"\x49\xff\xcd"  # dec r13
-    b"\xeb\xc9"  # jmp loop
+    b"\xeb\xaf"  # jmp loop
 )
 _ONE = (
     b"\x0f\x05"  # syscall

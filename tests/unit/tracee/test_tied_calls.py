@@ -1,0 +1,106 @@
+"""Calls that are tied together within a batch: what one returns goes to another, and calls that depend on it are left
+out. Laid out (pure), and carried out by the real code in a process of our own (as a stub)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Iterator
+
+import pytest
+
+from torpor.linux.arch.x86_64 import NR
+from torpor.linux.arch.x86_64_code import ROW
+from torpor.tracee.batch import Batch, split
+from torpor.tracee.call import LEFT_OUT, RESULT, Call, Common, In, Out, Word, call, copy
+from torpor.tracee.freeze import freeze
+from torpor.tracee.process import Process
+
+BAD = call(NR.close, 12345, accept=(errno.EBADF,))
+GOOD = call(NR.getpid)
+
+
+@pytest.fixture
+def stopped() -> Iterator[Process]:
+    """A child that is stopped."""
+    pid = os.fork()
+    if pid == 0:
+        while True:
+            os.sched_yield()
+    try:
+        with freeze(lambda: [pid]) as frozen:
+            yield frozen.processes[pid]
+    finally:
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+
+
+def but(one: Call, failed: int = 0, done: int = 0) -> Call:
+    return one._replace(if_failed=failed, if_done=done)
+
+
+@pytest.mark.parametrize(
+    ("calls", "made"),
+    [
+        ([but(BAD, failed=1), GOOD, GOOD], "101"),
+        ([but(GOOD, failed=1), GOOD, GOOD], "111"),
+        ([but(BAD, done=1), GOOD, GOOD], "111"),
+        ([but(GOOD, done=1), GOOD, GOOD], "101"),
+        ([but(GOOD, failed=1, done=2), GOOD, GOOD, GOOD], "1001"),
+        ([but(BAD, failed=1, done=2), GOOD, GOOD, GOOD], "1011"),
+        ([but(GOOD, done=2), GOOD, GOOD], "100"),
+        ([GOOD, but(BAD, failed=1), but(GOOD, done=1), GOOD, GOOD], "11011"),
+    ],
+)
+def test_calls_are_left_out(calls: list[Call], made: str, stopped: Process) -> None:
+    answers = stopped.run(calls, check=False)
+    assert "".join("0" if answer.value == LEFT_OUT else "1" for answer in answers) == made
+    for one, answer in zip(calls, answers):
+        if answer.value != LEFT_OUT:
+            assert answer.value == (stopped.pid if one.nr == NR.getpid else -errno.EBADF)
+
+
+def test_what_one_returns_goes_to_another(stopped: Process) -> None:
+    """A pipe is made, written to and read from: the numbers of its ends are known to nobody before."""
+    pid = stopped.vpid
+    answers = stopped.run(
+        [
+            call(293, Common("ends", 8), 0),
+            copy(pid, (Word(3, 0), Common("ends", 8), 4), (Word(2, 0), Common("ends", 8, 4), 4)),
+            call(NR.write, 0, In(b"hello"), 5),
+            call(NR.read, 0, Out(8), 8),
+            copy(pid, (Common("told", 8), Word(3, RESULT), 8)),
+            call(NR.getpid),
+            copy(pid, (Word(7, 0), Word(3, 0), 8), (Word(8, 0), Word(2, 0), 8)),
+            call(NR.close, 0),
+            call(NR.close, 0),
+        ]
+    )
+    ends = struct.unpack("<ii", answers[0].outs[0])
+    assert answers[3].value == 5 and answers[3].outs[0] == b"hello\0\0\0"
+    assert answers[4].outs[0] == (5).to_bytes(8, "little")
+    assert not any(os.path.exists(f"/proc/{stopped.pid}/fd/{end}") for end in ends)
+
+
+def test_addresses() -> None:
+    room = Common("room", 24)
+    batch = Batch(0x1000, [call(1, room, Common("room", 24, 8)), call(2, Word(0, 1), Word(1, RESULT), Out(8))])
+    first, second = (struct.unpack_from("<7Qq", batch.image, ROW * i) for i in range(2))
+    assert first[1] == 0x1000 + 2 * ROW and first[2] == first[1] + 8
+    assert second[1:3] == (0x1000 + 16, 0x1000 + ROW + 56)
+    assert second[3] == first[1] + 32
+    assert [answer.value for answer in batch.answers(batch.image)] == [LEFT_OUT] * 2
+    assert [len(out) for out in batch.answers(batch.image)[0].outs] == [24, 24]
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    with pytest.raises(ValueError):
+        Batch(0, [but(GOOD, failed=1)])
+    with pytest.raises(ValueError):
+        Batch(0, [call(1, Word(1, 0))])
+    with pytest.raises(ValueError):
+        Batch(0, [call(1, Common("room", 8)), call(1, Common("room", 16))])
+    with pytest.raises(ValueError):
+        list(split([but(GOOD, failed=1), call(1, Out(500)), call(1, Out(500))], 1000))
+    assert len(list(split([GOOD, call(1, Out(500)), call(1, Out(500))], 1000))) == 2
