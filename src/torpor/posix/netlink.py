@@ -38,6 +38,13 @@ class NetlinkSocket(msgspec.Struct, frozen=True, kw_only=True):
     options: Options = Options()
 
 
+def groups(fd: int) -> tuple[int, ...]:
+    """The groups that a netlink socket listens to, from 1."""
+    bitmap = socket_options.get(fd, NETLINK, _LIST_MEMBERSHIPS) or b""
+    words = struct.unpack(f"={len(bitmap) // 4}I", bitmap)
+    return tuple(32 * i + bit + 1 for i, word in enumerate(words) for bit in range(32) if word >> bit & 1)
+
+
 class NetlinkService(DescriptorBase):
     name = "netlink"
     record = NetlinkSocket
@@ -52,15 +59,12 @@ class NetlinkService(DescriptorBase):
             raise NotNow(
                 [seen.refuse(thing, "try again, or let it read them first")], socket_kinds.holders(seen.ino, job)
             )
-        bitmap = socket_options.get(fd, NETLINK, _LIST_MEMBERSHIPS) or b""
-        words = struct.unpack(f"={len(bitmap) // 4}I", bitmap)
-        groups = [32 * i + bit + 1 for i, word in enumerate(words) for bit in range(32) if word >> bit & 1]
         return NetlinkSocket(
             type=socket_options.number(fd, SOL_SOCKET, SO_TYPE),
             protocol=socket_options.number(fd, SOL_SOCKET, SO_PROTOCOL),
             flags=status_flags(fd),
             port=own_name(fd)[0],
-            groups=tuple(groups),
+            groups=groups(fd),
             peer=peer_name(fd) or (0, 0),
             options=socket_options.save(fd, _socket.AF_NETLINK, 0),
         )

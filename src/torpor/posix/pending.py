@@ -26,8 +26,6 @@ from torpor.posix.service import ProcessBase, Stage, Steps
 from torpor.tracee.call import Answer, In, call
 from torpor.tracee.process import Process
 
-_RT_SIGQUEUEINFO = 129
-
 
 class Pending(msgspec.Struct, frozen=True):
     """signals: raw siginfo (128 bytes each), in the order of the queue."""
@@ -66,7 +64,7 @@ class PendingService(ProcessBase):
         for info in record.signals:
             number = siginfo.number(info)
             if runner == process.vpid:
-                calls.append(call(_RT_SIGQUEUEINFO, process.vpid, number, In(info)))
+                calls.append(call(NR.rt_sigqueueinfo, process.vpid, number, In(info)))
             else:
                 # The first thread has ended, and only it may use any code for the process.
                 calls.append(call(NR.rt_tgsigqueueinfo, process.vpid, runner, number, In(info)))

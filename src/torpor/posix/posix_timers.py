@@ -42,7 +42,6 @@ SIGEV_SIGNAL, SIGEV_NONE, SIGEV_THREAD, SIGEV_THREAD_ID = 0, 1, 2, 4
 LONGEST_GAP = 10_000
 """Ids that are skipped by creating and deleting, at most (about 0.1 s)."""
 
-_RT_SIGQUEUEINFO = 129
 _SECOND = 1_000_000_000
 _KINDS = {"signal": SIGEV_SIGNAL, "none": SIGEV_NONE, "thread": SIGEV_THREAD}
 
@@ -300,7 +299,7 @@ def arming(timers: Iterable[Timer], vpid: int) -> list[Call]:
                 if timer.target:
                     calls.append(call(NR.rt_tgsigqueueinfo, vpid, timer.target, timer.signal, info))
                 else:
-                    calls.append(call(_RT_SIGQUEUEINFO, vpid, timer.signal, info))
+                    calls.append(call(NR.rt_sigqueueinfo, vpid, timer.signal, info))
             else:
                 left = 1
         if left:

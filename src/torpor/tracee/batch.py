@@ -26,17 +26,25 @@ class Batch:
         self._data_at = base + ROW * len(calls)
         self._objects = objects
         self._outs: list[_Placed] = []
+        self._row = {call.name: i for i, call in enumerate(calls) if call.name}
         self._common: dict[str, tuple[int, int]] = {}
         rows = []
         for i, call in enumerate(calls):
             outs: _Placed = []
             args = [self._place(arg, outs) & _MASK for arg in call.args]
-            if i + max(call.if_failed, call.if_done) >= self.count:
-                raise ValueError("more calls are to be left out than there are")
-            number = call.nr | call.if_failed << 32 | call.if_done << 48
+            number = call.nr | self._left_out(i, call.if_failed) << 32 | self._left_out(i, call.if_done) << 48
             rows.append(struct.pack("<7Qq", number, *args, *[0] * (6 - len(args)), LEFT_OUT))
             self._outs.append(outs)
         self.image = b"".join(rows) + bytes(self._data)
+
+    def _left_out(self, row: int, to: str) -> int:
+        """How many rows are between one and the call with a name. Raises ValueError if it is not further down."""
+        if not to:
+            return 0
+        count = self._row.get(to, row) - row - 1
+        if count < 0:
+            raise ValueError(f"no call {to} behind this one")
+        return count
 
     def _room(self, size: int) -> int:
         """Reserve room for `size` bytes, 16-byte aligned; its offset in the data part."""
@@ -56,9 +64,7 @@ class Batch:
             outs.append((at, arg.size))
             return self._data_at + at
         if isinstance(arg, Word):
-            if arg.call >= self.count:
-                raise ValueError("a call that is not in the batch")
-            return self._base + ROW * arg.call + 8 + 8 * arg.arg
+            return self._base + ROW * self._row[arg.call] + 8 + 8 * arg.arg
         if isinstance(arg, Common):
             at, size = self._common.setdefault(arg.name, (len(self._data), arg.size))
             if size != arg.size:

@@ -36,10 +36,10 @@ class Common(NamedTuple):
 
 
 class Word(NamedTuple):
-    """A pointer to the 64-bit argument `arg` (from 0) of call `call` (from 0) of the batch, or (RESULT) to what it has
-    returned: for `copy`, which so gives to one call what another has returned."""
+    """A pointer to the 64-bit argument `arg` (from 0) of the call named `call` in the same batch, or (RESULT) to what
+    it has returned: for `copy`, which so gives to one call what another has returned."""
 
-    call: int
+    call: str
     arg: int
 
 
@@ -62,15 +62,17 @@ Argument: TypeAlias = int | Pointer | Object
 class Call(NamedTuple):
     """One system call. `accept`: errno values that are not failures (`ANY` accepts every one).
 
-    if_failed, if_done: how many of the calls behind it are left out if it fails, or if it does not. This, Common and
-    Word tie calls together: they are run in one go, which is brought to its end also if we die meanwhile.
+    if_failed, if_done: the name of the call, further down, to go on with if it fails, or if it does not; '' for the
+    next one. This, Common and Word tie calls together: they are made in one go, which is brought to its end also if we
+    die meanwhile. So what would do harm half done is written as one.
     """
 
     nr: int
     args: tuple[Argument, ...]
     accept: Collection[int] = ()
-    if_failed: int = 0
-    if_done: int = 0
+    name: str = ""
+    if_failed: str = ""
+    if_done: str = ""
 
     @property
     def tied(self) -> bool:
@@ -103,9 +105,11 @@ LEFT_OUT = -errno.ECANCELED
 """Answer.value of a call that was left out."""
 
 
-def call(nr: int, *args: Argument, accept: Collection[int] = (), if_failed: int = 0, if_done: int = 0) -> Call:
+def call(
+    nr: int, *args: Argument, accept: Collection[int] = (), name: str = "", if_failed: str = "", if_done: str = ""
+) -> Call:
     """`call(NR.prctl, 38, 1)`: a Call, written the way a system call is written."""
-    return Call(nr, args, accept, if_failed, if_done)
+    return Call(nr, args, accept, name, if_failed, if_done)
 
 
 def copy(pid: int, *pairs: tuple[Pointer, Pointer, int]) -> Call:

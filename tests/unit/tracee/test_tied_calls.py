@@ -36,21 +36,24 @@ def stopped() -> Iterator[Process]:
         os.waitpid(pid, 0)
 
 
-def but(one: Call, failed: int = 0, done: int = 0) -> Call:
-    return one._replace(if_failed=failed, if_done=done)
+def at(name: str, one: Call, failed: str = "", done: str = "") -> Call:
+    return one._replace(name=name, if_failed=failed, if_done=done)
+
+
+END = at("end", GOOD)
 
 
 @pytest.mark.parametrize(
     ("calls", "made"),
     [
-        ([but(BAD, failed=1), GOOD, GOOD], "101"),
-        ([but(GOOD, failed=1), GOOD, GOOD], "111"),
-        ([but(BAD, done=1), GOOD, GOOD], "111"),
-        ([but(GOOD, done=1), GOOD, GOOD], "101"),
-        ([but(GOOD, failed=1, done=2), GOOD, GOOD, GOOD], "1001"),
-        ([but(BAD, failed=1, done=2), GOOD, GOOD, GOOD], "1011"),
-        ([but(GOOD, done=2), GOOD, GOOD], "100"),
-        ([GOOD, but(BAD, failed=1), but(GOOD, done=1), GOOD, GOOD], "11011"),
+        ([at("", BAD, failed="end"), GOOD, END], "101"),
+        ([at("", GOOD, failed="end"), GOOD, END], "111"),
+        ([at("", BAD, done="end"), GOOD, END], "111"),
+        ([at("", GOOD, done="end"), GOOD, END], "101"),
+        ([at("", GOOD, failed="two", done="end"), GOOD, at("two", GOOD), END], "1001"),
+        ([at("", BAD, failed="two", done="end"), GOOD, at("two", GOOD), END], "1011"),
+        ([at("", BAD, failed="next", done="end"), at("next", GOOD), END], "111"),
+        ([GOOD, at("", BAD, failed="two"), GOOD, at("two", GOOD, done="end"), GOOD, END, BAD], "1101011"),
     ],
 )
 def test_calls_are_left_out(calls: list[Call], made: str, stopped: Process) -> None:
@@ -67,14 +70,13 @@ def test_what_one_returns_goes_to_another(stopped: Process) -> None:
     answers = stopped.run(
         [
             call(293, Common("ends", 8), 0),
-            copy(pid, (Word(3, 0), Common("ends", 8), 4), (Word(2, 0), Common("ends", 8, 4), 4)),
-            call(NR.write, 0, In(b"hello"), 5),
-            call(NR.read, 0, Out(8), 8),
-            copy(pid, (Common("told", 8), Word(3, RESULT), 8)),
-            call(NR.getpid),
-            copy(pid, (Word(7, 0), Word(3, 0), 8), (Word(8, 0), Word(2, 0), 8)),
-            call(NR.close, 0),
-            call(NR.close, 0),
+            copy(pid, (Word("read", 0), Common("ends", 8), 4), (Word("write", 0), Common("ends", 8, 4), 4)),
+            at("write", call(NR.write, 0, In(b"hello"), 5)),
+            at("read", call(NR.read, 0, Out(8), 8)),
+            copy(pid, (Common("told", 8), Word("read", RESULT), 8)),
+            copy(pid, (Word("close", 0), Word("read", 0), 8), (Word("close too", 0), Word("write", 0), 8)),
+            at("close", call(NR.close, 0)),
+            at("close too", call(NR.close, 0)),
         ]
     )
     ends = struct.unpack("<ii", answers[0].outs[0])
@@ -85,7 +87,8 @@ def test_what_one_returns_goes_to_another(stopped: Process) -> None:
 
 def test_addresses() -> None:
     room = Common("room", 24)
-    batch = Batch(0x1000, [call(1, room, Common("room", 24, 8)), call(2, Word(0, 1), Word(1, RESULT), Out(8))])
+    one = at("one", call(1, room, Common("room", 24, 8)))
+    batch = Batch(0x1000, [one, at("two", call(2, Word("one", 1), Word("two", RESULT), Out(8)))])
     first, second = (struct.unpack_from("<7Qq", batch.image, ROW * i) for i in range(2))
     assert first[1] == 0x1000 + 2 * ROW and first[2] == first[1] + 8
     assert second[1:3] == (0x1000 + 16, 0x1000 + ROW + 56)
@@ -96,11 +99,13 @@ def test_addresses() -> None:
 
 def test_what_makes_no_sense_is_refused() -> None:
     with pytest.raises(ValueError):
-        Batch(0, [but(GOOD, failed=1)])
+        Batch(0, [END, at("", GOOD, failed="end")])
     with pytest.raises(ValueError):
-        Batch(0, [call(1, Word(1, 0))])
+        Batch(0, [at("", GOOD, done="nowhere"), END])
+    with pytest.raises(KeyError):
+        Batch(0, [call(1, Word("nowhere", 0))])
     with pytest.raises(ValueError):
         Batch(0, [call(1, Common("room", 8)), call(1, Common("room", 16))])
     with pytest.raises(ValueError):
-        list(split([but(GOOD, failed=1), call(1, Out(500)), call(1, Out(500))], 1000))
+        list(split([at("", GOOD, failed="end"), call(1, Out(500)), at("end", call(1, Out(500)))], 1000))
     assert len(list(split([GOOD, call(1, Out(500)), call(1, Out(500))], 1000))) == 2

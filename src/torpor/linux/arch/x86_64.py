@@ -100,6 +100,7 @@ class NR(IntEnum):
     gettid = 186
     tkill = 200
     rt_sigtimedwait = 128
+    rt_sigqueueinfo = 129
     futex = 202
     sched_setaffinity = 203
     sched_getaffinity = 204
