@@ -199,7 +199,7 @@ static void one_queue(void)
     char room[64];
     sigset_t set;
     int signal = is_mode("stops") ? SIGTSTP : SIGUSR1;
-    make(CLASSIC, is_mode("rights") ? O_RDONLY : -1, 0);
+    make(CLASSIC, is_mode("rights") ? O_RDONLY : -1, 1);
     if (is_mode("rights")) {
         mq_close(by[CLASSIC]);
         MUST(fchmod(q[CLASSIC], 0400) == 0);

@@ -231,7 +231,9 @@ def _told_by_signal(asked: _Asked, plain: Notice, say: Callable[[str], None]) ->
     if opened.value > 0:
         process.run([call(NR.close, opened.value)])
     # The kernel tells only the program that has asked, not another one that the process has executed since.
-    say(asked.thing(f"of whose next message signal {number} was to tell: nobody waits for it any more"))
+    say(
+        asked.thing(f"of whose next message signal {number} was to tell a program that has executed another: forgotten")
+    )
     return None
 
 
