@@ -221,20 +221,27 @@ def _told_by_signal(asked: _Asked, plain: Notice, say: Callable[[str], None]) ->
         raise Refused([asked.seen.refuse(asked.thing(what), way_out)])
     if answers["back"].value == 0:
         # Another one came in between, and waits behind ours now.
-        answers = _made(process, told.taking(process.vpid, queue, number))
+        _close(process, opened)
+        answers, opened = _made(process, told.taking(process.vpid, queue, number)), Answer(0)
     if answers["ask"].value == 0:
         value = answers["take"].outs[0][told.VALUE : told.VALUE + 8]
         return msgspec.structs.replace(plain, value=int.from_bytes(value, "little"))
     if mqueue.notification(asked.own) is not None:
         what = f"of whose next message signal {number} is to tell, and whose value could not be found out (mq_notify)"
         raise Refused([asked.seen.refuse(asked.thing(what), "try again")])
+    _close(process, opened)
+    if answers["back"].value == 0:
+        what = f"of whose next message signal {number} was to tell, in whose place another one came at this very moment"
+        raise Refused([asked.seen.refuse(asked.thing(what), "let the program ask again (mq_notify)")])
+    # The kernel tells only the program that has asked, not another one that the process has executed since.
+    say(asked.thing(f"of whose next message signal {number} was to tell a program that is gone: forgotten"))
+    return None
+
+
+def _close(process: Process, opened: Answer) -> None:
+    """Close what was opened for sending, if anything was. The process asks for nothing, or closing would end that."""
     if opened.value > 0:
         process.run([call(NR.close, opened.value)])
-    # The kernel tells only the program that has asked, not another one that the process has executed since.
-    say(
-        asked.thing(f"of whose next message signal {number} was to tell a program that has executed another: forgotten")
-    )
-    return None
 
 
 def _told_by_socket(asked: _Asked, plain: Notice) -> Notice:
