@@ -12,8 +12,8 @@ from torpor.coordinate.record import Open, Over
 
 class Attempt:
     """at: index of the phase that is ordered.  done: how many phases each host has done.  since: when the phase was
-    ordered.  said: when its order was said last, None before the first.  decided: the record says that it is to be
-    committed or released."""
+    ordered.  said: when its order was said last, None before the first.  written: the record has it, so that its
+    number will not be used again.  decided: and says that it is to be committed or released."""
 
     def __init__(self, open_: Open, now: float, phase: Phase | None = None) -> None:
         self.open = open_
@@ -32,7 +32,7 @@ class Attempt:
         self.since = now
         self.said: float | None = None
         self.seconds: list[tuple[str, float]] = []
-        self.decided = False
+        self.decided = self.written = False
 
     @property
     def phase(self) -> Phase:

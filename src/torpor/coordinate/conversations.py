@@ -1,21 +1,21 @@
-"""Which two ends of connections belong together, over all hosts of a job. Pure, and linear in the number of ends.
+"""Which two ends of connections belong together, over all hosts of a job. Pure.
 
-A connection of which both ends are in the job is *internal*. While all hosts are stopped each tells its ends (`ends`
-makes that of what it has found), and each is handed, for those whose other end is in the job too (`told`): on which
-host that is, and how many bytes were sent there in all, so that it can wait until all of them have arrived. Whatever
-is not handed back is *external*.
+A connection of which both ends are in the job is *internal*. While all hosts are stopped each tells its ends, sorted by
+the address that they lead to, and which addresses it has itself (`ends`). The coordinator hands each host what others
+have told of its addresses (`Settling`) and does not look into it: with thousands of connections on each of thousands
+of hosts that would take seconds, in which the job stands still. The host finds out which of its own ends those are the
+other ends of, and how many bytes were sent there in all, so that it can wait until all of them have arrived (`told`).
+Whatever is not among them is *external*.
 
 The name of a connection is a hash of its protocol and two addresses: both hosts make it by themselves, and in a
 checkpoint no two internal connections have the same. A restart needs no table of all connections therefore: every
 host says which names it waits for and at which address, and which names it will call (`places`), and is handed who
 waits for those that it calls (`met`).
 
-Everything here is packed, 41 bytes for an end: with thousands of connections on each of thousands of hosts it is the
-coordinator that has to look at all of them while the job stands still.
-
 Ends that are both on one host are none of the coordinator's business: a host does not tell those. Two hosts may
-have the same private addresses (127.0.0.1): where such connections cannot be told apart the attempt is given up.
-Behind address translation the two ends do not know each other's addresses, and count as external.
+have the same private addresses (127.0.0.1): what leads there is handed to both, and where that leaves it open who is
+meant the checkpoint is given up. Behind address translation the two ends do not know each other's addresses, and
+count as external.
 """
 
 from __future__ import annotations
@@ -31,9 +31,7 @@ from torpor.posix.socket_address import Address
 
 TCP, UDP = 6, 17
 
-_END = struct.Struct("<16sBQQQ")
-_NUMBERS = struct.Struct("<BQQQ")
-_TOLD = struct.Struct("<QBQI")
+_END = struct.Struct("<16sBQ")
 _WAITS = struct.Struct("<16sB")
 _MET = struct.Struct("<16sBI")
 
@@ -44,9 +42,9 @@ _NAME = 16
 class End(NamedTuple):
     """One end of a TCP connection, or a UDP socket that is connected.
 
-    key: how the host calls it (an object or inode number; not 0).  sent, received: bytes since the connection was
-    made, as the kernel counts them: for TCP tcpi_bytes_acked and SIOCOUTQ together, and tcpi_bytes_received (struct
-    tcp_info in linux/tcp.h); 0 for UDP, where nothing has to arrive.  finished: it sends no more.  waiting: it waits to
+    key: how the host calls it (an object or inode number).  sent: bytes since the connection was made, for TCP
+    tcpi_bytes_acked and SIOCOUTQ together; the other end has to wait until its tcpi_bytes_received is as much (struct
+    tcp_info in linux/tcp.h). 0 for UDP, where nothing has to arrive.  finished: it sends no more.  waiting: it waits to
     be accepted.  orphan: no process has it any more, the kernel still sends what is left.
     """
 
@@ -55,7 +53,6 @@ class End(NamedTuple):
     local: Address
     remote: Address
     sent: int = 0
-    received: int = 0
     finished: bool = False
     waiting: bool = False
     orphan: bool = False
@@ -74,7 +71,7 @@ class Told(NamedTuple):
 
 
 class _Packed(msgspec.Struct, frozen=True, array_like=True):
-    """hosts: a table of names, or of names and addresses. ends: packed records, whose last field is an index there."""
+    """hosts: a table of names and addresses. ends, more: packed records, whose last field is an index there."""
 
     hosts: tuple[tuple[str, str], ...]
     ends: bytes
@@ -94,17 +91,32 @@ def _plain(address: Address) -> bytes:
     return bytes((len(address.ip),)) + address.ip + address.port.to_bytes(2, "big")
 
 
-def ends(found: Iterable[End]) -> bytes:
-    """What a host tells of its ends; b'' for none. Those that have each other on this host are left out."""
-    here: dict[tuple[bytes, int], bytes] = {}
+class _Said(msgspec.Struct, frozen=True, array_like=True):
+    """addresses: of this host.  ends: packed, by the address they lead to."""
+
+    addresses: tuple[bytes, ...]
+    ends: dict[bytes, bytes]
+
+
+def _between(found: Iterable[End]) -> dict[tuple[bytes, int], End]:
+    """Ends by name and side, without those that have each other."""
+    out: dict[tuple[bytes, int], End] = {}
     for end in found:
-        if end.local == end.remote:
-            continue
         called, side = name(end.protocol, end.local, end.remote)
-        if here.pop((called, 1 - side), None) is None:
-            flags = side | _FINISHED * end.finished | _WAITING * end.waiting | _ORPHAN * end.orphan
-            here[called, side] = _END.pack(called, flags, end.key, end.sent, end.received)
-    return b"".join(here.values())
+        if end.local != end.remote and out.pop((called, 1 - side), None) is None:
+            out[called, side] = end
+    return out
+
+
+def ends(found: Iterable[End], addresses: Iterable[bytes]) -> bytes:
+    """What a host tells of its ends; b'' for none. addresses: those that connections from other hosts may lead to."""
+    groups: dict[bytes, bytearray] = {}
+    for (called, side), end in _between(found).items():
+        flags = side | _FINISHED * end.finished | _WAITING * end.waiting | _ORPHAN * end.orphan
+        groups.setdefault(end.remote.ip, bytearray()).extend(_END.pack(called, flags, end.sent))
+    if not groups:
+        return b""
+    return msgspec.msgpack.encode(_Said(tuple(addresses), {ip: bytes(packed) for ip, packed in groups.items()}))
 
 
 class Exchange(Protocol):
@@ -120,69 +132,55 @@ class Exchange(Protocol):
 
 
 class Settling:
-    """Pairs the ends of all hosts, while they come in."""
+    """Brings what is told of ends to the hosts that they lead to."""
 
     def __init__(self) -> None:
-        self._hosts: list[str] = []
-        self._seen: dict[bytes, tuple[int, bytes] | None] = {}
-        """By name: host and what it said, None once both ends are there."""
-        self._doubt: str = ""
-        """A connection that somebody else claims to be an end of, too."""
-        self._told: list[bytearray] = []
-        self._peers: list[dict[int, int]] = []
+        self._said: dict[str, _Said] = {}
+        self._owners: dict[bytes, list[str]] = {}
 
     def add(self, host: str, part: bytes) -> None:
         if not part:
             return
-        if len(part) % _END.size:
-            raise ValueError("its list of connections is cut")
-        me = len(self._hosts)
-        self._hosts.append(host)
-        self._told.append(bytearray())
-        self._peers.append({})
-        seen = self._seen
-        for at in range(0, len(part), _END.size):
-            called = part[at : at + _NAME]
-            rest = part[at + _NAME : at + _END.size]
-            if called not in seen:
-                seen[called] = me, rest
-                continue
-            first = seen[called]
-            if first is None or first[1][0] & _SIDE == rest[0] & _SIDE:
-                self._doubt = host
-                continue
-            seen[called] = None
-            self._pair(me, rest, *first)
-
-    def _pair(self, me: int, mine: bytes, other: int, others: bytes) -> None:
-        my_flags, my_key, my_sent, _ = _NUMBERS.unpack(mine)
-        flags, key, sent, _ = _NUMBERS.unpack(others)
-        self._told[me] += _TOLD.pack(my_key, flags, sent, self._index(me, other))
-        self._told[other] += _TOLD.pack(key, my_flags, my_sent, self._index(other, me))
-
-    def _index(self, host: int, peer: int) -> int:
-        """Where a peer is in a host's table of those it speaks with."""
-        table = self._peers[host]
-        return table.setdefault(peer, len(table))
+        try:
+            said = self._said[host] = msgspec.msgpack.decode(part, type=_Said)
+        except msgspec.MsgspecError:
+            raise ValueError(_ODD) from None
+        for ip in said.addresses:
+            self._owners.setdefault(ip, []).append(host)
 
     def result(self) -> dict[str, bytes]:
-        if self._doubt:
-            raise ValueError(
-                f"{self._doubt} and another host have connections with the same two addresses, which cannot be told "
-                "apart"
-            )
-        return {
-            host: _packed(((self._hosts[peer], "") for peer in self._peers[me]), bytes(self._told[me]))
-            for me, host in enumerate(self._hosts)
-        }
+        handed: dict[str, list[tuple[str, bytes]]] = {host: [] for host in self._said}
+        for host, said in self._said.items():
+            for ip, packed in said.ends.items():
+                for owner in self._owners.get(ip, ()):
+                    if owner != host:
+                        handed[owner].append((host, packed))
+        return {host: msgspec.msgpack.encode(some) for host, some in handed.items()}
 
 
-def told(part: bytes) -> Iterator[Told]:
-    """What a host was handed, for the ends whose other end is in the job. Raises msgspec.MsgspecError."""
-    packed = msgspec.msgpack.decode(part, type=_Packed)
-    for key, flags, arrives, peer in _TOLD.iter_unpack(packed.ends):
-        host = packed.hosts[peer][0]
-        yield Told(key, host, arrives, bool(flags & _FINISHED), bool(flags & _WAITING), bool(flags & _ORPHAN))
+_ODD = "its list of connections is not understood"
+
+
+def told(found: Iterable[End], part: bytes) -> list[Told]:
+    """What a host has to know of its ends, given those and what it was handed. Raises ValueError where it cannot be
+    told which of two hosts an end leads to, and where what was handed is not understood."""
+    mine = _between(found)
+    out: dict[tuple[bytes, int], Told] = {}
+    try:
+        for host, packed in msgspec.msgpack.decode(part, type=list[tuple[str, bytes]]):
+            for called, flags, sent in _END.iter_unpack(packed):
+                end = called, 1 - (flags & _SIDE)
+                if end not in mine:
+                    continue
+                if end in out:
+                    which = f"{mine[end].local} - {mine[end].remote} may lead to {out[end].host} or to {host}"
+                    raise ValueError(f"its connection {which}, which have the same address")
+                out[end] = Told(
+                    mine[end].key, host, sent, bool(flags & _FINISHED), bool(flags & _WAITING), bool(flags & _ORPHAN)
+                )
+    except (msgspec.MsgspecError, struct.error):
+        raise ValueError(_ODD) from None
+    return list(out.values())
 
 
 class Met(NamedTuple):
@@ -221,7 +219,7 @@ class Meeting:
             address = said.hosts[0][1]
             waits = list(_WAITS.iter_unpack(said.ends))
         except (msgspec.MsgspecError, struct.error, IndexError):
-            raise ValueError("its list of connections is not understood") from None
+            raise ValueError(_ODD) from None
         me = len(self._hosts)
         self._hosts.append((host, address))
         for called, original in waits:

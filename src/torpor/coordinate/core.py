@@ -131,6 +131,7 @@ class Coordinator:
         elif found.stage is not Stage.BEGUN:
             phase = Phase.STORE if found.stage is Stage.DECIDED or found.kind is Kind.STOP else Phase.RESUME
         self.attempt = Attempt(found, self._now, phase)
+        self.attempt.written = True
         if found.stage is Stage.BEGUN:
             self._abort("the coordinator was lost, and another took over")
         elif found.kind is not Kind.RESTART and found.stage is Stage.DECIDED:
@@ -187,22 +188,15 @@ class Coordinator:
         self._save(then)
 
     def _tell_admitted(self, host: str, incarnation: int, number: int) -> None:
-        self._tell(host, words.Admitted(self._term, host, incarnation, number, self.record.undone))
+        record = self.record
+        ended = record.last.number if record.ended and record.last is not None else 0
+        self._tell(host, words.Admitted(self._term, host, incarnation, number, record.undone, ended))
 
     def _returned(self, host: str) -> None:
         """The supervisor of a host was started again: it has stopped nothing, and whatever was stopped there runs."""
         attempt = self.attempt
         if attempt is not None and host in attempt.done and not self._safe(attempt, host):
             self._abort(f"{host}: its supervisor was started again during the phase {attempt.phase}")
-        last = self.record.last
-        ending = self.ending
-        if ending is not None:
-            # What was made for a restart outlives the supervisor once it runs, and so does a job that is to be ended.
-            if ending.over.kind is Kind.RESTART or ending.over.ending is Phase.COMMIT:
-                ending.awaited[host] = None
-                self._wake(self.limits.repeat)
-        elif self.record.ended and last is not None:
-            self._end(last, (host,), told=True)
 
     def _left(self, event: words.Left) -> None:
         host, incarnation = event.host, event.incarnation
@@ -286,6 +280,7 @@ class Coordinator:
         """Give the order of the phase, unless the attempt was given up meanwhile."""
         if self.attempt is not attempt:
             return
+        attempt.written = True
         attempt.since = self._now
         if attempt.phase is Phase.RECREATE:
             parts: dict[str, list[str]] = {}
@@ -440,7 +435,8 @@ class Coordinator:
         found = attempt.open
         over = Over(found.number, found.kind, found.ask, ending, reason)
         self.attempt, self._inherited, self._commit_again = None, False, 0.0
-        early = ending is Phase.UNDO and not (attempt.decided and attempt.kind is not Kind.RESTART)
+        final = attempt.decided and attempt.kind is not Kind.RESTART
+        early = ending is Phase.UNDO and attempt.written and not final
         self._end(over, tuple(host for host in attempt.done if host not in without), early=early)
         assert self.ending is not None
         self.ending.seconds = tuple(attempt.seconds)

@@ -116,7 +116,9 @@ class Host:
         self.floor = word.attempt
         self._why = "it was not there when this began"
         self._term = max(self._term, word.term)
-        if word.undone:
+        if word.ended:
+            self._end_job(word.ended)
+        elif word.undone:
             self._undo_restart(word.undone)
 
     def _dismissed(self, word: words.Dismissed) -> None:
@@ -248,7 +250,6 @@ class Host:
         self.phase, self.done = Phase.DONE, True
 
     def _undo(self, why: str) -> None:
-        self.floor = max(self.floor, self.attempt)
         self._why = why
         self._do(Phase.UNDO)
 
@@ -313,8 +314,11 @@ class Host:
         if self.ended:
             self._did(number, Phase.COMMIT)
         elif number >= max(self.attempt, self.floor) and (self.phase is not Phase.COMMIT or self.done):
-            self.attempt, self.kind, self.floor = number, order.kind, number
-            self._do(Phase.COMMIT)
+            self._end_job(number)
+
+    def _end_job(self, number: int) -> None:
+        self.attempt, self.kind, self.floor = number, Kind.STOP, number
+        self._do(Phase.COMMIT)
 
     # Time.
 

@@ -155,13 +155,15 @@ class Order(Word, frozen=True):
 
 class Admitted(Word, frozen=True):
     """That host is in the job from now on; it has no part in attempts up to the one named. undone: the latest restart
-    that was given up, 0 if none: a supervisor that was started again may find something of it."""
+    that was given up, ended: the checkpoint after which the job was ended, 0 if none: a supervisor that was started
+    again may find something of either."""
 
     term: int
     host: str
     incarnation: int
     attempt: int
     undone: int = 0
+    ended: int = 0
 
 
 class Dismissed(Word, frozen=True):

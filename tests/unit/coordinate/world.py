@@ -141,7 +141,7 @@ class World:
             elif isinstance(instruction, words.Save):
                 self.after(self.chance.uniform(0, self.delay), lambda i=instruction: self.save(term, one, i))
             elif isinstance(instruction, words.Commit):
-                self.after(self.chance.uniform(0, 1), lambda i=instruction: self.commit(term, one, i))
+                self.after(self.chance.uniform(0, 3), lambda i=instruction: self.commit(term, one, i))
             elif isinstance(instruction, words.Answer):
                 self.answered(instruction)
             elif isinstance(instruction, words.Wake):
@@ -315,7 +315,7 @@ class World:
         phase, number = work.phase, work.attempt
         if phase is Phase.FREEZE:
             machine.frozen_for[number] = self.now
-            return conversations.ends(self.ends(machine))
+            return conversations.ends(self.ends(machine), [address(machine.number, 0).ip])
         if phase is Phase.SETTLE:
             self.check_settled(machine, work.part)
         if phase is Phase.CAPTURE:
@@ -358,7 +358,7 @@ class World:
         return out
 
     def check_settled(self, machine: Machine, part: bytes) -> None:
-        heard = list(conversations.told(part))
+        heard = conversations.told(self.ends(machine), part)
         for one in heard:
             other = self.machines[one.host].number
             if (one.key, one.arrives) != (100 + other, other):
