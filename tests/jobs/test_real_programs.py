@@ -148,14 +148,18 @@ def pipeline(moments: int, via: str, bench: harness.Bench) -> None:
         saved += 1
         bench.gone("after checkpoint --stop")
         name = f"{job.name}@{said.json()['number']}"
+        lives = [job]
         if k % 4 == 1:
             again = bench.restart(name, detach=True)
+            lives.append(again)
             said = bench.torpor("checkpoint", job.name, "--store", bench.store, "--json", "--stop")
             if said.status:
                 assert again.finish() == 0, said
                 continue
             name = f"{job.name}@{said.json()['number']}"
-        bench.restart(name).verified(says=digest)
+        # Saved so late that the sum had been printed: then what is left is to say that all went well.
+        printed = any(digest in each.output() for each in lives)
+        bench.restart(name).verified(says="OK" if printed else digest)
         bench.gone(f"after the restart of moment {k}")
     assert saved >= moments // 3, f"only {saved} of {moments} moments fell into the run"
 
