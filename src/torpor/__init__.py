@@ -17,12 +17,14 @@ if TYPE_CHECKING:
         attach,
         check,
         checkpoint,
+        drill,
         jobs,
         list_checkpoints,
         open_checkpoint,
         restart,
         run,
     )
+    from torpor.launch.drill import Drilled
     from torpor.model.errors import (
         CheckpointFailed,
         Damaged,
@@ -43,6 +45,7 @@ __all__ = [
     "Checked",
     "CheckpointFailed",
     "Damaged",
+    "Drilled",
     "Job",
     "NotFound",
     "Refusal",
@@ -57,6 +60,7 @@ __all__ = [
     "attach",
     "check",
     "checkpoint",
+    "drill",
     "jobs",
     "list_checkpoints",
     "open_checkpoint",
@@ -66,8 +70,9 @@ __all__ = [
 
 _WHERE = {
     "torpor.launch.api": (
-        "attach", "check", "checkpoint", "jobs", "list_checkpoints", "open_checkpoint", "restart", "run",
+        "attach", "check", "checkpoint", "drill", "jobs", "list_checkpoints", "open_checkpoint", "restart", "run",
     ),
+    "torpor.launch.drill": ("Drilled",),
     "torpor.supervise.job": ("Checked", "Job", "Saved"),
     "torpor.model.errors": (
         "CheckpointFailed", "Damaged", "NotFound", "Refusal", "Refused", "RestartFailed", "Sealed", "TorporError",

@@ -31,6 +31,7 @@ from torpor.tracee.freeze import await_state
 from torpor.tracee.task import Gone
 
 if TYPE_CHECKING:
+    from torpor.checkpoint.rehearse import Rehearsal
     from torpor.store.load import Load
 
 Progress = Callable[[str, int, int], None]
@@ -45,7 +46,8 @@ class RestartRequest(msgspec.Struct, kw_only=True):
     called when the job is whole and has not run yet, so that it can be written down before it does; what it raises
     fails the restart. map_path: where the job's files are now. private: a
     folder for files that are missing and that the checkpoint carries; it need not exist. wrap: what is to be put around
-    the job, and what there is to say about that.
+    the job, and what there is to say about that. rehearsal: what is restarted is cut loose from the world outside;
+    `before_release` then has to raise.
     """
 
     load: Load
@@ -61,6 +63,7 @@ class RestartRequest(msgspec.Struct, kw_only=True):
     progress: Progress | None = None
     before_release: Callable[[Restarted], None] | None = None
     wrap: Callable[[Manifest, Callable[[str], None]], Wrapping | None] = lambda manifest, say: None
+    rehearsal: Rehearsal | None = None
 
 
 class Restarted(msgspec.Struct, kw_only=True):
@@ -93,6 +96,8 @@ def restart(request: RestartRequest) -> Restarted:
     """
     began = time.perf_counter()
     manifest = relocate(read(request.load), request.map_path)
+    if request.rehearsal is not None:
+        manifest = request.rehearsal.manifest(manifest)
     refusals = check(manifest, request.changed_files, request.files)
     if refusals:
         raise Refused(refusals, "cannot restart")
@@ -232,6 +237,7 @@ def _take_over(
         each.attend(inventory.terminals)
     reapers = {ghost: proc.stat(planted.hosts[ghost]).ppid for ghost in planted.ghosts}
     os.close(planted.gate)
+    planted.gate = -1  # the number may soon be somebody else's
     for each in takeovers:
         each.reap([ghost for ghost, parent in reapers.items() if parent == each.process.pid])
     late = inventory.make_late()

@@ -26,6 +26,7 @@ COMMANDS = {
     "rm": "remove checkpoints",
     "prune": "remove old checkpoints, and what nobody needs",
     "verify": "is a checkpoint whole",
+    "drill": "would a checkpoint start: rehearse its restart",
     "copy": "copy a checkpoint to another store",
     "key": "keys: who signs checkpoints, who is trusted, who can read",
     "doctor": "what this machine allows",

@@ -103,6 +103,18 @@ def add_untrusted(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_map_path(parser: argparse.ArgumentParser) -> None:
+    """--map-path"""
+    parser.add_argument(
+        "--map-path",
+        action="append",
+        default=[],
+        metavar="OLD=NEW",
+        help="look at NEW for the file or folder that was at OLD: program, libraries, open files, working directory; "
+        "may be repeated",
+    )
+
+
 def add_files(parser: argparse.ArgumentParser, values: str) -> None:
     """--files"""
     parser.add_argument("--files", metavar="HOW", default="auto", help=values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from torpor.cli import upkeep
-from torpor.cli.options import add_files, add_json, add_store, add_untrusted, store
+from torpor.cli.options import add_files, add_json, add_map_path, add_store, add_untrusted, store
 from torpor.model.errors import UsageError
 
 HELP = """Start a saved job again where it was when it was saved.
@@ -40,14 +40,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         default="refuse",
         help="what to do if a file that was only read (program, library, data) has changed",
     )
-    parser.add_argument(
-        "--map-path",
-        action="append",
-        default=[],
-        metavar="OLD=NEW",
-        help="look at NEW for the file or folder that was at OLD: program, libraries, open files, working directory; "
-        "may be repeated",
-    )
+    add_map_path(parser)
     add_untrusted(parser)
     parser.add_argument("--in-place", action="store_true", help="without a PID namespace")
     parser.add_argument(

@@ -7,7 +7,7 @@ embedding program may have threads, so it is not forked; a fresh `torpor` is sta
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torpor.model.errors import TorporError, UsageError
 from torpor.supervise import registry
@@ -16,6 +16,7 @@ from torpor.supervise.saving import Progress
 
 if TYPE_CHECKING:
     from torpor.launch.checkpoint import Checkpoint
+    from torpor.launch.drill import Drilled
     from torpor.store import RootInfo
 
 
@@ -144,6 +145,28 @@ def check(job: str | int | None = None) -> Checked:
     return check_pid(job) if isinstance(job, int) else attach(job).check()
 
 
+def drill(
+    checkpoint: str | None = None,
+    *,
+    store: str | None = None,
+    changed_files: str = "refuse",
+    untrusted: bool = False,
+    map_path: Mapping[str, str] | None = None,
+) -> Drilled:
+    """Would a checkpoint start, here and now? Its restart is rehearsed up to the moment before the first instruction
+    and thrown away (docs/batch.md); `ok` and `failures` tell. The job may be running. The options are those of
+    `restart`. Raises NotFound, UsageError; Refused where no rehearsal can be held."""
+    from torpor.launch.drill import Drilled
+
+    words = ["drill", f"--changed-files={changed_files}", *_options(store=store)]
+    words += [f"--map-path={old}={new}" for old, new in (map_path or {}).items()]
+    words += ["--untrusted"] if untrusted else []
+    found = _said([*words, *([checkpoint] if checkpoint else [])], None, None)
+    del found["ok"]
+    found.update(failures=tuple(found["failures"]), notes=tuple(found["notes"]))
+    return Drilled(**found)
+
+
 def list_checkpoints(job: str | None = None, *, store: str | None = None) -> list[RootInfo]:
     """The checkpoints in a store, of one job or of all."""
     from torpor.store import open_store
@@ -178,7 +201,19 @@ def _options(**given: str | None) -> list[str]:
 
 
 def _started(words: list[str], cwd: str | None, env: Mapping[str, str] | None) -> Job:
-    """Run a `torpor` command that starts a job and tells about it as JSON; the job."""
+    """Run a `torpor` command that starts a job; the job."""
+    plain = _said(words, cwd, env)
+    entry = registry.running(plain["name"])
+    if entry is None:
+        # Over already: its entry is gone, what is known of it is not.
+        from torpor.supervise.registry import Entry, Pid
+
+        entry = Entry(plain["name"], root=Pid(plain["pid"], 0), root_vpid=plain["pid_inside"], log=plain["log"])
+    return Job(entry)
+
+
+def _said(words: list[str], cwd: str | None, env: Mapping[str, str] | None) -> dict[str, Any]:
+    """Run a `torpor` command in a process of its own; what it says as JSON. Raises what it raised."""
     import json
     import subprocess
 
@@ -189,17 +224,11 @@ def _started(words: list[str], cwd: str | None, env: Mapping[str, str] | None) -
         cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
     )  # fmt: skip
     try:
-        plain = json.loads(done.stdout)
+        plain: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
         raise TorporError(done.stderr.strip().rpartition("\n")[2] or "torpor did not start") from None
     if "error" in plain:
         from torpor.supervise.protocol import raised
 
         raise raised(plain["error"])
-    entry = registry.running(plain["name"])
-    if entry is None:
-        # Over already: its entry is gone, what is known of it is not.
-        from torpor.supervise.registry import Entry, Pid
-
-        entry = Entry(plain["name"], root=Pid(plain["pid"], 0), root_vpid=plain["pid_inside"], log=plain["log"])
-    return Job(entry)
+    return plain

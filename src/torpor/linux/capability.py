@@ -14,6 +14,7 @@ from torpor.linux import proc
 SETGID = 6
 SETUID = 7
 SETPCAP = 8
+NET_BIND_SERVICE = 10
 SYS_PTRACE = 19
 SYS_ADMIN = 21
 SYS_RESOURCE = 24

@@ -57,10 +57,10 @@ def mount_proc() -> None:
     _mount(b"proc", b"/proc", b"proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
 
 
-def _mount(source: bytes, target: bytes, kind: bytes | None, flags: int) -> None:
+def _mount(source: bytes, target: bytes, kind: bytes | None, flags: int, data: bytes | None = None) -> None:
     import ctypes
 
-    if libc.mount(source, target, kind, ctypes.c_ulong(flags), None):
+    if libc.mount(source, target, kind, ctypes.c_ulong(flags), data):
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error), os.fsdecode(target))
 
@@ -72,6 +72,24 @@ def mount_queues() -> None:
         mount = mounts.parse(line)
         if mount.kind == "mqueue":
             _mount(b"mqueue", os.fsencode(mount.point), b"mqueue", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+
+
+def leave(user: bool) -> None:
+    """Go into new mount, network and IPC namespaces for good, with this process, which must have no other threads.
+
+    user: inside a new user namespace, in which we have every capability. What is mounted by us from then on, the host
+    does not see. Raises OSError.
+    """
+    ids = os.getuid(), os.getgid()
+    syscall(NR.unshare, clone.NEWNS | clone.NEWNET | clone.NEWIPC | (clone.NEWUSER if user else 0))
+    if user:
+        map_ids(*ids)
+    _mount(b"none", b"/", None, _MS_REC | _MS_SLAVE)
+
+
+def mount_memory(path: str) -> None:
+    """Hang a new, empty filesystem in memory over a folder, for every user to write to. Raises OSError."""
+    _mount(b"tmpfs", os.fsencode(path), b"tmpfs", _MS_NOSUID | _MS_NODEV, b"mode=1777")
 
 
 def enter(pid: int, kinds: Sequence[str]) -> None:

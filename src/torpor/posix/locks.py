@@ -96,6 +96,27 @@ def set_again(fd: int, locks: Iterable[Lock], path: str) -> None:
             raise RestartFailed(f"cannot lock {path} again: {why}") from None
 
 
+def in_the_way(wanted: Lock, dev: int, ino: int, table: str) -> int | None:
+    """Who holds a lock that keeps `wanted` from being set: a pid, 0 if it is not known, None if nobody does. Pure.
+
+    dev, ino: of the file. table: the text of /proc/locks (proc_locks(5)), which tells no pid for a lock of a
+    description.
+    """
+    file = f"{os.major(dev):02x}:{os.minor(dev):02x}:{ino}"
+    for line in table.splitlines():
+        words = line.split()
+        if len(words) != 8 or words[5] != file:  # a line of somebody who waits has one word more
+            continue
+        kind, write, pid, first, last = words[1], words[3] == "WRITE", int(words[4]), int(words[6]), words[7]
+        if kind not in (FLOCK, OFD, POSIX) or (kind == FLOCK) != (wanted.kind == FLOCK):
+            continue  # flock(2) and fcntl(2) do not see each other
+        behind = wanted.length and first >= wanted.start + wanted.length
+        before = last != "EOF" and int(last) < wanted.start
+        if (write or wanted.write) and (kind == FLOCK or not (behind or before)):
+            return max(pid, 0)
+    return None
+
+
 class PosixLocks(msgspec.Struct, frozen=True):
     """The POSIX locks of a process: (descriptor number, lock)."""
 

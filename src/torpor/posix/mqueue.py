@@ -314,6 +314,14 @@ def fit_anew(records: Iterable[OpenQueue]) -> bool:
     )
 
 
+def smaller(state: QueueState) -> QueueState:
+    """The same queue, empty, and small enough to be made in any new IPC namespace."""
+    return msgspec.structs.replace(
+        state, messages=min(state.messages, mqueue.NEW_MESSAGES), size=min(state.size, mqueue.NEW_SIZE),
+        priorities=(), sizes=(), refs=(),
+    )  # fmt: skip
+
+
 def _foreign(own: int, state: QueueState, source: Source) -> str:
     """Why a queue that was found at its name is not the one that was saved; '' if it is."""
     holder = outside.users(own)

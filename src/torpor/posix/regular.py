@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import os
 import stat
+from typing import Protocol
 
 import msgspec
 
@@ -83,6 +84,16 @@ class OpenFile(msgspec.Struct, frozen=True):
     def only_read(self) -> bool:
         """Is it to be found at its path as it was, since nobody writes to it and nothing else brings it back?"""
         return not (self.written or self.made_up or self.deleted or self.holder >= 0 or self.in_folder)
+
+
+class Wanted(Protocol):
+    """What a restart is to do about files; see `Restart`."""
+
+    @property
+    def files(self) -> str: ...
+
+    @property
+    def changed_files(self) -> str: ...
 
 
 class RegularService(DescriptorBase):
@@ -181,9 +192,7 @@ class RegularService(DescriptorBase):
         path = record.file.path
         if record.contents is not None and not _kept(record, restart):
             make_missing(record.file, restart)
-        brought_back = (record.in_folder or record.holder >= 0) and not _kept(record, restart)
-        if not record.made_up and not brought_back:
-            verify(record, restart)
+        verify(record, restart)
         return open_again(path, record.flags, stat.S_IFREG)
 
     def _nameless(self, record: OpenFile, restart: Restart) -> int:
@@ -260,11 +269,14 @@ def make_missing(file: FileIdentity, restart: Restart) -> None:
     os.close(fd)
 
 
-def verify(record: OpenFile, restart: Restart) -> None:
-    """Is the file still what the job may go on with? Raises Refused. Pure looking."""
+def verify(record: OpenFile, restart: Wanted) -> None:
+    """Is the file still what the job may go on with, if nothing brings it back? Raises Refused. Pure looking."""
     file = record.file
+    kept = _kept(record, restart)
+    if record.made_up or record.deleted or ((record.in_folder or record.holder >= 0) and not kept):
+        return
     if record.written:
-        if _kept(record, restart):
+        if kept:
             return
         reason = paths.replaced(file)
         if reason:
@@ -273,7 +285,7 @@ def verify(record: OpenFile, restart: Restart) -> None:
         check_unchanged(file, restart)
 
 
-def check_unchanged(file: FileIdentity, restart: Restart) -> None:
+def check_unchanged(file: FileIdentity, restart: Wanted) -> None:
     """For a file that was only read or mapped: raises Refused if it changed, unless that was accepted."""
     reason = paths.changed(file)
     if reason and (reason == "is gone" or restart.changed_files != "accept"):
@@ -311,7 +323,7 @@ def _no_mount(seen: Descriptor) -> Refusal | None:
     return None
 
 
-def _kept(record: OpenFile, restart: Restart) -> bool:
+def _kept(record: OpenFile, restart: Wanted) -> bool:
     return record.keep or restart.files == "keep"
 
 

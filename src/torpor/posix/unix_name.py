@@ -9,9 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterable
 
 import msgspec
 
+from torpor.linux.sock_diag import LISTEN, UnixSeen
 from torpor.model.errors import RestartFailed
 from torpor.posix.service import Descriptor, Job, Restart
 from torpor.posix.socket_address import DATAGRAM, SEQPACKET, STREAM, link
@@ -70,6 +72,23 @@ def find_file(name: bytes, file: tuple[int, int] | None, seen: Descriptor, job: 
 
 def _same_device(dev: int, kernel: int) -> bool:
     return (os.major(dev), os.minor(dev)) == (kernel >> 20, kernel & 0xFFFFF)
+
+
+def answering(name: Name, world: Iterable[UnixSeen]) -> list[int]:
+    """The inode numbers of the sockets that answer to a name now, among those that sock_diag tells of. Connects to
+    nothing. Raises OSError where the file of the name cannot be looked at."""
+    there = [one for one in world if one.name and (one.state == LISTEN or one.type == DATAGRAM)]
+    if not name.is_path:
+        return [one.ino for one in there if one.name == name.raw]
+    try:
+        st = os.lstat(str(name))
+    except FileNotFoundError:
+        return []
+    return [
+        one.ino
+        for one in there
+        if one.file is not None and one.file[1] == st.st_ino & 0xFFFFFFFF and _same_device(st.st_dev, one.file[0])
+    ]
 
 
 def names(restart: Restart) -> Names:

@@ -1,5 +1,5 @@
-"""The log of what was done: one line of JSON for every checkpoint, restart, removal and copy, also for those that were
-refused or failed.
+"""The log of what was done: one line of JSON for every checkpoint, restart, drill, removal and copy, also for those that
+were refused or failed.
 
 `$TORPOR_LOG`, else `log.jsonl` in `${XDG_STATE_HOME:-~/.local/state}/torpor`; 0600, only ever appended to. A line goes
 out in one write(2) on a descriptor with O_APPEND, which the kernel does in one piece on a local filesystem: lines of
@@ -28,8 +28,8 @@ def path() -> str:
 
 
 def record(event: str, error: BaseException | None = None, **fields: Any) -> None:
-    """Append a line. event: 'checkpoint', 'restart', 'remove', 'prune', 'copy', 'crash'.  error: what it came to
-    instead, if it was not done.  fields: numbers and strings; empty ones are left out. Never raises."""
+    """Append a line. event: 'checkpoint', 'restart', 'drill', 'remove', 'prune', 'copy', 'crash'.  error: what it
+    came to instead, if it was not done.  fields: numbers and strings; empty ones are left out. Never raises."""
     now = time.time()
     line: dict[str, Any] = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03}Z",
