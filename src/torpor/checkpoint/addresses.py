@@ -81,7 +81,7 @@ class _Search:
         if not there:
             self._refuse(f"{what} is not one of this host", "give it to a device here")
         elif not _allowed(address.port):
-            self._refuse(f"{what} needs the right to ports below 1024", "run torpor as root")
+            self._refuse(f"{what} needs the right to low ports", "run torpor as root")
         else:
             taken = _tcp_taken if service == "tcp" else _udp_taken
             self._in_use(what, taken(address, state))

@@ -102,6 +102,8 @@ class _Search:
         if state.deleted or state.made_up or state.keep:
             return
         self.looked.add(path)
+        if state.in_folder:
+            return  # it comes back with its folder
         if state.contents is not None or (state.written and state.flags & O_ACCMODE != os.O_RDONLY):
             self.writable(path)
 
@@ -146,9 +148,7 @@ class _Search:
             pid = locks.in_the_way(lock, st.st_dev, st.st_ino, table)
             if pid is None:
                 continue
-            if not pid:
-                pid = _who_has(path, st, self._mine)
-            if pid and self._mine(pid):
+            if (pid and self._mine(pid)) or _has_locked(st, lock.kind, self._mine):
                 self.own.append(f"the lock on {path}")
             else:
                 who = f"process {pid} ({proc.comm(pid)})" if pid else "another process"
@@ -171,9 +171,9 @@ class _Search:
         self.refusals += [one for one in found if one not in self.refusals]
 
 
-def _who_has(path: str, st: os.stat_result, mine: Mine) -> int:
-    """A process of the job that has the file open, else 0: /proc/locks does not tell whose a lock of a description
-    is."""
+def _has_locked(st: os.stat_result, kind: str, mine: Mine) -> bool:
+    """Has a process of the job a lock of that kind on the file? /proc/locks does not tell for those of a description:
+    it shows nobody, or who once took it."""
     for name in os.listdir("/proc"):
         if not name.isdigit() or not mine(int(name)):
             continue
@@ -181,7 +181,9 @@ def _who_has(path: str, st: os.stat_result, mine: Mine) -> int:
             for number in proc.descriptors(int(name)):
                 seen = os.stat(f"/proc/{name}/fd/{number}")
                 if (seen.st_dev, seen.st_ino) == (st.st_dev, st.st_ino):
-                    return int(name)
+                    info = proc.text(f"/proc/{name}/fdinfo/{number}").splitlines()
+                    if any(one.kind == kind for one in locks.held(info)):
+                        return True
         except OSError:
             continue
-    return 0
+    return False

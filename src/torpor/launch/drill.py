@@ -168,7 +168,8 @@ def _drill(seen: _Seen, info: RootInfo, wishes: Wishes, result: Drilled) -> Dril
     ]
     if runs or around.own or found.own:
         runs = True
-        used = f" ({_and([*around.own, *found.own])} in its use)" if around.own or found.own else ""
+        own = list(dict.fromkeys((*around.own, *found.own)))
+        used = f" ({_and(own)} in its use)" if own else ""
         notes.append(f"{info.job} is running{used}: a restart waits for its end, or is a copy (--clone)")
     needed, free = room.memory_needed(saved, records), room.memory_free()
     fill = needed + SPARE <= free
@@ -184,7 +185,7 @@ def _drill(seen: _Seen, info: RootInfo, wishes: Wishes, result: Drilled) -> Dril
         chunks=len(seen.load.refs),
     )  # fmt: skip
     if not failures:
-        rehearsal = rehearse.Rehearsal(registry.runtime(), rehearse.stand_ins(saved), fill)
+        rehearsal = rehearse.Rehearsal(_hidden(result.store), rehearse.stand_ins(saved), fill)
         try:
             _settle(rehearsal, found.local, records)
             seconds, told = _rehearse(seen, moved, rehearsal, wishes.progress)
@@ -192,10 +193,10 @@ def _drill(seen: _Seen, info: RootInfo, wishes: Wishes, result: Drilled) -> Dril
             notes += told
         except Damaged as error:
             return result._replace(failures=(str(error),), notes=tuple(notes))
+        except _Nowhere:
+            raise
         except Refused as error:
-            if error.refusals and error.refusals[0].thing.startswith(_NOT_HERE):
-                raise
-            failures.append(str(error))
+            failures += [str(refusal) for refusal in error.refusals]
         except TorporError as error:
             more = "; the job is running, and may have what only one can have" if runs else ""
             failures.append(f"{error}{more}")
@@ -206,7 +207,11 @@ def _drill(seen: _Seen, info: RootInfo, wishes: Wishes, result: Drilled) -> Dril
     return result._replace(failures=tuple(failures), notes=tuple(notes))
 
 
-_NOT_HERE = "no restart can be rehearsed here"
+class _Nowhere(Refused):
+    """No rehearsal can be held here."""
+
+    def __init__(self, thing: str, way_out: str) -> None:
+        super().__init__([Refusal(0, "", thing, way_out)], "no restart can be rehearsed here")
 
 
 def _mine(info: RootInfo, saved: Manifest) -> tuple[Mine, bool]:
@@ -236,6 +241,18 @@ def _mine(info: RootInfo, saved: Manifest) -> tuple[Mine, bool]:
     return mine, entry is not None or mine(saved.root)
 
 
+def _hidden(store: str) -> str:
+    """The folder over which a filesystem is hung that nobody else sees: torpor's own, so that none of the job's is
+    hidden. Raises Refused where something else is needed from there."""
+    from torpor.supervise import audit, state
+
+    folder = registry.runtime()
+    for path in (store, state.base(), audit.path()):
+        if os.path.realpath(path).startswith(os.path.realpath(folder) + "/"):
+            raise _Nowhere(f"{path} is in torpor's runtime folder", "name another one in TORPOR_RUNTIME")
+    return folder
+
+
 def _settle(rehearsal: Any, local: frozenset[bytes], records: list[tuple[str, Any]]) -> None:
     """Go into namespaces of our own, for good, and prepare them. Raises Refused where there are none."""
     from torpor.linux import devpts, loopback, namespaces
@@ -255,8 +272,7 @@ def _settle(rehearsal: Any, local: frozenset[bytes], records: list[tuple[str, An
         except OSError as error:
             why = str(error.strerror)
     if why:
-        thing = f"{_NOT_HERE}, without namespaces ({why})"
-        raise Refused([Refusal(0, "", thing, "torpor verify --deep looks at the data alone")], "no drill")
+        raise _Nowhere(f"without namespaces ({why})", "torpor verify --deep looks at the data alone")
     # What is made under any name is made where nobody sees it.
     os.environ["TMPDIR"] = rehearsal.folder
     with open("/proc/self/oom_score_adj", "w") as adjustment:
