@@ -29,6 +29,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[objectserver.Server
 def cycle(bench: harness.Bench) -> None:
     bench.env["TORPOR_STORE"] = bench.store
     bench.cycle(PROGRAM.command(bench.go), "run", rewind=PROGRAM.rewind)
+    assert "would start" in bench.must("drill").out
 
 
 def test_stripe(user_bench: harness.Bench) -> None:
