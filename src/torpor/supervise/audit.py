@@ -1,5 +1,5 @@
-"""The log of what was done: one line of JSON for every checkpoint, restart, drill, removal and copy, also for those that
-were refused or failed.
+"""The log of what was done: one line of JSON for every checkpoint, restart, drill, removal and copy, also for those
+that were refused or failed.
 
 `$TORPOR_LOG`, else `log.jsonl` in `${XDG_STATE_HOME:-~/.local/state}/torpor`; 0600, only ever appended to. A line goes
 out in one write(2) on a descriptor with O_APPEND, which the kernel does in one piece on a local filesystem: lines of
