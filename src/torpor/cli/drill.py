@@ -7,11 +7,11 @@ import argparse
 from torpor.cli.options import add_json, add_map_path, add_store, add_untrusted, store
 
 HELP = """Would a checkpoint start, here and now? It is restarted to the moment before the first instruction, in
-namespaces of its own, and thrown away. Every chunk is read and verified; CPU features, files, addresses, locks and room
-are looked at. The job may be running; nothing of it is touched, and nothing is left behind.
+namespaces of its own, and thrown away. Every chunk is read and verified; CPU features, files, addresses, locks
+and room are looked at. The job may be running; nothing of it is touched, and nothing is left behind.
 
-Exit status: 0 it would start; 1 it would not, or no drill can be held here; 2 there is no such checkpoint. Each reason
-is a line. Made for a timer (examples/torpor-drill@.timer)."""
+Exit status: 0 it would start; 1 it would not, or no drill can be held here; 2 there is no such checkpoint. Each
+reason is a line. Made for a timer (examples/torpor-drill@.timer)."""
 EXAMPLE = """  torpor drill train
   torpor drill train@3 --store s3://bucket/checkpoints --json"""
 
