@@ -7,6 +7,9 @@ encrypt_to = ["self", "site"]    # who can read checkpoints; $TORPOR_ENCRYPT_TO 
 [stores.cloud]
 location = "s3://bucket/folder"
 endpoint = "https://..."         # whatever else the back end understands
+
+[engine]                         # a site's NATS, for jobs over several hosts: link/engine.py
+url = "tls://..."
 """
 
 from __future__ import annotations
@@ -22,12 +25,13 @@ COMPRESSION = ("auto", "none", "fast", "zstd")
 
 class Settings(NamedTuple):
     """What stands in the file. encrypt_to: recipients, as image.seal.reader takes them.  stores: by name, with
-    `location` and options of the back end."""
+    `location` and options of the back end.  engine: as it stands there (link/engine.py)."""
 
     store: str = ""
     compress: str = ""
     encrypt_to: tuple[str, ...] = ()
     stores: dict[str, dict[str, Any]] = {}
+    engine: dict[str, Any] = {}
 
 
 def path() -> str:
@@ -80,6 +84,8 @@ def check(plain: dict[str, Any], where: str) -> Settings:
     readers = plain.get("encrypt_to", [])
     if not isinstance(readers, list) or not all(isinstance(each, str) and each for each in readers):
         raise UsageError(f'{where}: encrypt_to has to be a list of keys: encrypt_to = ["self", "NAME"]')
+    if not isinstance(plain.get("engine", {}), dict):
+        raise UsageError(f"{where}: `engine` has to be a table: [engine]")
     if unknown := sorted(set(plain) - set(Settings._fields)):
         raise UsageError(f"{where}: {unknown[0]!r} is not a setting ({', '.join(Settings._fields)})")
-    return Settings(plain.get("store", ""), plain.get("compress", ""), tuple(readers), stores)
+    return Settings(plain.get("store", ""), plain.get("compress", ""), tuple(readers), stores, plain.get("engine", {}))
