@@ -6,6 +6,7 @@ Closed for ever when it fails: nats-py's own reconnecting knows no limit for som
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import os
 from collections.abc import Awaitable, Callable
@@ -32,6 +33,7 @@ OPERATION = "KV-Operation"
 """The header of what is stored where a key was removed."""
 TROUBLE = (nats.errors.Error, OSError, TimeoutError, asyncio.TimeoutError, ValueError, KeyError)
 """What nats-py raises where a connection or a server fails, or an answer is not one."""
+_ID = api.Header.MSG_ID.value
 _WRONG_SEQUENCE = (10071, 10164)
 _TOO_FEW_SERVERS = (10005, 10074)
 """JetStream's err_codes: another revision; no peers for so many replicas, replicas without a cluster."""
@@ -43,17 +45,19 @@ for _name in ("asyncio", "nats"):
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """With a limit for the end of TLS (asyncio waits 30 s for the other side's farewell), and knowing whether TLS has
-    begun: nats-py would go on in plain text if the server does not ask for it."""
-
-    secure = False
+    """With a limit for the end of TLS (asyncio waits 30 s for the other side's farewell); and it tells a Connection
+    that TLS has begun: nats-py would go on in plain text if the server does not ask for it."""
 
     async def start_tls(self, *args: Any, **options: Any) -> Any:
         options.setdefault("ssl_handshake_timeout", CONNECT)
         options.setdefault("ssl_shutdown_timeout", 1.0)
         transport = await super().start_tls(*args, **options)
-        self.secure = True
+        _opening.get().secure = True
         return transport
+
+
+_opening: contextvars.ContextVar[Connection] = contextvars.ContextVar("opening")
+"""Whose `open` it is that a task runs."""
 
 
 class Job(NamedTuple):
@@ -77,7 +81,7 @@ class Job(NamedTuple):
 class Connection:
     """Open it with `open`; `broken` is set once it is of no use any more."""
 
-    def __init__(self, engine: Engine, job: Job, loop: Loop) -> None:
+    def __init__(self, engine: Engine, job: Job) -> None:
         self.client = Client()
         self.js: JetStreamContext
         self.kv: KeyValue
@@ -85,12 +89,12 @@ class Connection:
         self.why: BaseException | None = None
         self._engine = engine
         self._job = job
-        self._loop = loop
+        self.secure = False
 
     async def open(self, url: str, known: bytes) -> bytes:
         """Connect. known: the first host's hello, b'' if we have not seen it yet; returns it. Raises what is in
         TROUBLE; Stranger and Mismatch where it makes no sense to try again."""
-        self._loop.secure = False
+        _opening.set(self)
         try:
             await self.client.connect(
                 [url],
@@ -133,7 +137,7 @@ class Connection:
         self.broken.set()
 
     def _secured(self) -> None:
-        if self._engine.insist and not self._loop.secure:
+        if self._engine.insist and not self.secure:
             raise OSError("the server does not begin with TLS")
 
     async def _prepare(self, new: bool) -> KeyValue:
@@ -164,34 +168,28 @@ class Connection:
         if raw is None and not known:
             mine = hello.encode(self._job.mine, self._job.secret, "state")
             try:
-                await self.store(HELLO, mine, {api.Header.MSG_ID.value: os.urandom(12).hex()}, ABSENT)
+                await self.store(HELLO, mine, ids(), ABSENT)
             except Conflict:
                 pass  # somebody else was quicker
             raw = await self.raw(HELLO)
-        found = bytes(raw.value or b"") if raw is not None else b""
+        found = bytes(raw.data or b"") if raw is not None else b""
         if known and found != known:
             raise _gone()
         hello.check(self._job.mine, hello.decode(found, self._job.secret, "state"))
         return found
 
-    async def raw(self, key: str) -> KeyValue.Entry | None:
-        """The key as it is stored; None if there is none."""
+    async def raw(self, key: str) -> api.RawStreamMsg | None:
+        """The last that was stored for a key; None if nothing ever was. Where the key was removed, see `removed`."""
         try:
-            return await self.kv.get(key)
-        except nats.js.errors.KeyNotFoundError:
+            return await self.js.get_msg(
+                f"KV_{self._job.bucket}", subject=f"$KV.{self._job.bucket}.{key}", direct=False
+            )
+        except nats.js.errors.NotFoundError:
             return None
 
-    async def removed(self, key: str) -> int | None:
-        """The revision at which the key was removed, if it was."""
-        try:
-            await self.kv.get(key)
-        except nats.js.errors.KeyNotFoundError as error:
-            return error.entry.revision if error.entry is not None else None
-        return None
-
     async def store(self, key: str, data: bytes, headers: dict[str, str], expect: int) -> int:
-        """Publish to the key's subject; the revision. headers: among them a message id, by which the server knows a
-        question that is asked again. Raises Conflict."""
+        """Publish to the key's subject; the revision. headers: among them a message id, by which a question that is
+        asked again is known to have been answered before. Raises Conflict."""
         expected = expect
         for again in (False, True):
             told = dict(headers)
@@ -203,12 +201,25 @@ class Connection:
             except nats.js.errors.APIError as error:
                 if error.err_code not in _WRONG_SEQUENCE:
                     raise
+            # The server looks at the revision first and at the message id then, or not at all.
+            last = await self.raw(key)
+            if last is not None and last.seq and (last.headers or {}).get(_ID) == headers[_ID]:
+                return last.seq
             # What was removed has left a revision behind.
-            gone = await self.removed(key) if expect == ABSENT and not again else None
-            if gone is None:
+            if again or expect != ABSENT or last is None or not last.seq or not removed(last):
                 break
-            expected = gone
+            expected = last.seq
         raise Conflict(f"{key} has another revision" if expect else f"{key} is there already")
+
+
+def removed(raw: api.RawStreamMsg) -> bool:
+    """Does this say that the key is there no more?"""
+    return OPERATION in (raw.headers or {})
+
+
+def ids() -> dict[str, str]:
+    """The header that tells one question from all others."""
+    return {_ID: os.urandom(12).hex()}
 
 
 def _gone() -> Stranger:

@@ -19,6 +19,7 @@ server asks for it. What torpor says is closed with a key of the job's in either
 from __future__ import annotations
 
 import base64
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -59,6 +60,7 @@ class Engine(NamedTuple):
 def own(secret: Secret, host: str, nodes: Sequence[Node]) -> Engine:
     """The job's own servers."""
 
+    @functools.cache
     def tls() -> ssl.SSLContext:
         from torpor.link.certificates import context, identity
 

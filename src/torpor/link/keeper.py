@@ -25,7 +25,7 @@ TRIES, SPAN = 5, 60.0
 """A server that has died so often within so many seconds is left alone."""
 WAIT = 5.0
 """Seconds that a server has for ending."""
-ESTABLISHED, LISTEN = "01", "0A"
+ESTABLISHED = "01"
 _SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
 
 
@@ -44,7 +44,7 @@ def main(folder: str, program: str, port: int) -> int:
             if _gone(server):
                 if not started:
                     server = 0
-                    return 1
+                    return 1  # the folder stays: its log says why
                 now = time.monotonic()
                 deaths = [death for death in deaths if death > now - SPAN] + [now]
                 server = 0
@@ -53,7 +53,7 @@ def main(folder: str, program: str, port: int) -> int:
                 time.sleep(0.1 * len(deaths))
                 server = _spawn(folder, program)
             elif not started:
-                if sockets(server, port, LISTEN):
+                if os.path.exists(ready(folder, program, server)):
                     started = True
                     with open(os.path.join(folder, "started"), "x"):
                         pass
@@ -101,6 +101,11 @@ def _end(pid: int) -> None:
             os.waitpid(pid, 0)
             return
         signal.sigtimedwait({signal.SIGCHLD}, 0.1)
+
+
+def ready(folder: str, program: str, pid: int) -> str:
+    """The file that a server makes once it listens (its option `ports_file_dir`)."""
+    return os.path.join(folder, f"{os.path.basename(program)}_{pid}.ports")
 
 
 def sockets(pid: int, port: int, state: str) -> int:

@@ -6,8 +6,9 @@ callback, and all callbacks are called by `deliver`, in the thread that calls it
 not known here.
 
 Messages arrive at most once, and those of one sender on one topic in their order. While a link is down nothing
-arrives: whoever hears that it is up again asks anew for what it missed. What has to last goes into the key-value
-store: a `put` that was answered without an error is kept, whichever one of three servers is lost.
+arrives, and for a moment after it is up again something may still be missed, until all servers know who listens: so
+what matters is said again until it is answered. What has to last goes into the key-value store: a `put` that was
+answered without an error is kept, whichever one of three servers is lost.
 
 Every wait has a limit: `done` is called within `limit` seconds, and with LinkDown if nothing is known by then.
 """
@@ -49,7 +50,8 @@ class LinkDown(LinkError):
 
 
 class Conflict(LinkError):
-    """The key has another revision than was expected; nothing was changed."""
+    """The key has another revision than was expected: nothing was changed, or (where an answer was lost on the way) the
+    change has been written over already."""
 
 
 class Mismatch(LinkError):

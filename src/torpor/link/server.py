@@ -133,6 +133,7 @@ def config(node: Node, nodes: Sequence[Node], folder: str, word: str, listen: st
         f"host: {quoted(listen or node.address)}",
         f"port: {node.port}",
         f"log_file: {quoted(os.path.join(folder, 'server.log'))}",
+        f"ports_file_dir: {quoted(folder)}",
         "logfile_size_limit: 1048576",
         "logfile_max_num: 2",
         f"max_payload: {PAYLOAD}",

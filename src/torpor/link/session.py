@@ -1,8 +1,7 @@
 """What goes on in the thread of a NATS link: a connection is kept, questions are asked until they are answered.
 
 A connection that fails is given up and a new one is made, to the next server. A question that was under way is asked
-again, until its limit, with the same message id, so that the server does not carry it out twice (its window for that
-is two minutes).
+again, until its limit, with the same message id, by which it is seen whether it was carried out already.
 
 What other hosts write is noticed by messages that the server sends once it has stored something (`republish`); because
 a message can be lost, what is watched is also looked at anew after each reconnection and every RESYNC seconds.
@@ -21,9 +20,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 from nats.aio.msg import Msg
-from nats.js import api
 
-from torpor.link.connection import CONNECT, OPERATION, REQUEST, TROUBLE, Connection, Job, Loop, Work
+from torpor.link.connection import CONNECT, OPERATION, REQUEST, TROUBLE, Connection, Job, Loop, Work, ids, removed
 from torpor.link.engine import Engine
 from torpor.link.link import ABSENT, Conflict, Done, Entry, LinkDown, Message, Mismatch, Status, Stranger, matches
 from torpor.link.secret import Seal
@@ -112,7 +110,7 @@ class Session:
         urls = list(self._engine.urls)
         turn = int.from_bytes(os.urandom(2), "big")  # the hosts spread over the servers
         while not self._stop.is_set() and self._final is None:
-            connection = Connection(self._engine, self._job, self._loop)
+            connection = Connection(self._engine, self._job)
             why: BaseException | None = None
             try:
                 url = urls[turn % len(urls)]
@@ -245,22 +243,22 @@ class Session:
     def read(self, key: str) -> Work:
         async def work(connection: Connection) -> Entry | None:
             raw = await connection.raw(key)
-            if raw is None:
+            if raw is None or removed(raw):
                 return None
-            value = self._seal.open(raw.value or b"", f"key {key}")
+            value = self._seal.open(raw.data or b"", f"key {key}")
             if value is None:
                 raise Stranger(f"the key {key} was written by somebody who does not know the job's secret")
-            return Entry(key, value, raw.revision or 0)
+            return Entry(key, value, raw.seq or 0)
 
         return work
 
     def write(self, key: str, value: bytes, expect: int) -> Work:
         sealed = self._seal.close(value, f"key {key}")
-        headers = {api.Header.MSG_ID.value: os.urandom(12).hex()}
+        headers = ids()
         return lambda connection: connection.store(key, sealed, headers, expect)
 
     def remove(self, key: str, expect: int) -> Work:
-        headers = {api.Header.MSG_ID.value: os.urandom(12).hex(), OPERATION: "DEL"}
+        headers = {**ids(), OPERATION: "DEL"}
 
         async def work(connection: Connection) -> None:
             if expect == ABSENT:
@@ -313,9 +311,8 @@ class Session:
             if not watched.pattern.endswith(".>"):
                 raw = await connection.raw(watched.pattern)
                 if raw is not None:
-                    self._notice(watched, watched.pattern, raw.value or b"", raw.revision or 0)
-                else:
-                    self._notice(watched, watched.pattern, None, await connection.removed(watched.pattern) or 0)
+                    sealed = None if removed(raw) else raw.data or b""
+                    self._notice(watched, watched.pattern, sealed, raw.seq or 0)
                 return
             watching = connection.kv.watch(watched.pattern, inactive_threshold=5.0)
             watcher: Any = await asyncio.wait_for(watching, REQUEST)

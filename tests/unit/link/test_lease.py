@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+import random
 
 import pytest
 import worlds
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from torpor.link.lease import Contender, Lease, Record, Write
@@ -37,65 +37,99 @@ class Store:
         return self.revision
 
 
-STEPS = st.lists(
-    st.tuples(
-        st.integers(0, 2),
-        st.sampled_from(["tick", "tick", "tick", "read", "tell", "land", "answer", "lose", "up", "put", "release"]),
-        st.sampled_from([0.0, 0.5, 1.0, 4.0, 13.0]),
-    ),
-    max_size=120,
-)
+class World:
+    """Three contenders; writes and readings are on their way for as long as one likes."""
 
+    def __init__(self) -> None:
+        self.store = Store()
+        self.now = 100.0
+        self.who = [Contender(name, TTL) for name in "abc"]
+        self.flying: list[tuple[Write, bool, int | None] | None] = [None] * 3
+        self.readings: list[tuple[Entry | None, Record | None] | None] = [None] * 3
+        self.number = 0
+        self.taken = 0
+        for each in self.who:
+            each.wanted = True
 
-@settings(max_examples=400)
-@given(STEPS)
-def test_never_two_and_nothing_kept_is_lost(steps: list[tuple[int, str, float]]) -> None:
-    store = Store()
-    now = 100.0
-    who = [Contender(name, TTL) for name in "abc"]
-    for each in who:
-        each.wanted = True
-    flying: list[list[Any]] = [[] for _ in who]  # [write, landed?, revision]
-    reads: list[tuple[Entry | None, Record | None] | None] = [None] * 3
-    number = 0
-    for index, what, passed in steps:
-        now += passed
-        contender = who[index]
-        flight = flying[index]
-        if what == "tick" and not flight:
-            write = contender.tick(now)
-            if write is not None:
-                flight[:] = [write, False, None]
-        elif what == "release" and not flight:
-            write = contender.release(now)
-            contender.wanted = True
-            if write is not None:
-                flight[:] = [write, False, None]
-        elif what == "read":  # what is read may be told later
-            reads[index] = (store.entry, store.record)
-        elif what == "tell" and reads[index] is not None:
-            contender.seen(*reads[index], now)  # type: ignore[misc]
-            reads[index] = None
-        elif what == "land" and flight and not flight[1]:
-            flight[1:] = [True, store.write(flight[0])]
-        elif what == "answer" and flight and flight[1]:
-            contender.wrote(flight[2], now)
-            if flight[2] is not None and flight[0].record.token and flight[0].record.holder:
-                store.kept = max(store.kept, int(flight[0].record.state or b"0"))
-            flight.clear()
-        elif what == "lose" and flight:  # the answer, or all of it
-            contender.wrote(None, now)
-            flight.clear()
+    def step(self, index: int, what: str) -> None:
+        contender = self.who[index]
+        contender.wanted = True
+        flight = self.flying[index]
+        if what == "read":
+            self.readings[index] = (self.store.entry, self.store.record)
+        elif what == "tell":
+            if (reading := self.readings[index]) is not None:
+                contender.seen(*reading, self.now)
+                self.readings[index] = None
+        elif what == "tick" and flight is None:
+            if (write := contender.tick(self.now)) is not None:
+                self.flying[index] = (write, False, None)
+        elif what == "release" and flight is None:
+            if (write := contender.release(self.now)) is not None:
+                self.flying[index] = (write, False, None)
+        elif what == "land" and flight is not None and not flight[1]:
+            self.flying[index] = (flight[0], True, self.store.write(flight[0]))
+        elif what == "answer" and flight is not None and flight[1]:
+            contender.wrote(flight[2], self.now)
+            record = flight[0].record
+            if flight[2] is not None and record.holder:
+                self.store.kept = max(self.store.kept, int(record.state or b"0"))
+                self.taken += not record.token
+            self.flying[index] = None
+        elif what == "lose" and flight is not None:  # the answer, or all of it
+            contender.wrote(None, self.now)
+            self.flying[index] = None
         elif what == "up":
-            contender.lost_sight(now)
-        elif what == "put" and contender.held(now):
-            number += 1
-            contender.set(str(number).encode())
-        assert sum(each.held(now) for each in who) <= 1
-        assert store.tokens == sorted(set(store.tokens))
-        assert store.record is None or int(store.record.state or b"0") >= store.kept
-        for each in who:
-            assert not each.held(now) or each.token == store.tokens[-1]
+            contender.lost_sight(self.now)
+        elif what == "put" and contender.held(self.now):
+            self.number += 1
+            contender.set(str(self.number).encode())
+
+    def judge(self) -> None:
+        holders = [each for each in self.who if each.held(self.now)]
+        assert len(holders) <= 1
+        assert self.store.tokens == sorted(set(self.store.tokens))
+        assert self.store.record is None or int(self.store.record.state or b"0") >= self.store.kept
+        for each in holders:
+            assert each.token == self.store.tokens[-1]
+
+
+BLOCKS = [
+    ["read", "tell", "tick", "land", "answer"],
+    ["read", "tell", "tick", "land"],
+    ["read", "tell"],
+    ["tick", "land"],
+    *([word] for word in ("read", "tell", "tick", "land", "answer", "answer", "lose", "up", "put", "release")),
+]
+PASSES = [0.0, 0.0, 1.0, 3.0, 12.0]
+
+
+def play(moves: list[tuple[int, int, int]]) -> World:
+    world = World()
+    for index, block, passes in moves:
+        world.now += PASSES[passes]
+        for what in BLOCKS[block]:
+            world.step(index, what)
+            world.judge()
+    return world
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2), st.integers(0, len(BLOCKS) - 1), st.integers(0, len(PASSES) - 1)), max_size=60
+    )
+)
+def test_never_two_and_nothing_kept_is_lost(moves: list[tuple[int, int, int]]) -> None:
+    play(moves)
+
+
+def test_never_two_in_long_plays() -> None:
+    dice = random.Random(1)
+    taken = 0
+    for _ in range(300):
+        moves = [(dice.randrange(3), dice.randrange(len(BLOCKS)), dice.randrange(len(PASSES))) for _ in range(200)]
+        taken += play(moves).taken
+    assert taken > 1000
 
 
 def drive(store: Store, contender: Contender, now: float) -> None:

@@ -24,13 +24,15 @@ class Driver:
 
     def __init__(self) -> None:
         self.loop = Loop()
+        self.said: list[Status] = []
+        """By the links that are tried, for whoever wants to know what was wrong."""
 
     def until(self, condition: Callable[[], Any], what: str, limit: float = GENEROUS) -> Any:
         """Turn the loop until there is an answer."""
         end = time.monotonic() + limit
         while not (answer := condition()):
             left = end - time.monotonic()
-            assert left > 0, f"not within {limit} seconds: {what}"
+            assert left > 0, f"not within {limit} seconds: {what}; {self.said[-3:]}"
             self.loop.turn(min(left, 0.05))
         return answer
 
@@ -52,6 +54,7 @@ class Host:
         self.told: list[tuple[str, Entry | None]] = []
         driver.loop.watch(link.fd, link.deliver)
         link.on_status(self.statuses.append)
+        link.on_status(driver.said.append)
 
     @property
     def up(self) -> bool:
@@ -109,7 +112,7 @@ class World:
         host = Host(self.make(name), self.driver)
         self.hosts.append(host)
         if wait:
-            self.driver.until(lambda: host.up, f"{name} is up: {host.statuses}")
+            self.driver.until(lambda: host.up, f"{name} is up")
         return host
 
     def leave(self, host: Host) -> None:
