@@ -129,6 +129,12 @@ PING_PONG = [
 SERVED = [Program("service.c", "tcp", 2), Program("service.c", "unix", 2)]
 """Servers and clients that never rest."""
 
+BACKLOG = [
+    Program("backlog_data.c", mode, wrong=3)
+    for mode in ("abstract-full", "path-apart", "packet-apart", "tcp4-full", "tcp6-apart")
+]
+"""Connections that wait to be accepted and have data in them."""
+
 TERMINALS = [
     Program("terminals.c", "pair", 2),
     Program("terminals.c", "canonical", 2),

@@ -1,10 +1,21 @@
-"""A server under load can be saved at any moment, although connections with data in them always wait to be accepted."""
+"""Connections that wait to be accepted with data in them: a server under load can be saved at any moment, and so can
+one that does not accept at all."""
 
 from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import time
+from typing import Any
 
 import catalogue
 import harness
 import pytest
+from test_robustness import SEED, differences, picture
 
 
 def save_and_restart(program: catalogue.Program, bench: harness.Bench) -> None:
@@ -28,3 +39,87 @@ def test_every_checkpoint_of_a_busy_server_succeeds(program: catalogue.Program, 
 @pytest.mark.parametrize("program", catalogue.parameters(catalogue.SERVED[1:]))
 def test_the_same_as_root(program: catalogue.Program, root_bench: harness.Bench) -> None:
     save_and_restart(program, root_bench)
+
+
+MODES = [f"{kind}{more}" for kind in ("path", "abstract", "packet", "tcp4", "tcp6") for more in ("", "-apart", "-full")]
+REST = [catalogue.Program("backlog_data.c", m) for m in MODES if m not in [one.mode for one in catalogue.BACKLOG]]
+
+
+@pytest.mark.diagonal
+@pytest.mark.parametrize("program", catalogue.parameters(catalogue.BACKLOG))
+def test_data_that_nobody_has_accepted_comes_through(
+    program: catalogue.Program, via: str, bench: harness.Bench
+) -> None:
+    bench.cycle(program.command(bench.go), via)
+
+
+@pytest.mark.exam
+@pytest.mark.parametrize("program", catalogue.parameters(REST))
+def test_and_so_it_does_in_every_other_way(program: catalogue.Program, via: str, bench: harness.Bench) -> None:
+    bench.cycle(program.command(bench.go), via)
+
+
+def still(root: int) -> dict[str, Any]:
+    """What a killed checkpoint could have spoiled; of descriptors the numbers only: a UNIX client's end is another
+    socket afterwards."""
+    found = picture(root)
+    for one in found.values():
+        one["descriptors"] = sorted(one["descriptors"])
+    return found
+
+
+def same_again(root: int, before: dict[str, Any], what: str) -> None:
+    """A tracer's death takes effect a little later, and code of ours that was running comes to its end."""
+    found: list[str] = []
+
+    def look() -> bool:
+        with contextlib.suppress(OSError, ValueError, IndexError, KeyError):
+            found[:] = differences(before, still(root))
+            return not found
+        return False
+
+    try:
+        harness.until(look, "the program as it was", 20)
+    except harness.Failed:
+        raise AssertionError(f"{what}: " + "\n".join(found)) from None
+
+
+def kill_while_it_looks(mode: str, times: int, bench: harness.Bench) -> None:
+    """Kill torpor when it has begun to look into a line; nothing may be lost, whatever was under way."""
+    chance = random.Random(f"{SEED} {mode} {bench.account.label}")
+    job = bench.run([harness.build("backlog_data.c"), bench.go, "0", mode, "any"], "pid")
+    job.ready()
+    assert job.popen is not None
+    root = job.popen.pid
+    bench.checkpoint(job)
+    before = still(root)
+    came = 0
+    for turn in range(times):
+        command = bench.popen(
+            [*bench.account.torpor, "checkpoint", *job.which(), "--store", bench.store],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        moment = chance.uniform(0, 0.02)
+        while command.poll() is None and b"torpor-turnover-" not in pathlib.Path("/proc/net/unix").read_bytes():
+            pass
+        time.sleep(moment)  # a random moment: the subject of this test
+        came += command.poll() is None
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(command.pid, signal.SIGKILL)
+        command.wait()
+        same_again(root, before, f"kill {turn} of {mode} after {moment:.4f} s (TORPOR_TEST_SEED={SEED})")
+    assert came > times // 2
+    bench.checkpoint(job)
+    job.verified()
+    bench.gone("after the job has ended")
+
+
+@pytest.mark.parametrize("mode", ["abstract", "packet-apart", "tcp4-apart"])
+def test_torpor_is_killed_while_it_looks(mode: str, user_bench: harness.Bench) -> None:
+    kill_while_it_looks(mode, 6, user_bench)
+
+
+@pytest.mark.exam
+@pytest.mark.parametrize("mode", MODES)
+def test_torpor_is_killed_while_it_looks_many_times(mode: str, bench: harness.Bench) -> None:
+    kill_while_it_looks(mode, 60, bench)

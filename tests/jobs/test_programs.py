@@ -19,6 +19,7 @@ ALL = [
     *catalogue.GOING_ON,
     *catalogue.PING_PONG,
     *catalogue.SERVED,
+    *catalogue.BACKLOG,
 ]
 pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc")
 

@@ -6,7 +6,7 @@ import os
 import struct
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import msgspec
 
@@ -29,9 +29,10 @@ from torpor.image.manifest import (
 from torpor.linux import kcmp, proc
 from torpor.linux.arch.x86_64 import NR
 from torpor.model.data import Sink
-from torpor.model.errors import CheckpointFailed, Refusal, Refused
+from torpor.model.errors import CheckpointFailed, NotNow, Refusal, Refused
 from torpor.model.ledger import Ledger
 from torpor.posix import cpu, descriptor_services, owner, paths, regular, scratch, terminal
+from torpor.posix.backlog import Backlogs, Turning
 from torpor.posix.contents import store_file
 from torpor.posix.job_services import JOB_SERVICES
 from torpor.posix.memory import layout, vdso
@@ -49,10 +50,18 @@ class _JobView(Survey):
     """The `Job` that services are shown while a frozen job is captured."""
 
     def __init__(
-        self, frozen: Frozen, order: Sequence[int], streams: Sequence[Stream], files: str, sink: Sink, watched: bool
+        self,
+        frozen: Frozen,
+        order: Sequence[int],
+        streams: Sequence[Stream],
+        files: str,
+        sink: Sink,
+        watched: bool,
+        backlogs: Backlogs,
     ) -> None:
         super().__init__([pid for pid in order if pid in frozen.processes], streams, files, watched)
         self.sink = sink
+        self.backlogs = backlogs
         self.at = 0
         self.parts: dict[int, Callable[[], msgspec.Struct]] = {}
         self.notes: list[str] = []
@@ -200,37 +209,29 @@ def capture(
     parent_is_reaper: bool,
     progress: memory.Progress | None,
     copies: Copies,
+    may_turn_over: bool,
 ) -> Captured:
-    """What there is to say of a frozen job; its bulk data goes to the sink.
+    """What there is to say of a frozen job; its bulk data goes to the sink. may_turn_over: also of connections that
+    wait to be accepted with data in them (posix/backlog.py); otherwise NotNow is raised for them.
 
     Raises Refused before anything was run in the job, CheckpointFailed, and whatever shows that the job changed.
     """
     order = [pid for pid in tree.find() if pid in frozen.processes or pid in frozen.zombies]
-    view = _JobView(frozen, order, streams, files_policy, sink, tree.watched)
-    if not view.pids:
-        raise CheckpointFailed("the job has ended")
+    # Not in a job whose connects are answered by somebody else (--watch): its tasks could not do it without them.
+    backlogs = Backlogs(may_turn_over and not tree.watched)
     try:
-        view.look_inside()
-        refusals = view.refusals()
-        if refusals:
-            raise Refused(refusals)
-        objects = []
-        saved_files: list[bytes] = []
-        read_files: list[str] = []
-        for number, group in enumerate(view.groups):
-            seen = group[0]
-            view.at = number
-            service = descriptor_services.service_for(seen, view)
-            held = view.hold(seen.pid, seen.number)
-            record = service.capture(held, seen, view)
-            objects.append(ObjectRecord(service.name, _raw(record), owner.capture(held, view)))
-            if isinstance(record, regular.OpenFile) and record.holder >= 0 and not record.deleted:
-                saved_files.append(record.file.name)
-            if isinstance(record, regular.OpenFile) and record.only_read and copies.wanted(record.file):
-                read_files.append(record.file.path)
-        finish_scratch = _scratch(view, saved_files)
+        view = _JobView(frozen, order, streams, files_policy, sink, tree.watched, backlogs)
+        if not view.pids:
+            raise CheckpointFailed("the job has ended")
+        found = _objects(view, copies)
+        if backlogs.noted:
+            # Once more, when it is known what waits; and before that, all else that may stand in the way.
+            _turn_over(view, frozen)
+            view = _JobView(frozen, order, streams, files_policy, sink, tree.watched, backlogs)
+            found = _objects(view, copies)
     finally:
-        view.close()
+        backlogs.close()
+    objects, read_files, finish_scratch = found
     seen_memory = memory.look(frozen)
     clocks = _clocks(frozen.processes[view.pids[0]])
     files = _Files(copies)
@@ -257,6 +258,60 @@ def capture(
         vdso=_vdso(frozen, saved),
     )
     return Captured(manifest, view.parts, finish_scratch, lambda records: copies.read(records, sink), tuple(view.notes))
+
+
+class _Objects(NamedTuple):
+    """The open file descriptions of a job. read_files: paths of which there are to be copies."""
+
+    records: list[ObjectRecord]
+    read_files: list[str]
+    scratch: Callable[[], Scratch]
+
+
+def _objects(view: _JobView, copies: Copies) -> _Objects:
+    """Ask the services for every open file description. Raises Refused."""
+    try:
+        view.look_inside()
+        refusals = view.refusals()
+        if refusals:
+            raise Refused(refusals)
+        objects = []
+        saved_files: list[bytes] = []
+        read_files: list[str] = []
+        for number, group in enumerate(view.groups):
+            seen = group[0]
+            view.at = number
+            service = descriptor_services.service_for(seen, view)
+            held = view.hold(seen.pid, seen.number)
+            record = service.capture(held, seen, view)
+            objects.append(ObjectRecord(service.name, _raw(record), owner.capture(held, view)))
+            if isinstance(record, regular.OpenFile) and record.holder >= 0 and not record.deleted:
+                saved_files.append(record.file.name)
+            if isinstance(record, regular.OpenFile) and record.only_read and copies.wanted(record.file):
+                read_files.append(record.file.path)
+        return _Objects(objects, read_files, _scratch(view, saved_files))
+    finally:
+        view.close()
+
+
+def _turn_over(view: _JobView, frozen: Frozen) -> None:
+    """Look into what waits to be accepted. Raises Refused before anything was changed, CheckpointFailed."""
+    memory.look(frozen)
+    for process in frozen.processes.values():
+        _ask(process)
+    lines = []
+    for seen in view.backlogs.noted.values():
+        service = cast(Turning, descriptor_services.service_for(seen, view))
+        line = service.plan_turns(seen, view)
+        lines.append((service, line))
+        for process in (frozen.processes[pid] for pid in line.processes):
+            if process.leader.stop_signal:
+                # Were we killed, it would stand still in the middle of it.
+                thing = "is stopped, and a connection of it waits to be accepted, with data in it"
+                raise NotNow([Refusal(process.pid, process.comm, thing, "let it go on (SIGCONT)")])
+    for service, line in lines:
+        service.turn(line, frozen.processes, view, view.backlogs)
+    view.backlogs.known = True
 
 
 def _scratch(view: _JobView, saved: Iterable[bytes]) -> Callable[[], Scratch]:

@@ -87,9 +87,9 @@ def save(request: SaveRequest) -> SaveReport:
     if refusals:
         raise Refused(refusals)
     last: frozenset[int] = frozenset()
-    for pause in _PAUSES:
+    for number, pause in enumerate(_PAUSES):
         try:
-            return _attempt(request, began, last, pause)
+            return _attempt(request, began, last, pause, number >= _PATIENT)
         except _Changed:
             # A process ended in the middle of it, by a signal from outside or of its own accord. Once more, then.
             break
@@ -98,18 +98,22 @@ def save(request: SaveRequest) -> SaveReport:
             # every moment: they become fewer only while those who connect stand still already.
             last = error.waits_for
             time.sleep(pause)
-    return _attempt(request, began, last, _PAUSES[-1])
+    return _attempt(request, began, last, _PAUSES[-1], True)
 
 
 _PAUSES = (0, 0.005, 0.02, 0.08, 0.2, 0.4, 0.8)
 """Seconds before another attempt, and for which it lets processes run that something waits for."""
 
 
+_PATIENT = 3
+"""After so many attempts connections that wait to be accepted are looked into (posix/backlog.py)."""
+
+
 class _Changed(CheckpointFailed):
     """The job changed under our hands."""
 
 
-def _attempt(request: SaveRequest, began: float, last: frozenset[int], grace: float) -> SaveReport:
+def _attempt(request: SaveRequest, began: float, last: frozenset[int], grace: float, may: bool) -> SaveReport:
     saving = request.store.begin(request.name, request.sealer, request.compress)
     copies = Copies(request.with_files)
     try:
@@ -127,6 +131,7 @@ def _attempt(request: SaveRequest, began: float, last: frozenset[int], grace: fl
                         request.parent_is_reaper,
                         request.progress,
                         copies,
+                        may,
                     )
                     captured = captured.watched(request.ledger())
                 except (CallFailed, Gone, ProcessLookupError, FileNotFoundError) as error:

@@ -13,6 +13,7 @@ from torpor.linux import proc
 from torpor.model.data import Buffer, Ref, Sink
 from torpor.model.errors import Refusal
 from torpor.posix import descriptor_services, seccomp_filters
+from torpor.posix.backlog import Backlogs
 from torpor.posix.memory import obstacles
 from torpor.posix.process_services import PROCESS_SERVICES, THREAD_SERVICES
 from torpor.posix.service import Descriptor, Stream
@@ -42,6 +43,7 @@ class Survey:
         self.folders = tuple(sorted(path for path in self._save_paths if os.path.isdir(path)))
         """Those that are saved whole."""
         self.sink: Sink = NoSink()
+        self.backlogs = Backlogs()
         self._mapped: set[tuple[int, int]] | None = None
         found: list[Descriptor] = []
         for pid in pids:

@@ -14,6 +14,7 @@ from torpor.linux.arch.x86_64 import NR
 from torpor.linux.libc import syscall
 
 FILE = 0
+FILES = 2
 SYSVSEM = 6
 EPOLL_TFD = 7
 
@@ -38,6 +39,11 @@ def same_file(pid1: int, fd1: int, pid2: int, fd2: int) -> bool:
 def shares_undo(pid1: int, pid2: int) -> bool:
     """Do two processes have the same list of System V semaphore adjustments? Also true where neither has one."""
     return syscall(NR.kcmp, pid1, pid2, SYSVSEM, 0, 0) == 0
+
+
+def shares_files(pid1: int, pid2: int) -> bool:
+    """Do two processes have one table of descriptors (CLONE_FILES)?"""
+    return syscall(NR.kcmp, pid1, pid2, FILES, 0, 0) == 0
 
 
 def is_epoll_target(pid: int, fd: int, owner: int, epoll: int, number: int, which: int) -> bool:

@@ -33,7 +33,8 @@ class UnixSeen(NamedTuple):
     name: as bound, an abstract one with its leading zero; b'' if it has none. file: (dev, ino) of the file of a bound
     path. peer: inode number of the socket it is connected to, 0 for one without a file. waiting: for a listener, the
     inode numbers of those who have connected and wait, in order (0: closed meanwhile). queued: bytes to be read; for
-    a listener, connections that wait. limit: for a listener, how many may. shut: 1 receiving, 2 sending is over.
+    a listener, connections that wait. limit: for a listener, how many may; else the memory held by what was sent and
+    not read. shut: 1 receiving, 2 sending is over. (The accepted end of a connection that waits is not shown at all.)
     """
 
     ino: int

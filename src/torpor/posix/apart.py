@@ -37,13 +37,45 @@ def apart(do: Callable[[], bytes], silence: float) -> bytes | None:
         os.close(source)
 
 
+class Deputy:
+    """A child that does something if we die, and nothing if we do not (`dismiss`)."""
+
+    def __init__(self, do: Callable[[], None]) -> None:
+        source, self._target = os.pipe()
+        self._pid = os.fork()
+        if self._pid == 0:
+            try:
+                os.close(self._target)
+                _be_deaf()
+                if not os.read(source, 1):
+                    do()
+            finally:
+                os._exit(0)
+        os.close(source)
+
+    def dismiss(self) -> None:
+        """Whatever happens to us from here on, it does nothing."""
+        if self._target >= 0:
+            os.write(self._target, b"\0")
+            os.close(self._target)
+            self._target = -1
+            try:
+                os.waitpid(self._pid, 0)
+            except ChildProcessError:
+                pass
+
+
+def _be_deaf() -> None:
+    os.setsid()
+    for number in range(1, 32):
+        if number not in (signal.SIGKILL, signal.SIGSTOP):
+            signal.signal(number, signal.SIG_IGN)
+
+
 def _be_apart(do: Callable[[], bytes], target: int) -> None:
     """In the child. Never returns."""
     try:
-        os.setsid()
-        for number in range(1, 32):
-            if number not in (signal.SIGKILL, signal.SIGSTOP):
-                signal.signal(number, signal.SIG_IGN)
+        _be_deaf()
         told = do()
         while told:
             told = told[os.write(target, told) :]

@@ -20,8 +20,7 @@ import _socket
 import os
 import select
 import struct
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -39,14 +38,17 @@ from torpor.linux.sock_diag import (
     SYN_SENT,
 )  # fmt: skip
 from torpor.model.errors import NotNow, Refusal, Refused, RestartFailed
-from torpor.posix import socket_kinds, socket_options, socket_queue
-from torpor.posix.descriptors import PerJob, set_status, status_flags
+from torpor.posix import inet_table, inet_turnover, socket_kinds, socket_options, socket_queue
+from torpor.posix.backlog import Backlogs
+from torpor.posix.descriptors import set_status, status_flags
 from torpor.posix.inet_connect import Connector, connector, failed_connect
+from torpor.posix.inet_table import InetTable, TcpSeen
 from torpor.posix.service import Descriptor, DescriptorBase, Job, Restart
-from torpor.posix.socket_address import AF_INET, AF_INET6, STREAM, Address, inet, link, own_name, packed, peer_name
+from torpor.posix.socket_address import AF_INET, AF_INET6, STREAM, Address, link, packed
 from torpor.posix.socket_options import Options
 from torpor.posix.socket_queue import Queue
-from torpor.posix.socket_works import Step, close_all, listen, options_later, shut, shut_later, works
+from torpor.posix.socket_works import Step, close_all, listen, options_later, send_later, shut, shut_later, works
+from torpor.tracee.process import LivingProcess
 
 FRESH, BOUND, LISTENING, CONNECTING, CONNECTED, CLOSED, FAILED = (
     "fresh", "bound", "listening", "connecting", "connected", "closed", "failed",
@@ -54,6 +56,16 @@ FRESH, BOUND, LISTENING, CONNECTING, CONNECTED, CLOSED, FAILED = (
 IN_JOB, WAITING, GONE, OUTSIDE = "job", "waiting", "gone", "outside"
 
 _SENT_ALL = (FIN_WAIT1, FIN_WAIT2, CLOSING, LAST_ACK)
+
+
+class Gone(msgspec.Struct, frozen=True, array_like=True):
+    """A client that waits to be accepted and is closed already: its own address, the listener's as it saw it, and what
+    it has sent."""
+
+    local: Address
+    remote: Address
+    family: int
+    sent: Queue | None = None
 
 
 class TcpSocket(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,86 +93,15 @@ class TcpSocket(msgspec.Struct, frozen=True, kw_only=True):
     backlog: int = 0
     gone_waiting: int = 0
     """For a listener: connections that wait to be accepted and were closed by the other end already."""
+    sent: Queue | None = None
+    """Of one that waits to be accepted: what it has sent, where the job's own data does not tell."""
+    gone_before: tuple[Gone, ...] = ()
+    """Those that are closed and wait right in front of this one; for a listener, behind all others. `gone_waiting` are
+    others, of which nothing is known."""
     after: tuple[int, ...] = ()
     """Objects that must exist first."""
     options: Options = Options()
     queue: Queue | None = None
-
-
-class _Seen(NamedTuple):
-    """A TCP socket of the job, as its table of sockets has it."""
-
-    number: int
-    fd: int
-    family: int
-    state: int
-    local: Address | None
-    remote: Address | None
-    age: int
-    """Milliseconds since the other end was last heard of."""
-
-
-class _Table:
-    """All TCP sockets of the job, by inode number and by what they are connected to."""
-
-    def __init__(self, job: Job) -> None:
-        self.by_ino: dict[int, _Seen] = {}
-        self.by_ends: dict[tuple[Address, Address], int] = {}
-        self.listeners: list[tuple[int, _Seen]] = []
-        for ino, one in socket_kinds.objects(job, "TCP").items():
-            fd = job.hold(one.pid, one.number)
-            number = job.object_of(one.pid, one.number)
-            assert number is not None
-            family = socket_options.number(fd, socket_options.SOL_SOCKET, socket_options.SO_DOMAIN)
-            info = socket_options.get(fd, socket_options.TCP, socket_options.TCP_INFO) or bytes(192)
-            name, peer = own_name(fd), peer_name(fd)
-            seen = _Seen(number, fd, family, info[0], inet(name), inet(peer) if peer else None, _age(info))
-            self.by_ino[ino] = seen
-            if seen.local is not None and seen.remote is not None:
-                self.by_ends[seen.local, seen.remote] = ino
-            if seen.state == LISTEN:
-                self.listeners.append((ino, seen))
-        self._world: list[sock_diag.InetSeen] | None = None
-
-    def listener_at(self, address: Address) -> tuple[int, _Seen] | None:
-        """The job's listener that answers at an address; one for all addresses comes last."""
-        found = None
-        for ino, seen in self.listeners:
-            if seen.local is None or seen.local.port != address.port:
-                continue
-            if seen.local.ip == address.ip:
-                return ino, seen
-            if seen.local.any and (len(seen.local.ip) == 16 or len(address.ip) == 4):
-                found = ino, seen
-        return found
-
-    def world(self) -> list[sock_diag.InetSeen]:
-        """All TCP sockets of this machine; looked up once, where the job's own do not tell."""
-        if self._world is None:
-            self._world = []
-            for family in (AF_INET, AF_INET6):
-                self._world += sock_diag.inet_sockets(family, socket_options.TCP)
-        return self._world
-
-    def ends_at(self, local: Address, remote: Address) -> sock_diag.InetSeen | None:
-        """The socket of this machine with these two addresses."""
-        for seen in self.world():
-            if packed(*seen.local).port == local.port and _is(seen.local, local) and _is(seen.remote, remote):
-                return seen
-        return None
-
-
-def _is(one: tuple[bytes, int], other: Address) -> bool:
-    address = packed(*one)
-    return (address.ip, address.port) == (other.ip, other.port)
-
-
-def _age(info: bytes) -> int:
-    # struct tcp_info: 8 bytes, then 32-bit fields; tcpi_last_data_recv is at 52, tcpi_last_ack_recv at 56.
-    return int(struct.unpack_from("=I", info, 56)[0])
-
-
-_tables: PerJob[_Table] = PerJob(_Table)
 
 
 class TcpService(DescriptorBase):
@@ -175,7 +116,7 @@ class TcpService(DescriptorBase):
         ulp = socket_options.get(fd, socket_options.TCP, socket_options.TCP_ULP)
         if ulp and ulp.strip(b"\0"):
             raise Refused([seen.refuse(f"a TCP socket with {ulp.strip(bytes(1)).decode()} in the kernel", _WAY_OUT)])
-        table = _tables.of(job)
+        table = inet_table.of(job)
         me = table.by_ino[seen.ino]
         events = socket_queue.readable(fd)
         record = TcpSocket(
@@ -199,7 +140,7 @@ class TcpService(DescriptorBase):
             return self._connecting(record, me, table)
         return self._connected(record, fd, me, seen, job, table, events)
 
-    def _listener(self, record: TcpSocket, fd: int, seen: Descriptor, table: _Table, job: Job) -> TcpSocket:
+    def _listener(self, record: TcpSocket, fd: int, seen: Descriptor, table: InetTable, job: Job) -> TcpSocket:
         assert record.local is not None
         # After all that was accepted here or uses the port; those that wait to be accepted come after the listener.
         info = socket_options.get(fd, socket_options.TCP, socket_options.TCP_INFO) or bytes(192)
@@ -218,14 +159,38 @@ class TcpService(DescriptorBase):
                 found = table.listener_at(local)
                 if found is None or found[0] != record.ino:
                     continue
+                if job.backlogs.tcp(remote, local) is not None:
+                    continue
                 if end.received > (end.state == CLOSE_WAIT):  # the end itself counts as one
-                    raise NotNow([_unread(seen, f"from {remote}", local)], socket_kinds.holders(record.ino, job))
+                    why = NotNow([_unread(seen, f"from {remote}", local)], socket_kinds.holders(record.ino, job))
+                    job.backlogs.unread(seen, why)
                 gone += (remote, local) not in table.by_ends
         return msgspec.structs.replace(
-            record, state=LISTENING, remote=None, backlog=backlog, gone_waiting=gone, after=tuple(sorted(set(first)))
-        )
+            record, state=LISTENING, remote=None, backlog=backlog, gone_waiting=gone, after=tuple(sorted(set(first))),
+            gone_before=self._gone_before(None, record.ino, table, job),
+        )  # fmt: skip
 
-    def _before(self, other: _Seen, port: int, table: _Table) -> bool:
+    def _gone_before(self, client: TcpSeen | None, listener: int, table: InetTable, job: Job) -> tuple[Gone, ...]:
+        """Those that are gone and wait right in front of a client (None: behind all) of a listener that was looked
+        into."""
+        found: list[Gone] = []
+        for local, remote in job.backlogs.tcp_order():
+            at = table.listener_at(remote)
+            if at is None or at[0] != listener:
+                continue
+            if client is not None and (local, remote) == (client.local, client.remote):
+                return tuple(found)
+            if (local, remote) in table.by_ends:
+                found = []
+                continue
+            family = AF_INET if len(local.ip) == 4 else AF_INET6
+            found.append(Gone(local, remote, family, self._sent_by(local, remote, job)))
+        return tuple(found) if client is None else ()
+
+    def _sent_by(self, local: Address, remote: Address, job: Job) -> Queue | None:
+        return socket_queue.keep(job.backlogs.tcp(local, remote) or (), job, lambda sender: (b"", 0, -1))
+
+    def _before(self, other: TcpSeen, port: int, table: InetTable) -> bool:
         """Must this socket exist before a listener on that port does?"""
         if other.local is None or other.state in (LISTEN, SYN_SENT):
             return False
@@ -233,12 +198,12 @@ class TcpService(DescriptorBase):
             return other.local.port == port and other.state == CLOSE
         return port in (other.local.port, other.remote.port) and not self._waits(other, table)
 
-    def _waits(self, one: _Seen, table: _Table) -> bool:
+    def _waits(self, one: TcpSeen, table: InetTable) -> bool:
         """Does its other end wait to be accepted by a listener of the job?"""
         assert one.local is not None and one.remote is not None
         return (one.remote, one.local) not in table.by_ends and self._waits_at(one, table) is not None
 
-    def _waits_at(self, one: _Seen, table: _Table) -> tuple[int, _Seen] | None:
+    def _waits_at(self, one: TcpSeen, table: InetTable) -> tuple[int, TcpSeen] | None:
         assert one.local is not None and one.remote is not None
         found = table.listener_at(one.remote)
         if found is None:
@@ -249,7 +214,7 @@ class TcpService(DescriptorBase):
             return found if one.state == ESTABLISHED else None
         return found if not end.ino and end.state in (ESTABLISHED, CLOSE_WAIT, SYN_RECV) else None
 
-    def _connecting(self, record: TcpSocket, me: _Seen, table: _Table) -> TcpSocket:
+    def _connecting(self, record: TcpSocket, me: TcpSeen, table: InetTable) -> TcpSocket:
         # getpeername does not tell yet where to.
         for end in table.world():
             if end.ino == record.ino:
@@ -265,16 +230,13 @@ class TcpService(DescriptorBase):
         return msgspec.structs.replace(record, state=CONNECTING, other=OUTSIDE)
 
     def _connected(
-        self, record: TcpSocket, fd: int, me: _Seen, seen: Descriptor, job: Job, table: _Table, events: int
+        self, record: TcpSocket, fd: int, me: TcpSeen, seen: Descriptor, job: Job, table: InetTable, events: int
     ) -> TcpSocket:
         assert me.local is not None
         if me.remote is None:
             return msgspec.structs.replace(record, state=CLOSED, other=GONE, queue=self._queue(fd, seen, job, record))
         replace = msgspec.structs.replace
-        shut = 2 if me.state in _SENT_ALL else 0
-        if events & select.POLLRDHUP and me.state in (ESTABLISHED, FIN_WAIT1, FIN_WAIT2):
-            shut |= 1  # shut by itself: the other end has not finished
-        record = replace(record, state=CONNECTED, shut=shut)
+        record = replace(record, state=CONNECTED, shut=self._shut_of(me))
         ino = table.by_ends.get((me.remote, me.local))
         if ino is not None:
             peer = table.by_ino[ino]
@@ -286,19 +248,29 @@ class TcpService(DescriptorBase):
             )  # fmt: skip
         found = self._waits_at(me, table)
         if found is not None:
-            if sock_diag.to_send(fd):
-                raise NotNow([_unread(seen, "to", me.remote)], socket_kinds.holders(found[0], job))
+            known = job.backlogs.tcp(me.local, me.remote)
             end = table.ends_at(me.remote, me.local)
-            if end is not None and end.received > (end.state == CLOSE_WAIT):
-                raise NotNow([_unread(seen, "to", me.remote)], socket_kinds.holders(found[0], job))
+            held = end is not None and end.received > (end.state == CLOSE_WAIT)
+            if known is None and (sock_diag.to_send(fd) or held):
+                why = NotNow([_unread(seen, "to", me.remote)], socket_kinds.holders(found[0], job))
+                job.backlogs.unread(found[1].seen, why)
+            looked_into = {ends: place for place, ends in enumerate(job.backlogs.tcp_order())}
+
+            def line(one: TcpSeen) -> tuple[int, int, int]:
+                assert one.local is not None and one.remote is not None
+                return looked_into.get((one.local, one.remote), len(looked_into)), -one.age, one.local.port
+
             older = [
                 other.number
                 for ino, other in table.by_ino.items()
                 if other is not me and other.remote is not None and other.remote.port == me.remote.port
                 and other.state not in (SYN_SENT, LISTEN, CLOSE) and self._waits_at(other, table) == found
-                and (-other.age, other.local.port if other.local else 0) < (-me.age, me.local.port)
+                and line(other) < line(me)
             ]  # fmt: skip
-            return replace(record, other=WAITING, after=(found[1].number, *older))
+            return replace(
+                record, other=WAITING, after=(found[1].number, *older), sent=self._sent_by(me.local, me.remote, job),
+                gone_before=self._gone_before(me, found[0], table, job),
+            )  # fmt: skip
         end = table.ends_at(me.remote, me.local)
         other = GONE if me.state in (CLOSE_WAIT, LAST_ACK, CLOSING) or (end is not None and not end.ino) else OUTSIDE
         if end is not None and end.ino:
@@ -386,6 +358,8 @@ class TcpService(DescriptorBase):
                 address = record.local
                 for _ in range(record.gone_waiting):
                     connect.and_close(record.family, address)
+                if record.gone_before:
+                    works(restart).add(Step.FILL, lambda: self._come_and_go(record, restart, connect))
             return fd
         if record.state == CONNECTING:
             if record.other == WAITING and record.remote is not None:
@@ -393,11 +367,62 @@ class TcpService(DescriptorBase):
             return failed_connect(record.family, record.local)
         if record.other == WAITING:
             assert record.local is not None and record.remote is not None
+            self._come_and_go(record, restart, connect)
             fd = connect.start(record.family, record.local, record.remote, record.options)
+            if record.sent is not None:
+                send_later(os.dup(fd), record.sent, False, restart)
             if record.shut:
                 shut_later(fd, record.shut, restart)
             return fd
         return self._pair(record, restart, connect)
+
+    def _come_and_go(self, record: TcpSocket, restart: Restart, connect: Connector) -> None:
+        for one in record.gone_before:
+            fd = connect.start(one.family, one.local, one.remote, Options())
+            if one.sent is not None:
+                send_later(fd, one.sent, False, restart)
+            else:
+                os.close(fd)
+
+    # Looking into what waits (posix/backlog.py).
+
+    def plan_turns(self, seen: Descriptor, job: Job) -> inet_turnover.Line:
+        table = inet_table.of(job)
+        listener = table.by_ino[seen.ino]
+        info = socket_options.get(listener.fd, socket_options.TCP, socket_options.TCP_INFO) or bytes(192)
+        clients = []
+        for end in table.world():
+            local, remote = packed(*end.local), packed(*end.remote)
+            found = table.listener_at(local)
+            if end.ino or end.state not in (ESTABLISHED, CLOSE_WAIT) or found is None or found[0] != seen.ino:
+                continue
+            other = table.by_ino.get(table.by_ends.get((remote, local), 0))
+            far = table.ends_at(remote, local)
+            if other is None and (end.state == ESTABLISHED or (far is not None and far.ino)):
+                why = _unread(seen, f"from {remote}, outside the job,", local)
+                raise NotNow([why], socket_kinds.holders(seen.ino, job))
+            family = other.family if other is not None else AF_INET if len(remote.ip) == 4 else AF_INET6
+            size = end.received + (far.unsent if far is not None else 0)
+            shut = self._shut_of(other) if other is not None else 2
+            clients.append(
+                inet_turnover.Client(remote, local, family, other.seen if other is not None else None, size, shut)
+            )
+        waiting = int(struct.unpack_from("=I", info, 24)[0])  # tcpi_unacked of a listener
+        return inet_turnover.plan(seen, listener.family, waiting, clients, job)
+
+    def turn(
+        self, line: inet_turnover.Line, processes: Mapping[int, LivingProcess], job: Job, backlogs: Backlogs
+    ) -> None:
+        remotes = {one.local: one.remote for one in line.clients}
+        for _ in line.clients:
+            found = inet_turnover.carry_out(line, processes, job)
+            backlogs.tell_tcp(found.client, remotes[found.client], found.messages)
+
+    def _shut_of(self, one: TcpSeen) -> int:
+        """1: it receives no more; 2: it sends no more."""
+        sent_all = 2 if one.state in _SENT_ALL else 0
+        received = socket_queue.readable(one.fd) & select.POLLRDHUP and one.state in (ESTABLISHED, *_SENT_ALL[:2])
+        return sent_all | (1 if received else 0)  # shut by itself: the other end has not finished
 
     def _pair(self, record: TcpSocket, restart: Restart, connect: Connector) -> int:
         todo = works(restart)
@@ -443,7 +468,7 @@ class TcpService(DescriptorBase):
 _WAY_OUT = "close it before the checkpoint"
 
 
-def _accepted(me: _Seen, table: _Table) -> bool:
+def _accepted(me: TcpSeen, table: InetTable) -> bool:
     """Was this end the one that was accepted? Where no listener tells, the one with the lower port counts as such."""
     assert me.local is not None and me.remote is not None
     if table.listener_at(me.local) is not None:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import IntEnum
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 
@@ -31,6 +31,9 @@ from torpor.model.errors import Refusal
 from torpor.tracee.call import Answer, Call
 from torpor.tracee.process import Process
 from torpor.tracee.task import Task
+
+if TYPE_CHECKING:
+    from torpor.posix.backlog import Backlogs
 
 T = TypeVar("T")
 
@@ -109,6 +112,8 @@ class Job(Protocol):
     """Where bulk data goes (capture only)."""
     files: str
     """The files policy: 'auto', 'keep', 'save'."""
+    backlogs: Backlogs
+    """What is known of connections that wait to be accepted (capture only)."""
 
     def save_contents(self, path: str) -> bool:
         """Does the policy ask for the contents of the regular file `path` to be saved?"""
@@ -209,7 +214,7 @@ class DescriptorService(Protocol):
     Steps that few have, looked for by their names: `inside(fd, seen, job)` makes what is in flight in it objects of the
     job; `ended(fd, record)`: a saved job is about to be ended by us; `create_late(record, restart)` makes it once all
     processes exist, in place of what `create` has made; `last(record, fd, restart)` is the very last, when the restart
-    touches nothing else any more.
+    touches nothing else any more; `plan_turns` and `turn`: see posix/backlog.py.
     """
 
     name: str

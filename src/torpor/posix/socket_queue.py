@@ -345,15 +345,7 @@ def send_stream(fd: int, to: int, queue: Queue, restart: Restart) -> None:
     if tcp:
         open_window(to, 2 * total + (1 << 16))
     try:
-        for message, data in contents(queue, restart):
-            done = 0
-            ancillary = _rights(message, restart)
-            head = len(data) - 1 if message.urgent else len(data)
-            while done < head:
-                done += _patiently(partial(one.sendmsg, [data[done:head]], ancillary, _FLAGS))
-                ancillary = []
-            if message.urgent:
-                _patiently(partial(one.send, data[head:], _socket.MSG_OOB | _FLAGS))
+        _send_stream(one, queue, restart)
         if tcp:
             arrive(fd, to)
     finally:
@@ -361,6 +353,30 @@ def send_stream(fd: int, to: int, queue: Queue, restart: Restart) -> None:
         sender.back()
         if not tcp:
             receiver.back()
+
+
+def send_ahead(fd: int, queue: Queue, restart: Restart) -> None:
+    """The same where nobody has accepted the connection yet."""
+    one = link(fd)
+    sender = socket_options.Room(fd)
+    sender.grow(SO_SNDBUF, 4 * sum(message.size for message in queue.messages) + (1 << 16))
+    try:
+        _send_stream(one, queue, restart)
+    finally:
+        one.detach()
+        sender.back()
+
+
+def _send_stream(one: _socket.socket, queue: Queue, restart: Restart) -> None:
+    for message, data in contents(queue, restart):
+        done = 0
+        ancillary = _rights(message, restart)
+        head = len(data) - 1 if message.urgent else len(data)
+        while done < head:
+            done += _patiently(partial(one.sendmsg, [data[done:head]], ancillary, _FLAGS))
+            ancillary = []
+        if message.urgent:
+            _patiently(partial(one.send, data[head:], _socket.MSG_OOB | _FLAGS))
 
 
 _FLAGS = _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL

@@ -7,15 +7,17 @@ are in step, in the order of `Step`.
 
 from __future__ import annotations
 
+import heapq
 import os
 import resource
 from collections.abc import Callable, Iterable
 from enum import IntEnum
 
-from torpor.posix import socket_options
+from torpor.posix import socket_options, socket_queue
 from torpor.posix.service import Restart
 from torpor.posix.socket_address import link
 from torpor.posix.socket_options import Options
+from torpor.posix.socket_queue import Queue
 
 
 class Step(IntEnum):
@@ -41,16 +43,18 @@ class Works:
         # Each end of a connection is held twice for a while. (Every process gets its own limits back later.)
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        self._todo: list[tuple[Step, Callable[[], None]]] = []
+        self._todo: list[tuple[Step, int, Callable[[], None]]] = []
+        self._count = 0
 
     def add(self, step: Step, what: Callable[[], None]) -> None:
-        self._todo.append((step, what))
+        heapq.heappush(self._todo, (step, self._count, what))
+        self._count += 1
 
     def run(self) -> None:
         """Do it all. What raises is a failure of the restart."""
-        for _, what in sorted(self._todo, key=lambda one: one[0]):
-            what()
-        self._todo.clear()
+        while self._todo:
+            _, _, what = heapq.heappop(self._todo)
+            what()  # may add more
 
 
 def works(restart: Restart) -> Works:
@@ -69,6 +73,20 @@ def options_later(fd: int, options: Options, restart: Restart) -> None:
         os.close(kept)
 
     works(restart).add(Step.OPTIONS, put)
+
+
+def send_later(fd: int, queue: Queue, packets: bool, restart: Restart) -> None:
+    """Send what was sent through a connection that waits to be accepted, once everything exists. Takes `fd` over."""
+
+    def send() -> None:
+        if packets:
+            for message, data in socket_queue.contents(queue, restart):
+                socket_queue.send_message(fd, message, data, None, restart)
+        else:
+            socket_queue.send_ahead(fd, queue, restart)
+
+    works(restart).add(Step.FILL, send)
+    works(restart).add(Step.LEAVE, lambda: os.close(fd))
 
 
 def listen(fd: int, backlog: int) -> None:

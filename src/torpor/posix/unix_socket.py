@@ -20,7 +20,8 @@ import _socket
 import os
 import select
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import zip_longest
 from typing import Any
 
 import msgspec
@@ -28,15 +29,18 @@ import msgspec
 from torpor.linux import proc, sock_diag
 from torpor.linux.sock_diag import LISTEN, UnixSeen
 from torpor.model.errors import NotNow, Refused, RestartFailed
-from torpor.posix import socket_kinds, socket_options, socket_queue
-from torpor.posix.descriptors import PerJob, info_value, set_status, status_flags
+from torpor.posix import socket_kinds, socket_options, socket_queue, unix_table, unix_turnover
+from torpor.posix.backlog import Backlogs
+from torpor.posix.descriptors import info_value, set_status, status_flags
 from torpor.posix.service import Descriptor, DescriptorBase, Job, Restart
 from torpor.posix.socket_address import AF_UNIX, DATAGRAM, SEQPACKET, STREAM, link, own_name, peer_name, unix
 from torpor.posix.socket_options import SO_PEERCRED, SOL_SOCKET, Options
 from torpor.posix.socket_queue import Peeked, Queue
 from torpor.posix.socket_user import as_user
-from torpor.posix.socket_works import Step, close_all, listen, options_later, shut, shut_later, works
+from torpor.posix.socket_works import Step, close_all, listen, options_later, send_later, shut, shut_later, works
 from torpor.posix.unix_name import Name, Names, find_file, names
+from torpor.posix.unix_table import UnixTable
+from torpor.tracee.process import LivingProcess
 
 FREE, LISTENING, CONNECTED = "free", "listening", "connected"
 IN_JOB, WAITING, GONE, OUTSIDE = "job", "waiting", "gone", "outside"
@@ -71,6 +75,10 @@ class UnixSocket(msgspec.Struct, frozen=True, kw_only=True):
     gone_before: int = 0
     """Connections that wait in front of this one, and were closed by the other end already; for a listener, those
     that wait behind all others."""
+    sent: Queue | None = None
+    """Of one that waits to be accepted: what it has sent."""
+    gone_sent: tuple[Queue | None, ...] = ()
+    """What those of `gone_before` have sent, where that is known."""
     user: int = -1
     group: int = -1
     """What SO_PEERCRED says of the other end."""
@@ -82,38 +90,6 @@ class UnixSocket(msgspec.Struct, frozen=True, kw_only=True):
     queue: Queue | None = None
 
 
-class _Table:
-    """The UNIX sockets of a job."""
-
-    def __init__(self, job: Job) -> None:
-        self.seen = socket_kinds.objects(job, "UNIX")
-        world = sock_diag.unix_sockets()
-        self.nameless = world.get(0, [])
-        self.diag: dict[int, UnixSeen] = {ino: world[ino][0] for ino in self.seen if ino in world}
-        self.number: dict[int, int] = {}
-        self.listeners: dict[bytes, int] = {}
-        self.named: dict[bytes, int] = {}
-        self.line: dict[int, tuple[int, int]] = {}
-        """Who waits: the inode number of the client to (that of the listener, place in line)."""
-        for ino, one in self.seen.items():
-            number = job.object_of(one.pid, one.number)
-            assert number is not None
-            self.number[ino] = number
-            diag = self.diag.get(ino)
-            if diag is None:
-                continue
-            if diag.state == LISTEN:
-                self.listeners[diag.name] = ino
-                for place, client in enumerate(diag.waiting):
-                    if client:
-                        self.line[client] = (ino, place)
-            elif diag.name and diag.type == DATAGRAM:
-                self.named[diag.name] = ino
-
-
-_tables: PerJob[_Table] = PerJob(_Table)
-
-
 class UnixService(DescriptorBase):
     name = "unix"
     record = UnixSocket
@@ -123,6 +99,11 @@ class UnixService(DescriptorBase):
 
     def inside(self, fd: int, seen: Descriptor, job: Job) -> None:
         """Make descriptors that are in flight in the queue objects of the job."""
+        place = 0
+        while (waiting := job.backlogs.unix(seen.ino, place)) is not None:
+            for number in (number for message in waiting for number in message.fds):
+                job.adopt(number)
+            place += 1
         if info_value(seen.info, "scm_fds") == "0":
             return
         for message in self._peek(fd, seen):  # adopt closes what is known already
@@ -140,7 +121,7 @@ class UnixService(DescriptorBase):
     def capture(self, fd: int, seen: Descriptor, job: Job) -> UnixSocket:
         socket_kinds.refuse_unusual(fd, seen)
         try:
-            table = _tables.of(job)
+            table = unix_table.of(job)
         except OSError as error:
             why = f"a UNIX socket, and this kernel does not tell what it is connected to ({error.strerror})"
             raise Refused([seen.refuse(why, "load the kernel module unix_diag")]) from None
@@ -161,8 +142,9 @@ class UnixService(DescriptorBase):
             behind = 0
             for client in me.waiting:
                 behind = 0 if client in table.seen else behind + 1
-            self._refuse_unread(me, table, seen, job)
-            return replace(record, state=LISTENING, backlog=me.limit, gone_before=behind)
+            self._note_unread(me, table, seen, job)
+            sent = self._sent_by(seen.ino, range(len(me.waiting) - behind, len(me.waiting)), table, job)
+            return replace(record, state=LISTENING, backlog=me.limit, gone_before=behind, gone_sent=sent)
         found = self._peek(fd, seen, me.shut, self._is_full(me, table, job))
         record = replace(record, queue=socket_queue.keep(found, job, lambda sender: self._sender(sender, table)))
         if not me.connected:
@@ -198,7 +180,7 @@ class UnixService(DescriptorBase):
             after=(table.number[listener],) if listener else (),
         )
 
-    def _is_full(self, me: UnixSeen, table: _Table, job: Job) -> bool:
+    def _is_full(self, me: UnixSeen, table: UnixTable, job: Job) -> bool:
         """Is the queue so full that the other end cannot send? Then it is to be as full again: to the last piece."""
         near = table.seen.get(me.peer)
         if near is None or me.type != STREAM:
@@ -206,13 +188,15 @@ class UnixService(DescriptorBase):
         fd = job.hold(near.pid, near.number)
         return sock_diag.to_send(fd) >= socket_options.number(fd, SOL_SOCKET, socket_options.SO_SNDBUF)
 
-    def _waiting(self, record: UnixSocket, fd: int, seen: Descriptor, table: _Table, job: Job) -> UnixSocket:
+    def _waiting(self, record: UnixSocket, fd: int, seen: Descriptor, table: UnixTable, job: Job) -> UnixSocket:
         """It has connected, and nobody has accepted it."""
         listener, place = table.line[record.ino]
-        if sock_diag.to_send(fd):
+        (sent,) = self._sent_by(listener, (place,), table, job) or (None,)
+        if sock_diag.to_send(fd) and sent is None:
             thing = f"a UNIX connection to {record.peer_name} that waits to be accepted and has data in it already"
             way_out = "which cannot be read before that; try again when the program has accepted it"
-            raise NotNow([seen.refuse(thing, way_out)], socket_kinds.holders(listener, job))
+            why = NotNow([seen.refuse(thing, way_out)], socket_kinds.holders(listener, job))
+            job.backlogs.unread(table.seen[listener], why)
         row = table.diag[listener].waiting
         gone = 0
         while place - gone - 1 >= 0 and row[place - gone - 1] not in table.seen:
@@ -228,24 +212,50 @@ class UnixService(DescriptorBase):
         status = proc.status(seen.pid)  # the best there is: whoever accepts it will be told who connected
         user, group = int(status["Uid"].split()[1]), int(status["Gid"].split()[1])
         return msgspec.structs.replace(
-            record, listener=table.number[listener], gone_before=gone, after=tuple(sorted(set(after))),
-            own_user=user, own_group=group,
+            record, listener=table.number[listener], gone_before=gone, after=tuple(sorted(set(after))), sent=sent,
+            gone_sent=self._sent_by(listener, range(place - gone, place), table, job), own_user=user, own_group=group,
         )  # fmt: skip
 
-    def _goes_to(self, one: UnixSeen, listener: int, table: _Table) -> bool:
+    def _goes_to(self, one: UnixSeen, listener: int, table: UnixTable) -> bool:
         """Was the other end of this connection accepted by that listener?"""
         them = table.diag.get(one.peer)
         return one.peer == 0 or (them is not None and them.name == table.diag[listener].name)
 
-    def _refuse_unread(self, me: UnixSeen, table: _Table, seen: Descriptor, job: Job) -> None:
-        """Connections that wait, were closed by the other end, and have data in them."""
-        for one in table.nameless:
-            if one.name == me.name and one.queued and one.peer == 0 and one.state != LISTEN:
-                thing = "a UNIX socket on which a connection with data in it waits to be accepted"
-                raise NotNow(
-                    [seen.refuse(thing, "try again when the program has accepted it")],
-                    socket_kinds.holders(seen.ino, job),
-                )
+    def _sent_by(self, listener: int, places: Iterable[int], table: UnixTable, job: Job) -> tuple[Queue | None, ...]:
+        """What those who wait at these places have sent; () where it is not known."""
+        found = [job.backlogs.unix(listener, place) for place in places]
+        known = [one for one in found if one is not None]
+        if len(known) < len(found):
+            return ()
+        return tuple(socket_queue.keep(one, job, lambda sender: self._sender(sender, table)) for one in known)
+
+    def _note_unread(self, me: UnixSeen, table: UnixTable, seen: Descriptor, job: Job) -> None:
+        """Connections that wait and were closed by the other end: nothing tells whether there is data in them. Or such
+        from outside, with data in them."""
+        outside = [one for ino in me.waiting if ino and ino not in table.seen for one in table.world.get(ino, ())]
+        if (0 in me.waiting or any(one.limit for one in outside)) and job.backlogs.unix(seen.ino, 0) is None:
+            what = "whose other end is closed" if 0 in me.waiting else "from outside the job, with data in it"
+            thing = f"a UNIX socket on which a connection waits to be accepted {what}"
+            why = [seen.refuse(thing, "try again when the program has accepted it")]
+            job.backlogs.unread(seen, NotNow(why, socket_kinds.holders(seen.ino, job)))
+
+    # Looking into what waits (posix/backlog.py).
+
+    def plan_turns(self, seen: Descriptor, job: Job) -> unix_turnover.Line:
+        table = unix_table.of(job)
+        me = table.diag[seen.ino]
+        clients = {
+            ino: (table.diag[ino], self._name_of(table.diag[ino], table, job))
+            for ino in me.waiting
+            if ino in table.diag
+        }
+        return unix_turnover.plan(seen, me, self._name_of(me, table, job), clients, job)
+
+    def turn(
+        self, line: unix_turnover.Line, processes: Mapping[int, LivingProcess], job: Job, backlogs: Backlogs
+    ) -> None:
+        for turn in line.turns:
+            backlogs.tell_unix(line.listener.ino, unix_turnover.carry_out(line, turn, processes, job))
 
     def _datagram(self, record: UnixSocket, them: UnixSeen | None, seen: Descriptor) -> UnixSocket:
         mutual = them is not None and them.peer == record.ino
@@ -256,11 +266,11 @@ class UnixService(DescriptorBase):
         paired = nameless or (mutual and not record.name.raw)
         return msgspec.structs.replace(record, paired=record.peer if paired else 0)
 
-    def _name_of(self, them: UnixSeen, table: _Table, job: Job) -> Name:
+    def _name_of(self, them: UnixSeen, table: UnixTable, job: Job) -> Name:
         near = table.seen[them.ino]
         return find_file(unix(own_name(job.hold(near.pid, near.number))), them.file, near, job)
 
-    def _sender(self, sender: Any, table: _Table) -> tuple[bytes, int, int]:
+    def _sender(self, sender: Any, table: UnixTable) -> tuple[bytes, int, int]:
         name = unix(sender)
         ino = table.named.get(name, 0) if name else 0
         return name, 0, table.number[ino] if ino else -1
@@ -293,27 +303,31 @@ class UnixService(DescriptorBase):
                 with as_user(record.user, record.group):
                     listen(fd, record.backlog)
                 if record.gone_before:
-                    todo.add(Step.FILL, lambda: self._come_and_go(record, record.name, record.gone_before, place))
+                    todo.add(Step.FILL, lambda: self._come_and_go(record, record.name, restart, place))
             if record.shut:
                 shut_later(fd, record.shut, restart)
             return fd
         if record.other == WAITING:
-            self._come_and_go(record, record.peer_name, record.gone_before, place)
+            self._come_and_go(record, record.peer_name, restart, place)
             fd = _new(record.type)
             if record.name.raw:
                 place.bind(fd, record.name)
             with as_user(record.own_user, record.own_group):
                 place.connect(fd, record.peer_name)
+            if record.sent is not None:
+                send_later(os.dup(fd), record.sent, record.type == SEQPACKET, restart)
             if record.shut:
                 shut_later(fd, record.shut, restart)
             return fd
         return self._pair(record, restart, place)
 
-    def _come_and_go(self, record: UnixSocket, to: Name, times: int, place: Names) -> None:
-        for _ in range(times):
+    def _come_and_go(self, record: UnixSocket, to: Name, restart: Restart, place: Names) -> None:
+        for _, sent in zip_longest(range(record.gone_before), record.gone_sent):
             fd = _new(record.type)
             try:
                 place.connect(fd, to)
+                if sent is not None:
+                    send_later(os.dup(fd), sent, record.type == SEQPACKET, restart)
             finally:
                 os.close(fd)
 
@@ -457,7 +471,7 @@ class UnixService(DescriptorBase):
                     place.give_back(Name(sender, record.name.folder))
 
 
-def _accepted(record: UnixSocket, table: _Table) -> bool:
+def _accepted(record: UnixSocket, table: UnixTable) -> bool:
     """Is this the end that was accepted? Both ends come to the same answer, also where nothing tells any more."""
     name, other = record.name.raw, record.peer_name.raw
     for one, answer in ((name, True), (other, False)):

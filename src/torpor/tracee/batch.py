@@ -64,7 +64,7 @@ class Batch:
             outs.append((at, arg.size))
             return self._data_at + at
         if isinstance(arg, Word):
-            return self._base + ROW * self._row[arg.call] + 8 + 8 * arg.arg
+            return self.address(arg)
         if isinstance(arg, Common):
             at, size = self._common.setdefault(arg.name, (len(self._data), arg.size))
             if size != arg.size:
@@ -79,6 +79,10 @@ class Batch:
         at = self._room(len(data))
         self._data[at : at + len(data)] = data
         return self._data_at + at
+
+    def address(self, word: Word) -> int:
+        """Where an argument or a result is kept in the table."""
+        return self._base + ROW * self._row[word.call] + 8 + 8 * word.arg
 
     def answers(self, image: bytes) -> list[Answer]:
         """The answers found in the image after the batch has run."""

@@ -14,7 +14,7 @@ from torpor.linux import proc, ptrace
 from torpor.linux.arch.x86_64_code import MAGIC, SIZE
 from torpor.model.errors import CheckpointFailed, Refusal, Refused
 from torpor.tracee import padding
-from torpor.tracee.process import LivingProcess, rseq_abort
+from torpor.tracee.process import SLOTS, LivingProcess, rseq_abort
 from torpor.tracee.task import NOT_IN_CALL, Gone, Task
 
 STOP_SIGNALS = (19, 20, 21, 22)
@@ -272,7 +272,7 @@ def _settle(process: LivingProcess, deadline: float) -> None:
     for task in process.tasks:
         if areas is None:
             areas = proc.maps(process.pid, task.tid)
-            ours = [slot for slot in padding.find(task.tid, areas, 64) if process.read(slot, len(MAGIC)) == MAGIC]
+            ours = [slot for slot in padding.find(task.tid, areas, SLOTS) if process.read(slot, len(MAGIC)) == MAGIC]
         for slot in ours:
             tries = 0
             while slot <= task.regs.rip < slot + SIZE:

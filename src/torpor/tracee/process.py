@@ -11,14 +11,16 @@ from collections.abc import Callable, Sequence
 
 from torpor.linux import proc, ptrace, uio
 from torpor.linux.arch.x86_64 import NR
-from torpor.linux.arch.x86_64_code import SIZE, assemble
+from torpor.linux.arch.x86_64_code import SIZE, assemble, assemble_gate
 from torpor.linux.libc import syscall
 from torpor.model.errors import Refusal, Refused
 from torpor.tracee import padding
 from torpor.tracee.call import Answer, Call
-from torpor.tracee.task import Seat, Task, quiet_signal
+from torpor.tracee.task import ALL_BLOCKED, NOT_IN_CALL, Seat, Task, quiet_signal
 
 SCRATCH_SIZE = 64 * 1024
+SLOTS = 64
+"""So many places for code are looked for in a process, at most (and looked at after a tracer of ours was killed)."""
 
 
 class Process:
@@ -76,6 +78,11 @@ class Process:
             self._copies[number] = syscall(NR.pidfd_getfd, self._pidfd, number, 0)
         return self._copies[number]
 
+    def forget(self, number: int) -> None:
+        """Close our copy of one descriptor."""
+        if number in self._copies:
+            os.close(self._copies.pop(number))
+
     def close(self) -> None:
         """Close our copies of the process' descriptors."""
         for fd in self._copies.values():
@@ -98,6 +105,7 @@ class LivingProcess(Process):
         self._slots: list[int] = []
         self._signal = 0
         self._seat: Seat | None = None
+        self._gated: list[tuple[Task, int]] = []
 
     def enter(self, task: Task) -> Seat:
         """See tracee.task.Owner."""
@@ -115,6 +123,31 @@ class LivingProcess(Process):
         """See tracee.task.Owner."""
         if task is not self.leader:
             task.put_back()
+
+    def hold_others(self) -> None:
+        """If we die from here on, no thread goes on before the first one, which may be running calls (Task.start), has
+        gone home. As many threads as there is padding for."""
+        seat = self.enter(self.leader)
+        slots = padding.find(self.leader.tid, proc.maps(self.pid, self.leader.tid), SLOTS)
+        free = [slot for slot in slots if slot not in self._slots]
+        for task, slot in zip(self.tasks[1:], free):
+            code, entry = assemble_gate(slot, task.regs, task.mask, seat.scratch)
+            uio.force_write(task.tid, slot, code)
+            self._gated.append((task, slot))
+            regs = task.regs.copy()
+            regs.orig_rax, regs.rip = NOT_IN_CALL, entry
+            ptrace.set_regs(task.tid, regs)
+            ptrace.set_mask(task.tid, ALL_BLOCKED)
+
+    def let_others(self) -> None:
+        """Undo `hold_others`."""
+        for task, slot in self._gated:
+            try:
+                task.put_back()
+                uio.force_write(task.tid, slot, bytes(SIZE))
+            except (ProcessLookupError, FileNotFoundError):
+                continue  # killed where it stood
+        self._gated.clear()
 
     def _park(self) -> Seat:
         task = self.leader

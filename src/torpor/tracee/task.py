@@ -17,7 +17,7 @@ from torpor.linux import ptrace, uio
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.ptrace import Regs
 from torpor.tracee.batch import Batch, split
-from torpor.tracee.call import Answer, Call, CallFailed
+from torpor.tracee.call import Answer, Call, CallFailed, Word
 
 NOT_IN_CALL = (1 << 64) - 1
 """orig_rax of a task that is not in a system call."""
@@ -118,8 +118,26 @@ class Task:
                     raise CallFailed(self.tgid, call, answer.error)
         return answers
 
+    def start(self, calls: Sequence[Call]) -> Started:
+        """Set a batch going without waiting for its end. It has to fit the scratch memory: it runs as one, to its end,
+        whatever becomes of us. Only for the thread that keeps its seat (the first one)."""
+        seat = self.owner.enter(self)
+        batch = Batch(seat.scratch + 64, calls)
+        if len(batch.image) > seat.size - 4096:
+            raise ValueError("more calls than one batch has room for")
+        uio.write(self.owner.pid, seat.scratch + 64, batch.image)
+        self._set_out(seat, seat.loop, r12=seat.scratch + 64, r13=batch.count)
+        ptrace.request(ptrace.CONT, self.tid)
+        self.in_signal_stop = False
+        return Started(self, seat, batch)
+
     def go(self, seat: Seat, entry: int, **registers: int) -> Regs:
         """Run our code from `entry` to its stop with some registers set; the registers at the stop."""
+        self._set_out(seat, entry, **registers)
+        return self.to_stop(seat)
+
+    def _set_out(self, seat: Seat, entry: int, **registers: int) -> None:
+        """Let the task stand at the beginning of our code."""
         regs = self.regs.copy()
         regs.orig_rax = NOT_IN_CALL
         regs.rip = entry
@@ -136,13 +154,13 @@ class Task:
         if seat.guest:
             uio.write(self.owner.pid, seat.scratch, BUSY)
         ptrace.set_mask(self.tid, ALL_BLOCKED & ~(1 << (seat.signal - 1)))
-        return self.to_stop(seat)
 
-    def to_stop(self, seat: Seat) -> Regs:
-        """Let the task run until it stands at the stop of our code."""
+    def to_stop(self, seat: Seat, runs: bool = False) -> Regs:
+        """Let the task run until it stands at the stop of our code. runs: it is on its way already."""
         while True:
-            ptrace.request(ptrace.CONT, self.tid)
-            self.in_signal_stop = False
+            if not runs:
+                ptrace.request(ptrace.CONT, self.tid)
+            runs = self.in_signal_stop = False
             status = ptrace.wait(self.tid)
             if not os.WIFSTOPPED(status):
                 raise Gone(self.tid, status)
@@ -170,6 +188,22 @@ class Task:
             # All of them are signals the program ignores, or SIGSTOP: what they carry does not matter.
             _tgkill(self.tgid, self.tid, int.from_bytes(info[:4], "little"))
         ptrace.request(ptrace.DETACH, self.tid, 0, deliver)
+
+
+class Started:
+    """A batch that is running."""
+
+    def __init__(self, task: Task, seat: Seat, batch: Batch) -> None:
+        self._task, self._seat, self._batch = task, seat, batch
+
+    def address(self, word: Word) -> int:
+        """The address of an argument, or a result, in the table."""
+        return self._batch.address(word)
+
+    def finish(self) -> list[Answer]:
+        """Wait for its end; what came of the calls, failed ones too. Raises Gone."""
+        self._task.to_stop(self._seat, runs=True)
+        return self._batch.answers(uio.read(self._task.owner.pid, self._seat.scratch + 64, len(self._batch.image)))
 
 
 def _tgkill(tgid: int, tid: int, number: int) -> None:

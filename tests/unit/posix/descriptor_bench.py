@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from torpor.linux import kcmp
+from torpor.posix.backlog import Backlogs
 from torpor.posix.descriptor_services import service_for, service_named
 from torpor.posix.service import Descriptor, DescriptorService, Stream
 
@@ -63,6 +64,7 @@ class FakeJob:
             else:
                 self.groups.append([seen])
         self.held: list[int] = []
+        self.backlogs = Backlogs()
         self.part: Any = None
         self.said: list[str] = []
 

@@ -14,6 +14,7 @@ import msgspec
 from descriptor_bench import FakeJob, FakeRestart, look
 
 from torpor.linux import kcmp
+from torpor.posix.backlog import Backlogs
 from torpor.posix.descriptor_services import service_for
 
 
@@ -52,19 +53,22 @@ class SocketJob(FakeJob):
             self.held.clear()
 
 
-def capture(*sockets: Any, streams: Sequence[Any] = ()) -> tuple[SocketJob, Any]:
-    """Save sockets (or descriptors)."""
+def capture(*sockets: Any, streams: Sequence[Any] = (), backlogs: Backlogs | None = None) -> tuple[SocketJob, Any]:
+    """Save sockets (or descriptors). backlogs: what is known of connections that wait to be accepted."""
     job = SocketJob([one if isinstance(one, int) else one.fileno() for one in sockets], streams=streams)
+    job.backlogs = backlogs or job.backlogs
     return job, job.save()
 
 
-def again(*sockets: Any, gone: Sequence[Any] = ()) -> list[socket.socket]:
+def again(*sockets: Any, gone: Sequence[Any] = (), backlogs: Backlogs | None = None) -> list[socket.socket]:
     """Save sockets, end the job as `--stop` does, and make them again. gone: what else ends with the job."""
-    return recreate(*sockets, gone=gone)[0]
+    return recreate(*sockets, gone=gone, backlogs=backlogs)[0]
 
 
-def recreate(*sockets: Any, gone: Sequence[Any] = ()) -> tuple[list[socket.socket], FakeRestart]:
-    job, saved = capture(*sockets)
+def recreate(
+    *sockets: Any, gone: Sequence[Any] = (), backlogs: Backlogs | None = None
+) -> tuple[list[socket.socket], FakeRestart]:
+    job, saved = capture(*sockets, backlogs=backlogs)
     for (service, record), group in zip(saved, job.groups):
         ended = getattr(service, "ended", None)
         if ended and group[0].number in [one if isinstance(one, int) else one.fileno() for one in sockets]:

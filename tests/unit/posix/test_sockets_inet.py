@@ -17,6 +17,9 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from socket_bench import again, capture, recreate
 
 from torpor.model.errors import Refused
+from torpor.posix.backlog import Backlogs
+from torpor.posix.socket_address import inet
+from torpor.posix.socket_queue import Peeked
 
 INFO = 11
 
@@ -257,6 +260,28 @@ def test_waiting_with_data_is_refused() -> None:
         with pytest.raises(Refused, match="waits to be accepted"):
             capture(*sockets)
     assert one.accept()[0].recv(9) == b"early"
+
+
+def test_what_waiting_ones_have_sent_is_sent_again_in_the_order_in_which_it_was_found() -> None:
+    one = listener()
+    clients = [socket.create_connection(one.getsockname()) for _ in range(3)]
+    where = [client.getsockname() for client in clients]
+    known = Backlogs()
+    there = inet(one.getsockname())
+    for n in (2, 0, 1):
+        known.tell_tcp(inet(where[n]), there, [Peeked(b"data %d" % n, [], None, None)])
+    clients.pop(0).close()
+    one, *clients = again(one, *clients, backlogs=known)
+    one.settimeout(3)
+    for n in (2, 0, 1):
+        end, address = one.accept()
+        assert address == where[n]
+        end.settimeout(3)
+        assert end.recv(6) == b"data %d" % n
+        end.setblocking(False)
+        if n:
+            with pytest.raises(BlockingIOError):
+                end.recv(1)
 
 
 def test_time_wait_does_not_stand_in_the_way() -> None:

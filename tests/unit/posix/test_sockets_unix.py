@@ -17,6 +17,8 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from socket_bench import again, capture, recreate
 
 from torpor.model.errors import Refused
+from torpor.posix.backlog import Backlogs
+from torpor.posix.socket_queue import Peeked
 
 STREAM, DGRAM, SEQ = socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET
 
@@ -276,11 +278,16 @@ def test_waiting_with_data_is_refused_and_closed_ones_wait_again(tmp_path: Path)
     server.accept()
     for _ in range(2):
         socket.socket(socket.AF_UNIX).connect(name)
-    (server,) = again(server, gone=[one])
+    with pytest.raises(Refused, match="waits to be accepted whose other end is closed"):
+        capture(server)
+    known = Backlogs()
+    for data in ([], [Peeked(b"left", [], None, None)]):
+        known.tell_unix(os.fstat(server.fileno()).st_ino, data)
+    (server,) = again(server, gone=[one], backlogs=known)
     server.settimeout(2)
-    for _ in range(2):
+    for data in (b"", b"left"):
         got, _ = server.accept()
-        assert got.recv(1) == b""
+        assert got.recv(9) == data and got.recv(1) == b""
 
 
 def test_datagrams_with_senders(tmp_path: Path) -> None:

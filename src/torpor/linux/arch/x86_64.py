@@ -27,6 +27,7 @@ class NR(IntEnum):
     rt_sigprocmask = 14
     ioctl = 16
     mremap = 25
+    msync = 26
     mincore = 27
     madvise = 28
     shmget = 29
@@ -40,12 +41,18 @@ class NR(IntEnum):
     setitimer = 38
     getpid = 39
     sendfile = 40
+    socket = 41
     connect = 42
+    accept4 = 288
     sendto = 44
     recvfrom = 45
     sendmsg = 46
     recvmsg = 47
+    shutdown = 48
     bind = 49
+    getpeername = 52
+    setsockopt = 54
+    getsockopt = 55
     clone = 56
     fork = 57
     vfork = 58
@@ -145,6 +152,7 @@ class NR(IntEnum):
     sendmmsg = 307
     setns = 308
     inotify_init1 = 294
+    recvmmsg = 299
     process_vm_readv = 310
     kcmp = 312
     sched_setattr = 314

@@ -11,6 +11,8 @@ it was found. Its parts (see `assemble`):
     heal   reached only if nobody traces this task any more: unmap the scratch memory, restore the signal mask, the
            flags and every register, and jump to where the program was
 
+`assemble_gate` is for threads that run no calls but must not go home before another one has.
+
 What binds it: no `rt_sigreturn` (it resets the restart block and the alternate stack), no use of the FPU, no write to
 the stack (rsp is never touched, so that a signal handler that runs in between finds a stack).
 """
@@ -94,15 +96,6 @@ def assemble(
     what heal unmaps at the address in rbx (unless rbx is 0 or negative).  guest: the scratch memory belongs to
     another thread of the process; instead of unmapping it, count down the word at r14 once it is no longer needed.
     """
-    regs, rip = {name: getattr(home, name) for name in _MOV}, home.rip
-    if home.orig_rax < 1 << 63:
-        # Interrupted in a system call: nobody will restart it for us once we have run code of our own.
-        result = home.rax - (1 << 64) if home.rax >> 63 else home.rax
-        if result in (-ERESTARTSYS, -ERESTARTNOINTR, -ERESTARTNOHAND):
-            regs["rax"], rip = home.orig_rax, rip - 2
-        elif result == -ERESTART_RESTARTBLOCK:
-            regs["rax"], rip = NR.restart_syscall, rip - 2
-
     head = MAGIC
     loop = base + len(head)
     code = head + _LOOP
@@ -128,6 +121,31 @@ def assemble(
             b"\xeb" + bytes([len(unmap)])  # jmp past
         )
         code += b"\x48\x85\xdb\x7e" + bytes([len(wait) + len(unmap)]) + wait + unmap  # test rbx, rbx; jle past
+    code += _way_home(home, mask)
+    return Code(code, loop, one, stop)
+
+
+def assemble_gate(base: int, home: Regs, mask: int, address: int) -> tuple[bytes, int]:
+    """(code, address of its entry) for a thread that is to go home only when the page at `address` is not mapped any
+    more; after two million looks (some seconds) it does so all the same."""
+    look = _imm32(b"\xb8", NR.msync) + b"\x48\xbf" + struct.pack("<Q", address)
+    look += _imm32(b"\xbe", 4096) + _imm32(b"\xba", 1) + SYSCALL  # MS_ASYNC: does nothing, but looks
+    again = b"\xb8\x18\x00\x00\x00" + SYSCALL + b"\x41\xff\xcc"  # sched_yield; dec r12d
+    body = look + b"\x85\xc0\x75" + bytes([len(again) + 2]) + again  # test eax, eax; jnz out
+    body += b"\x75" + struct.pack("b", -len(body) - 2)  # jnz look
+    return MAGIC + _imm32(b"\x41\xbc", 2_000_000) + body + _way_home(home, mask), base + len(MAGIC)
+
+
+def _way_home(home: Regs, mask: int) -> bytes:
+    """Restore the signal mask, the flags and every register, and jump to where the program was."""
+    regs, rip = {name: getattr(home, name) for name in _MOV}, home.rip
+    if home.orig_rax < 1 << 63:
+        # Interrupted in a system call: nobody will restart it for us once we have run code of our own.
+        result = home.rax - (1 << 64) if home.rax >> 63 else home.rax
+        if result in (-ERESTARTSYS, -ERESTARTNOINTR, -ERESTARTNOHAND):
+            regs["rax"], rip = home.orig_rax, rip - 2
+        elif result == -ERESTART_RESTARTBLOCK:
+            regs["rax"], rip = NR.restart_syscall, rip - 2
     tail = b""
     flags = home.eflags
     # sahf sets SF ZF AF PF CF from ah; adding 0x7f to al sets OF if al is 1. No stack needed, unlike popfq.
@@ -139,9 +157,8 @@ def assemble(
     sigmask = _imm32(b"\xb8", NR.rt_sigprocmask) + _imm32(b"\xbf", 2)
     after = b"\x31\xd2" + _imm32(b"\x41\xba", 8) + SYSCALL
     # lea rsi, [rip + distance to the mask, which ends the blob]
-    code += sigmask + _imm32(b"\x48\x8d\x35", len(after) + len(tail)) + after + tail + struct.pack("<Q", mask)
-    return Code(code, loop, one, stop)
+    return sigmask + _imm32(b"\x48\x8d\x35", len(after) + len(tail)) + after + tail + struct.pack("<Q", mask)
 
 
 SIZE = 512
-"""Room that `assemble` may need, rounded up."""
+"""Room that `assemble` and `assemble_gate` may need, rounded up."""
