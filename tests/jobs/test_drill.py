@@ -365,6 +365,40 @@ def test_files_that_come_back(user_bench: Bench) -> None:
     bench.restart(name).verified()
 
 
+def test_a_program_that_is_carried(user_bench: Bench) -> None:
+    """Program, library and data are gone, and come out of the checkpoint; nothing is made of them here."""
+    bench = user_bench
+    place = Place(bench)
+    job = place.start("kept", "data")
+    name = f"{job.name}@{bench.checkpoint(job, '--with-files')['number']}"
+    bench.kill()
+    place.remove()
+    assert drill(bench, name)["rehearsed"]
+    bench.restart(name).verified()
+
+
+def test_terminals_of_the_job(user_bench: Bench) -> None:
+    """Numbers that are taken, since the job runs."""
+    bench = user_bench
+    code = f"""if True:
+        import os, pty, time
+        pid, master = pty.fork()
+        if pid == 0:
+            while not os.path.exists("{bench.go}"): time.sleep(.02)
+            os.write(1, b"done"); os._exit(0)
+        print("READY", flush=True)
+        while not os.path.exists("{bench.go}"): time.sleep(.02)
+        assert os.read(master, 10) == b"done"
+        print("OK")"""
+    job = bench.run([bench.account.python, "-c", code])
+    job.ready()
+    name = saved(bench, job)
+    assert drill(bench, name)["rehearsed"]
+    job.verified()
+    bench.untell()
+    bench.restart(name).verified()
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze")
 def test_the_timer_is_understood(user_bench: Bench) -> None:
     """By systemd itself."""

@@ -48,9 +48,11 @@ def look(manifest: Manifest, records: list[tuple[str, Any]], policy: Policy, pri
     """Look around. records: `rehearse.decoded`. private: where a restart would make files that are missing. mine: is a
     process one of the job itself."""
     search = _Search(policy, mine)
+    carried = {file.identity.name for file in manifest.files if copies.needed(file)}
     for service, state in records:
         if service == "file":
-            search.file(state)
+            if state.deleted or state.file.name not in carried:
+                search.file(state)
         elif service == "fifo" and not state.deleted:
             search.fifo(os.fsdecode(state.name), state.mode)
     for file in manifest.files:
@@ -61,7 +63,7 @@ def look(manifest: Manifest, records: list[tuple[str, Any]], policy: Policy, pri
         search.writable(os.fsdecode(folder.path))
         search.makable(os.fsdecode(folder.path))
     search.locks(_locks(manifest, records))
-    if any(copies.needed(file) for file in manifest.files):
+    if carried:
         search.private(private, manifest)
     return Found(tuple(search.refusals), tuple(search.own), tuple(search.notes), len(search.looked))
 
