@@ -304,3 +304,41 @@ def test_a_restart_on_a_host_that_is_not_there() -> None:
     world2.run(5.0)
     assert world2.answers["elsewhere"][0].text == "h7 is not there to restart on"
     assert world2.answers["twice"][0].text == "a host of the checkpoint is to come back twice"
+
+
+def test_a_host_in_doubt_lets_its_job_go_and_ends_it_when_it_hears_that_it_was_saved() -> None:
+    world = World(3, 1)
+    world.run(5.0)
+    world.checkpoint("one", stop=True)
+    until(world, Phase.STORE, "h1")
+    brain = world.machines["h1"].brain
+    assert brain is not None
+    while not brain.done:
+        world.run(0.01)
+    world.run(0.05)
+    world.machines["h1"].cut_off = True
+    world.run(LIMITS.host + LIMITS.ending + 30.0)
+    assert world.answers["one"][0].ok and "h1 did not answer" in world.answers["one"][0].text
+    assert world.state() == {"h0": ENDED, "h1": RUNNING, "h2": ENDED}
+    world.machines["h1"].cut_off = False
+    world.run(60.0)
+    assert world.state()["h1"] == ENDED
+
+
+def test_a_supervisor_that_comes_back_removes_what_was_undone_without_it() -> None:
+    world = restarting()
+    until(world, Phase.RELEASE, "h1")
+    brain, other = world.machines["h1"].brain, world.machines["h2"]
+    assert brain is not None
+    until(world, Phase.RELEASE, "h2")
+    other.work += 1
+    while not brain.done:
+        world.run(0.01)
+    world.kill("h1")
+    world.host(other, words.Broke(1, Phase.RELEASE, "no"))
+    world.run(100.0)
+    assert world.answers["back"][0].text == "h2: no (release); h1 did not answer (undo)"
+    assert world.state() == {"h0": NONE, "h1": RUNNING, "h2": NONE}  # nobody is there who could remove it
+    world.revive("h1")
+    world.run(30.0)
+    assert world.state() == {"h0": NONE, "h1": NONE, "h2": NONE}
