@@ -10,7 +10,8 @@ time.
 
 A put-if-absent is a PUT with `If-None-Match: *`. Its answer may get lost, and then the repetition finds an object:
 ours. That is told by a token in the object's metadata. Requests that fail in ways that pass (a cut connection, a 500)
-are repeated for `patience` seconds.
+are repeated for `patience` seconds; until the place has answered once, no longer than FIRST: who has the endpoint or
+the credentials wrong is not to wait for minutes to be told.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from torpor.store.backend import Stat
 LANES = 4
 PACK_SIZE = 16 << 20
 PATIENCE = 60.0
+FIRST = 8.0
+"""Seconds for which requests are repeated as long as there was no answer at all."""
 BACKOFF = 0.1
 """Seconds before the first repetition; then twice as long each time, up to 5 s."""
 TIMEOUT = 120
@@ -93,16 +96,22 @@ class Objects:
         endpoints = [str(config.get("endpoint", "")), *(os.environ.get(name, "") for name in ENDPOINTS)]
         plain = any(each.startswith("http:") for each in endpoints)
         client = {"timeout": f"{TIMEOUT}s", "connect_timeout": "10s", "allow_http": plain}
-        retry = {
-            "max_retries": 100,
-            "retry_timeout": timedelta(seconds=patience),
-            "backoff": {"init_backoff": timedelta(seconds=BACKOFF), "max_backoff": timedelta(seconds=5), "base": 2},
-        }
-        try:
+
+        def connect(seconds: float) -> Any:
+            retry = {
+                "max_retries": 100,
+                "retry_timeout": timedelta(seconds=seconds),
+                "backoff": {"init_backoff": timedelta(seconds=BACKOFF), "max_backoff": timedelta(seconds=5), "base": 2},
+            }
             from_url: Any = stores.from_url
-            self._store = from_url(place, config=config or None, client_options=client, retry_config=retry)
-        except (self._obstore.exceptions.BaseError, ValueError, TypeError) as error:
-            raise UsageError(f"{place}: {_line(error)}") from None
+            try:
+                return from_url(place, config=config or None, client_options=client, retry_config=retry)
+            except (self._obstore.exceptions.BaseError, ValueError, TypeError) as error:
+                raise UsageError(f"{place}: {_line(error)}") from None
+
+        self._connect = connect
+        self._answered = patience <= FIRST
+        self._store = connect(min(patience, FIRST))
 
     def prepare(self) -> None:
         pass
@@ -202,12 +211,15 @@ class Objects:
         """Carry out a request. What obstore does not repeat by itself (a put-if-absent whose answer was lost, a body
         that was cut off) is repeated here. Raises FileNotFoundError, OSError."""
         exceptions = self._obstore.exceptions
-        end = time.monotonic() + self._patience
+        end = time.monotonic() + (self._patience if self._answered else min(self._patience, FIRST))
         pause = BACKOFF
         while True:
             try:
-                return call()
+                result = call()
+                self._has_answered()
+                return result
             except FileNotFoundError:
+                self._has_answered()
                 raise FileNotFoundError(errno.ENOENT, "no such object", f"{self.place}/{name}") from None
             except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
                 raise OSError(errno.EACCES, _line(error), f"{self.place}/{name}") from None
@@ -218,6 +230,11 @@ class Objects:
                     raise OSError(errno.EIO, _line(error), f"{self.place}/{name}") from None
             time.sleep(pause)
             pause = min(2 * pause, 5.0)
+
+    def _has_answered(self) -> None:
+        if not self._answered:
+            self._store = self._connect(self._patience)
+            self._answered = True
 
 
 class _PastTheEnd(Exception):

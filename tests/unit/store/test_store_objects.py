@@ -156,14 +156,26 @@ def test_a_listing_that_lags(bucket: str, proxy: Proxy, save: Any, monkeypatch: 
 
 
 def test_no_such_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not waited for as long as for one that has answered before."""
     pytest.importorskip("obstore")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-    monkeypatch.setattr(objects, "PATIENCE", 0.5)
+    monkeypatch.setattr(objects, "FIRST", 0.5)
+    began = time.monotonic()
     with pytest.raises(UsageError) as failed:
-        Store(objects.Objects("s3://b/p", patience=0.5)).list()
+        Store(objects.Objects("s3://b/p", patience=300)).list()
+    assert time.monotonic() - began < 30
     assert "s3://b/p" in str(failed.value) and "\n" not in str(failed.value)
+
+
+def test_once_it_has_answered_it_is_waited_for(bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objects, "FIRST", 0.5)
+    backend = objects.Objects(bucket, patience=60)
+    backend.put("one", [b"1"])
+    end = time.monotonic() + 2
+    proxy.decide = lambda method, path: Fault(status=500 if time.monotonic() < end else 0)
+    assert backend.get("one") == b"1"
 
 
 def test_wrong_key(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
