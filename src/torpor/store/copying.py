@@ -8,7 +8,7 @@ own).
 
 from __future__ import annotations
 
-from torpor.model.errors import Damaged, NotFound, TorporError, UsageError
+from torpor.model.errors import Damaged, TorporError, UsageError
 from torpor.store import index, lease, numbers, pack, parts, root
 from torpor.store.backend import Backend
 from torpor.store.parts import Part
@@ -27,18 +27,12 @@ def copy(source: Store, job: str, number: int, target: Store) -> int:
 
 def _copy_root(source: Store, job: str, number: int, target: Store, part: Part | None = None) -> int:
     """A root with its packs. part: the root is to be this one. As `copy`."""
-    where = root.object_name(job, number)
-    what = f"checkpoint {job}@{number}"
+    data, found, _ = source.read(job, number, part)
+    where, what = root.object_name(job, number), f"checkpoint {job}@{number}"
     try:
-        data = source.backend.get(where)
         key = source.backend.get(CONFIG)
-    except FileNotFoundError:
-        raise NotFound(f"no checkpoint {job}@{number} in {source.location}") from None
     except OSError as error:
-        raise TorporError(f"{what} cannot be read: {error.strerror or error}") from error
-    if part is not None and parts.digest(data) != part.digest:
-        raise Damaged(f"{what} is not the part that belongs there")
-    found = root.decode(data, what)
+        raise TorporError(f"{source.location} cannot be read: {error.strerror or error}") from error
     to = target.backend
     try:
         to.prepare()

