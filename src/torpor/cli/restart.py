@@ -41,6 +41,14 @@ def options(parser: argparse.ArgumentParser) -> None:
         help="what to do if a file that was only read (program, library, data) has changed",
     )
     add_map_path(parser)
+    parser.add_argument(
+        "--map-host",
+        action="append",
+        default=[],
+        metavar="OLD=NEW",
+        help="connections and datagrams that the job begins from now on to the address OLD go to NEW; numeric, both "
+        "with a port or none; may be repeated (docs/watch.md)",
+    )
     add_untrusted(parser)
     parser.add_argument("--in-place", action="store_true", help="without a PID namespace")
     parser.add_argument(
@@ -63,6 +71,10 @@ def command(options: argparse.Namespace) -> int:
         from torpor.model.path_map import PathMap
 
         PathMap.parse(options.map_path)  # what makes no sense is said before anything is done
+    if options.map_host:
+        from torpor.watch.map import AddressMap
+
+        AddressMap.parse(options.map_host)
     from torpor.cli.progress import Progress
     from torpor.launch import restart
 
@@ -77,6 +89,7 @@ def command(options: argparse.Namespace) -> int:
         changed_files=options.changed_files,
         untrusted=options.untrusted,
         map_path=tuple(options.map_path),
+        map_host=tuple(options.map_host),
         pid_budget=options.pid_budget,
         in_place=True if options.in_place else None,
         progress=progress,

@@ -64,8 +64,9 @@ def main(text: str) -> int:
     def attempt(which: str, notes: tuple[str, ...]) -> int:
         # Said once it runs again: the restart may cut back the file that our standard error is.
         # What was saved since has the paths of now.
-        moved = tuple(wishes.map_path) if which == mine.origin else ()
-        asked = wishes._replace(notes=(*notes, f"{crash}, from {which}"), map_path=moved)
+        own = which == mine.origin
+        moved, hosts = (tuple(wishes.map_path), tuple(wishes.map_host)) if own else ((), ())
+        asked = wishes._replace(notes=(*notes, f"{crash}, from {which}"), map_path=moved, map_host=hosts)
         return restart.after_crash(which, mine, asked, bool(told["detached"]), crashes)
 
     try:

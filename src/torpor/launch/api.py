@@ -68,6 +68,7 @@ def restart(
     changed_files: str = "refuse",
     untrusted: bool = False,
     map_path: Mapping[str, str] | None = None,
+    map_host: Mapping[str, str] | None = None,
     pid_budget: float | None = None,
     in_place: bool | None = None,
     every: str | None = None,
@@ -85,7 +86,7 @@ def restart(
     the job is still running.  stdin, stdout, stderr: files in place of /dev/null and the log.  files: 'auto'
     or 'keep'. changed_files='accept': go on although a file that the job had open for reading has changed.
     untrusted: also if it is not signed, or by nobody whose key is trusted here.
-    map_path: files and folders by the path they had, and where they are now.
+    map_path: files and folders by the path they had, and where they are now.  map_host: the same for addresses.
     pid_budget: seconds that finding the old pids may take in place.  in_place: without a namespace.  The others as
     for `run`, in place of what the job was started with. Raises NotFound, Damaged, Untrusted, Sealed, Refused,
     RestartFailed.
@@ -97,6 +98,7 @@ def restart(
     ]
     words += [f"--files={files}", f"--changed-files={changed_files}"]
     words += [f"--map-path={old}={new}" for old, new in (map_path or {}).items()]
+    words += [f"--map-host={old}={new}" for old, new in (map_host or {}).items()]
     words += ["--clone"] if clone else []
     words += ["--untrusted"] if untrusted else []
     words += ["--in-place"] if in_place else []

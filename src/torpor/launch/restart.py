@@ -33,8 +33,8 @@ class Wishes(NamedTuple):
     that finding the old pids in place may take.  untrusted: also if nobody who is trusted has signed it.
     in_place: without a namespace (None: where there is none to be had).  upkeep: what is to be done for it unasked, in
     place of what the checkpoint says (`upkeep.changed`).  map_path: 'OLD=NEW'
-    each, for files that are elsewhere now.  why: for the log.  notes: what is to be said once the job
-    runs; before, the restart might cut it off a file again.
+    each, for files that are elsewhere now.  map_host: the same for addresses (watch/map.py).  why: for the log.
+    notes: what is to be said once the job runs; before, the restart might cut it off a file again.
     """
 
     name: str | None = None
@@ -50,6 +50,7 @@ class Wishes(NamedTuple):
     progress: Progress | None = None
     upkeep: Mapping[str, Any] = {}
     map_path: tuple[str, ...] = ()
+    map_host: tuple[str, ...] = ()
     why: str = "command"
     notes: tuple[str, ...] = ()
 
@@ -291,10 +292,12 @@ def _restart(
 
     def wrap(manifest: Manifest, tell: Callable[[str], None]) -> Wrapper | None:
         nonlocal wrapper
-        if manifest.ledger is not None:
+        if manifest.ledger is not None or wishes.map_host:
             from torpor.launch import watching
+            from torpor.watch.map import AddressMap
 
-            wrapper = watching.wrapper(manifest.ledger, tell)
+            prior = watching.again(manifest.ledger, AddressMap.parse(wishes.map_host))
+            wrapper = watching.wrapper(prior, tell) if prior is not None else None
         return wrapper
 
     def register(job: Restarted) -> None:

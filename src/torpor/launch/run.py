@@ -116,7 +116,7 @@ def _wrapper(watch: str | None) -> Wrapper | None:
         return None
     from torpor.launch import watching
 
-    return watching.wrapper(None, lambda line: say(f"torpor: {line}"), watch)
+    return watching.wrapper(watching.begun(watch), lambda line: say(f"torpor: {line}"))
 
 
 def _watched(entry: Entry, wrapper: Wrapper | None) -> Entry:

@@ -2,34 +2,55 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from torpor.linux import capability, proc, seccomp_notify
+from torpor.model.errors import Unwatched
+from torpor.model.ledger import Ledger
+from torpor.watch.map import AddressMap
 
 if TYPE_CHECKING:
-    from torpor.model.ledger import Ledger
     from torpor.watch.wrapper import Wrapper
 
 CONNECT, SENDMSG = "connect", "sendmsg"
 """What is wrapped: connect(2) and sendto(2) with an address; sendmsg(2) and sendmmsg(2) too."""
 
 
-def wrapper(before: Ledger | None, say: Callable[[str], None], how: str = CONNECT) -> Wrapper | None:
+def begun(how: str = CONNECT) -> Ledger:
+    """A ledger without anything in it yet."""
+    return Ledger(since=time.time(), with_sendmsg=how == SENDMSG)
+
+
+def again(saved: Ledger | None, moves: AddressMap) -> Ledger | None:
+    """The ledger that a job is restarted with, None if it is not to be watched. moves: where the hosts are now that it
+    was saved on."""
+    if saved is None and not moves:
+        return None
+    prior = saved or begun()
+    return msgspec.structs.replace(prior, moved=AddressMap.parse(prior.moved).then(moves).words())
+
+
+def wrapper(prior: Ledger, say: Callable[[str], None]) -> Wrapper | None:
     """What to put around a job; None where it has to run unwatched, which is said.
 
-    before: the ledger of a saved job to go on with. how: CONNECT or SENDMSG, for a job without one.
+    Raises Unwatched where it asks for addresses that are elsewhere now, and would not find them.
     """
     works, why = seccomp_notify.probe()
     if works and not capability.have(capability.SYS_PTRACE) and _scope():
         # Only ancestors may look into a process then, and the holder is none.
         works, why = False, f"kernel.yama.ptrace_scope is {_scope()}; set it to 0, or run torpor as root"
+    if not works and prior.moved:
+        raise Unwatched(f"addresses of other hosts cannot be mapped: {why}")
     if not works:
         say(f"the job runs unwatched: {why}")
         return None
     from torpor.watch.wrapper import Wrapper
 
-    return Wrapper(how == SENDMSG, before)
+    return Wrapper(prior)
 
 
 def _scope() -> int:

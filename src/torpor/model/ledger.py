@@ -36,9 +36,11 @@ class Ledger(msgspec.Struct, frozen=True):
     """Everything that was asked for since a moment (seconds since the epoch), oldest first.
 
     with_sendmsg: sendmsg(2) and sendmmsg(2) are wrapped too. dropped: calls to addresses for which there was no room.
+    moved: 'OLD=NEW' for addresses that are elsewhere since a restart (watch/map.py).
     """
 
     since: float
     contacts: tuple[Contact, ...] = ()
     with_sendmsg: bool = False
     dropped: int = 0
+    moved: tuple[str, ...] = ()

@@ -42,6 +42,11 @@ def text(fd: int) -> bytes:
     return os.pread(fd, os.fstat(fd).st_size - lines.START, lines.START)
 
 
+def moves(written: bytes) -> tuple[str, ...]:
+    """Where addresses are now, `OLD=NEW` each, from the lines."""
+    return tuple(host for _, _, _, protocol, host, *_ in lines.parse(written) if protocol == lines.MOVED)
+
+
 class Book:
     """The ledger that is being written."""
 
@@ -52,6 +57,7 @@ class Book:
         """Where calls are received: whoever comes after us finds there which one we owed an answer."""
         self._at: dict[tuple[str, str, int, str], list[int]] = {}
         self._end = lines.START
+        self.moves = moves(text(fd))
         for each in text(fd).splitlines(keepends=True):
             ((_, calls, _, protocol, host, port, _, program, _),) = lines.parse(each)
             self._at[protocol, host, port, program] = [self._end, calls]

@@ -3,8 +3,8 @@
 A process of its own, since calls must be answered as long as the job lives: it outlives the supervisor, and is not part
 of the job. It has a session of its own, no terminal, and few modules. It ends when nobody has the filter any more.
 
-Every call goes on as if nothing had been; the address is read from the task's memory. A program that changes it between
-our look and the kernel's deceives us: whoever wants to deceive is out of scope (docs/watch.md).
+A call goes on as if nothing had been, unless its address is elsewhere since a restart (watch/moved.py). A program that
+changes it between our look and the kernel's deceives us: whoever wants to deceive is out of scope (docs/watch.md).
 
 Source: seccomp_unotify(2).
 """
@@ -16,6 +16,7 @@ import errno
 import gc
 import os
 import select
+from collections.abc import Sequence
 
 from torpor.linux import pidfd, prctl, seccomp_notify, uio
 from torpor.linux.arch.x86_64 import NR
@@ -23,6 +24,10 @@ from torpor.linux.libc import libc, syscall
 from torpor.linux.seccomp_notify import Notice
 from torpor.watch import lines
 from torpor.watch.book import UNREAD, Book
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from torpor.watch.moved import Mover, Outcome
 
 LISTENER, BOOK, READY = 3, 4, 5
 """The descriptors it is given: the listener, the ledger's file, a pipe on which it says that it answers."""
@@ -40,6 +45,7 @@ class Holder:
 
     def __init__(self, listener: int, book: Book) -> None:
         self._listener, self._book = listener, book
+        self._mover = _mover(book.moves)
         self._number = ctypes.c_int()
         self._size = ctypes.c_uint()
 
@@ -59,10 +65,13 @@ class Holder:
             except OSError:
                 continue  # interrupted: the task waits no more, or will make the call again
             try:
-                self._look(notice)
+                outcome = self._look(notice)
             except Exception:
-                pass  # whatever is wrong with us, the job's call has to be answered
-            self._proceed(notice.id)
+                outcome = None  # whatever is wrong with us, the job's call has to be answered
+            if outcome is None:
+                self._proceed(notice.id)
+            else:
+                self._answer(notice.id, outcome)
 
     def _proceed(self, id: int) -> None:
         try:
@@ -70,19 +79,37 @@ class Holder:
         except OSError:
             pass  # killed meanwhile
 
-    def _look(self, notice: Notice) -> None:
-        """Write down what the call asks for."""
+    def _answer(self, id: int, outcome: Outcome) -> None:
+        try:
+            seccomp_notify.answer(self._listener, id, *outcome)
+        except OSError:
+            pass
+
+    def _look(self, notice: Notice) -> Outcome | None:
+        """Write down what the call asks for; make it, if it asks for an address that is elsewhere now."""
+        socket = -1
         try:
             asked = self._addresses(notice)
-            protocol = self._protocol(notice) if asked else ""
+            if asked:
+                socket = _copy(notice)
+                return self._asked(notice, asked, socket)
         except OSError as error:
             if error.errno in (errno.EPERM, errno.EACCES) and seccomp_notify.waits(self._listener, notice.id):
                 self._book.note(*UNREAD, _program(notice.task), notice.task)
-            return  # else the call is about to fail by itself, or its task is gone
-        program = _program(notice.task) if asked else ""
-        if asked and seccomp_notify.waits(self._listener, notice.id):
+            # else the call is about to fail by itself, or its task is gone
+        finally:
+            if socket >= 0:
+                os.close(socket)
+        return None
+
+    def _asked(self, notice: Notice, asked: list[tuple[str, int]], socket: int) -> Outcome | None:
+        protocol, program = self._protocol(socket), _program(notice.task)
+        if not seccomp_notify.waits(self._listener, notice.id):
+            return None  # what we have looked at may have been somebody else's
+        if notice.nr != NR.bind:
             for host, port in asked:
                 self._book.note(protocol, host, port, program, notice.task)
+        return self._mover.perform(notice, socket, protocol) if self._mover is not None else None
 
     def _addresses(self, notice: Notice) -> list[tuple[str, int]]:
         """The outside addresses that a call names. Raises OSError."""
@@ -104,21 +131,31 @@ class Holder:
                     found.append(asked)
         return found
 
-    def _protocol(self, notice: Notice) -> str:
-        """What kind of socket the call is made on. Raises OSError."""
-        process = pidfd.of_thread(notice.task)
-        try:
-            fd = pidfd.copy(process, notice.args[0] & 0xFFFFFFFF)
-        finally:
-            os.close(process)
-        try:
-            self._size.value = 4
-            at, size = ctypes.byref(self._number), ctypes.byref(self._size)
-            if libc.getsockopt(fd, _SOL_SOCKET, _SO_PROTOCOL, at, size):
-                raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
-        finally:
-            os.close(fd)
+    def _protocol(self, socket: int) -> str:
+        """What kind of socket it is. Raises OSError."""
+        self._size.value = 4
+        if libc.getsockopt(socket, _SOL_SOCKET, _SO_PROTOCOL, ctypes.byref(self._number), ctypes.byref(self._size)):
+            raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
         return PROTOCOLS.get(self._number.value, str(self._number.value))
+
+
+def _copy(notice: Notice) -> int:
+    """Our own descriptor of the socket that a call is made on. Raises OSError."""
+    process = pidfd.of_thread(notice.task)
+    try:
+        return pidfd.copy(process, notice.args[0] & 0xFFFFFFFF)
+    finally:
+        os.close(process)
+
+
+def _mover(words: Sequence[str]) -> Mover | None:
+    """Who makes calls to addresses that are elsewhere now."""
+    if not words:
+        return None
+    from torpor.watch.map import AddressMap
+    from torpor.watch.moved import Mover
+
+    return Mover(AddressMap.parse(words))
 
 
 def _names(headers: bytes, size: int) -> list[tuple[int, int]]:

@@ -14,11 +14,13 @@ BOOK_FD = 4
 def read(fd: int) -> Ledger:
     """The ledger behind a descriptor of the file."""
     since, with_sendmsg, dropped = book.about(fd)
+    text = book.text(fd)
     contacts = (
         Contact(protocol, host, port, first, last, calls, pid, program, name)
-        for last, calls, first, protocol, host, port, pid, program, name in lines.parse(book.text(fd))
+        for last, calls, first, protocol, host, port, pid, program, name in lines.parse(text)
+        if protocol != lines.MOVED
     )
-    return Ledger(since, tuple(contacts), with_sendmsg, dropped)
+    return Ledger(since, tuple(contacts), with_sendmsg, dropped, book.moves(text))
 
 
 def of_holder(pid: int) -> Ledger | None:
@@ -35,7 +37,8 @@ def of_holder(pid: int) -> Ledger | None:
 
 def write(ledger: Ledger) -> int:
     """A new file that goes on from a ledger; its descriptor."""
-    text = b"".join(
+    text = b"".join(lines.move(word) for word in ledger.moved)
+    text += b"".join(
         lines.line(c.last, c.calls, c.first, c.protocol, c.host, c.port, c.pid, c.program, c.name)
         for c in ledger.contacts
     )

@@ -17,6 +17,8 @@ MOST_LINES = 20_000
 """A job that asks for more addresses than this is a scanner; the rest is only counted."""
 
 HEAD = "{:17.6f} {:12d}"
+MOVED = "="
+"""The protocol in lines of `move`."""
 V4_IN_V6 = bytes(10) + b"\xff\xff"
 
 
@@ -57,6 +59,11 @@ def host_and_port(address: bytes) -> tuple[str, int] | None:
             return inet_ntop(AF_INET, address[20:24]), port
         return inet_ntop(AF_INET6, address[8:24]), port
     return None
+
+
+def move(word: str) -> bytes:
+    """A line that says where an address is now, `OLD=NEW`."""
+    return line(0, 0, 0, MOVED, word, 0, 0, "", "")
 
 
 def names(hosts_file: str) -> dict[str, str]:

@@ -14,7 +14,6 @@ import select
 import signal
 import struct
 import sys
-import time
 
 from torpor.linux import pidfd, seccomp_notify
 from torpor.linux.arch.x86_64 import NR
@@ -34,13 +33,12 @@ _MARGIN = 16
 class Wrapper:
     """See above. holder: pid of the process that answers, 0 before `outside`.
 
-    before: the ledger to go on from.  with_sendmsg: wrap sendmsg(2) and sendmmsg(2) too.
+    prior: the ledger to go on from; it also says what is wrapped.
     """
 
-    def __init__(self, with_sendmsg: bool = False, before: Ledger | None = None) -> None:
-        prior = before or Ledger(since=time.time(), with_sendmsg=with_sendmsg)
+    def __init__(self, prior: Ledger) -> None:
         self.holder = 0
-        self._program = program(prior.with_sendmsg)
+        self._program = program(prior.with_sendmsg, bool(prior.moved))
         self._listener = -1
         self._book = ledger.write(prior)
         self._up, self._down = os.pipe(), os.pipe()
@@ -139,7 +137,7 @@ class Wrapper:
         self._listener = self._book = -1
 
 
-def program(with_sendmsg: bool) -> bytes:
+def program(with_sendmsg: bool, with_bind: bool) -> bytes:
     """The filter."""
-    more = (NR.sendmsg, NR.sendmmsg) if with_sendmsg else ()
+    more = ((NR.sendmsg, NR.sendmmsg) if with_sendmsg else ()) + ((NR.bind,) if with_bind else ())
     return seccomp_notify.program((NR.connect, *more), (NR.sendto,))

@@ -1,0 +1,100 @@
+"""Calls to old addresses, made for the task with the new ones, on the holder's own copy of the task's socket.
+
+What a call does depends on the socket alone, and so is the same as if the task had made it; only the address differs.
+No call is waited for here, since others wait for us. A `connect` that blocks is begun, and if it is not over in a
+moment the task is let go on with its own: the kernel, which finds the socket connecting, does not look at the address
+any more but waits for the end, with whatever signals and time limits there are (net/ipv4/af_inet.c,
+__inet_stream_connect).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import signal
+
+from torpor.linux import uio
+from torpor.linux.arch.x86_64 import NR
+from torpor.linux.libc import libc
+from torpor.linux.seccomp_notify import Notice
+from torpor.watch import lines
+from torpor.watch.map import AddressMap, moved
+
+ADDRESS_MOST = 128
+"""sizeof(struct sockaddr_storage)."""
+_DATAGRAM_MOST = 65535
+_MSG_NOSIGNAL = 0x4000
+_MOMENT = 0.002
+"""Seconds that the beginning of a connection may take."""
+_IPPROTO_TCP, _TCP_INFO, _TCP_CLOSE = 6, 11, 7
+_CONNECTING = (errno.EINTR, errno.EINPROGRESS, errno.EALREADY)
+
+Outcome = tuple[int, int]
+"""The result of a call, and its errno, 0 for none."""
+
+
+class Mover:
+    """Makes calls with mapped addresses."""
+
+    def __init__(self, moves: AddressMap) -> None:
+        self._moves = moves
+        # Python leaves SA_RESTART out: what we wait in is interrupted.
+        signal.signal(signal.SIGALRM, lambda *_: None)
+
+    def perform(self, notice: Notice, fd: int, protocol: str) -> Outcome | None:
+        """Make the call on our copy of its socket; None if the task is to make it itself, because its address is where
+        it was or the kernel will not look at it. Raises OSError where the task's memory cannot be read."""
+        nr, args = notice.nr, notice.args
+        if nr == NR.sendto:
+            at, size = args[4], args[5]
+        elif nr in (NR.connect, NR.bind):
+            at, size = args[1], args[2]
+        else:
+            return None
+        size &= 0xFFFFFFFF
+        if not 0 < size <= ADDRESS_MOST:
+            return None
+        raw = uio.read(notice.task, at, size)
+        asked = lines.host_and_port(raw)
+        place = self._moves.find(*asked) if asked is not None else None
+        if place is None:
+            return None
+        address = moved(raw, place)
+        if nr == NR.bind:
+            return _outcome(libc.bind(fd, address, size))
+        stream = protocol in ("tcp", "mptcp")
+        if nr == NR.connect:
+            return _connect(fd, address, stream)
+        if stream or args[2] > _DATAGRAM_MOST:
+            return None  # a connection goes where it goes; what is too long is refused whatever the address
+        data = uio.read(notice.task, args[1], args[2]) if args[2] else b""
+        return _outcome(libc.sendto(fd, data, len(data), (args[3] & 0xFFFFFFFF) | _MSG_NOSIGNAL, address, size))
+
+
+def _outcome(value: int) -> Outcome:
+    return (0, ctypes.get_errno()) if value < 0 else (value, 0)
+
+
+def _connect(fd: int, address: bytes, stream: bool) -> Outcome | None:
+    if not stream or fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NONBLOCK:
+        if stream and _begun(fd):
+            return None
+        return _outcome(libc.connect(fd, address, len(address)))
+    if _begun(fd):
+        return None
+    signal.setitimer(signal.ITIMER_REAL, _MOMENT, _MOMENT)  # again and again: the first may come before we wait
+    try:
+        outcome = _outcome(libc.connect(fd, address, len(address)))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return None if outcome[1] in _CONNECTING else outcome
+
+
+def _begun(fd: int) -> bool:
+    """Is there a connection, or the beginning of one, so that an address is of no use any more?"""
+    room, size = ctypes.create_string_buffer(256), ctypes.c_uint(256)
+    if libc.getsockopt(fd, _IPPROTO_TCP, _TCP_INFO, room, ctypes.byref(size)):
+        return False
+    return room.raw[0] != _TCP_CLOSE
