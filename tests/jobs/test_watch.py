@@ -152,6 +152,19 @@ def test_calls_go_on_without_the_supervisor(bench: harness.Bench) -> None:
     bench.gone("after the watched job has ended")
 
 
+@pytest.mark.exam
+def test_restarted_in_place(bench: harness.Bench, one_walk: None) -> None:
+    job = start(bench, command("c", bench))
+    said, where = services(bench, job.name), again(bench, job)
+    saved = bench.checkpoint(job)
+    bench.kill()
+    last = bench.restart(f"{job.name}@{saved['number']}", "--in-place", "--pid-budget", "100", detach=True)
+    again(bench, last, where=where)
+    assert set(said) <= set(services(bench, job.name))
+    last.verified()
+    bench.gone("after the watched job has ended")
+
+
 def test_addresses_that_only_sendmsg_names(user_bench: harness.Bench) -> None:
     words = [*command("c", user_bench), "sendmsg"]
     job = start(user_bench, words, "sendmsg")
