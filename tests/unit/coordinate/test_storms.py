@@ -161,8 +161,8 @@ def test_many_storms() -> None:
 
 @pytest.mark.exam
 def test_very_many_storms() -> None:
-    checkpoints(range(1000, 60000))
-    restarts(range(1000, 40000))
+    checkpoints(range(1000, 20000))
+    restarts(range(1000, 12000))
 
 
 @settings(max_examples=50)
