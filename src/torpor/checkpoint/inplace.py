@@ -104,10 +104,13 @@ class Gates:
 class InPlace:
     """`plant.Footing` without namespaces. births: set once planned. walker: None where numbers may be chosen."""
 
+    first = 0
+
     def __init__(self, births: Plan, threads: Iterable[int], walker: pidwalk.Walker | None) -> None:
         self.births, self.walker = births, walker
         self.executes = not (capability.have(capability.SYS_ADMIN) or capability.have(capability.CHECKPOINT_RESTORE))
         self.inherits = not self.executes
+        self.chooses = walker is None
         self._numbers = births.numbers() | set(threads)
         self._gates = Gates(self._numbers) if walker is not None else None
         self.turns: Turns | None = self._gates
@@ -121,13 +124,13 @@ class InPlace:
 
     # The first process.
 
-    def fork(self) -> int:
+    def fork(self, flags: int = 0) -> int:
         while True:
             if self.walker is None:
-                pid = self._fork_elsewhere()
+                pid = self._fork_elsewhere(flags)
             else:
                 self.walker.avoid(self._numbers)
-                pid = clone.fork()
+                pid = clone.fork(0, flags)
             if pid == 0 and os.getpid() in self._numbers:
                 os._exit(0)
             if pid not in self._numbers:
@@ -135,15 +138,18 @@ class InPlace:
                 return pid
             os.waitpid(pid, 0)
 
-    def _fork_elsewhere(self) -> int:
+    def _fork_elsewhere(self, flags: int) -> int:
         """Fork with a number that nobody needs."""
         for number in range(pidwalk.highest() - 1, 1, -1):
             if number not in self._numbers:
                 try:
-                    return clone.fork(number)
+                    return clone.fork(number, flags)
                 except FileExistsError:
                     continue
         raise OSError(11, "no free process number")
+
+    def arrive(self) -> None:
+        """Nothing: it is told when we are gone."""
 
     def settle(self, world: World, ground: Ground) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {_TURN})

@@ -18,16 +18,21 @@ import select
 import signal
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
 
 from torpor.checkpoint.plan import GHOST, PROCESS, STAND_IN, ZOMBIE, Birth, Helper, Plan
 from torpor.image.manifest import Manifest
-from torpor.linux import clone, devpts, namespaces, proc, ptrace, pty
+from torpor.linux import clone, namespaces, pty
+from torpor.linux.arch.x86_64 import NR
+from torpor.linux.libc import syscall
 from torpor.model.errors import RestartFailed
 from torpor.model.wrapping import Wrapping
 from torpor.tracee.stub import StubProcess
+
+if TYPE_CHECKING:
+    from torpor.checkpoint.deputies import Line, Pioneer
 
 T = TypeVar("T")
 
@@ -89,15 +94,22 @@ class Footing(Protocol):
     """How a tree is planted, and on what: in new namespaces, or in place.
 
     inherits: shared anonymous memory reaches the processes by inheritance. executes: processes have to execute their
-    program before they are taken over, so that /proc/PID/exe is right.
+    program before they are taken over, so that /proc/PID/exe is right. chooses: numbers can be chosen. first: the
+    number of the first process, 0 if that is the one it has here.
     """
 
     inherits: bool
     executes: bool
+    chooses: bool
+    first: int
     turns: Turns | None
 
-    def fork(self) -> int:
-        """Fork the first process of the tree; 0 in it. Raises OSError."""
+    def fork(self, flags: int = 0) -> int:
+        """Fork the first process of the tree; 0 in it. flags: further ones of clone(2). Raises OSError."""
+        ...
+
+    def arrive(self) -> None:
+        """In the first process, at once. Raises OSError."""
         ...
 
     def settle(self, world: World, ground: Ground) -> None:
@@ -141,10 +153,11 @@ class Planted(msgspec.Struct):
 
 
 def plant(
-    plan: Plan, manifest: Manifest, ground: Ground, footing: Footing, wrapping: Wrapping | None = None,
-    timeout: float = 30.0,
+    plan: Plan, manifest: Manifest, ground: Ground, footing: Footing, pioneer: Pioneer | None,
+    wrapping: Wrapping | None = None, timeout: float = 30.0,
 ) -> Planted:  # fmt: skip
-    """Fork the tree. timeout: seconds without any news. Raises RestartFailed, Unwatched, with nothing left behind.
+    """Fork the tree. pioneer: its first process, if it is there already. timeout: seconds without any news. Raises
+    RestartFailed, Unwatched, with nothing left behind.
 
     Must be called while this process has no other threads.
     """
@@ -152,20 +165,21 @@ def plant(
     release_r, release_w = os.pipe()
     gate_r, gate_w = os.pipe()
     events_r, events_w = os.pipe()
-    pgids = {record.pid: record.pgid for record in manifest.processes}
-    codes = {record.pid: record.exit_code for record in manifest.processes}
-    world = World(report_w, release_r, gate_r, events_w, pgids, codes, ground.terminals, footing)
+    ours = [report_r, release_w, gate_w, events_r]
+    theirs = [report_w, release_r, gate_r, events_w]
     try:
-        init = footing.fork()
+        init = footing.fork() if pioneer is None else _go_on(pioneer, theirs, ours, ground)
     except OSError as error:
-        for fd in (report_r, report_w, release_r, release_w, gate_r, gate_w, events_r, events_w):
+        for fd in (*ours, *theirs):
             os.close(fd)
-        raise RestartFailed(f"no new namespaces can be made here ({error.strerror}); try `torpor doctor`") from error
+        raise RestartFailed(_no_namespaces(error)) from error
     if init == 0:
-        for fd in (report_r, release_w, gate_w, events_r):
+        for fd in ours:
             os.close(fd)
+        world = _world(theirs, manifest, ground, footing)
+        _guard(world, 1, 2, footing.arrive)
         _be_init(plan.init, world, ground, footing, wrapping)
-    for fd in (report_w, release_r, gate_r, events_w):
+    for fd in theirs:
         os.close(fd)
     try:
         if wrapping is not None:
@@ -182,6 +196,50 @@ def plant(
     helpers = tuple(hosts[birth.pid] for birth in plan.births.values() if birth.role == STAND_IN and birth.pid in hosts)
     ghosts = tuple(birth.pid for birth in plan.births.values() if birth.role == GHOST)
     return Planted(init, hosts, helpers, release_w, gate_w, events_r, notes, ghosts)
+
+
+def early(plan: Plan, manifest: Manifest, footing: Footing, wrapping: Wrapping | None) -> Pioneer:
+    """Fork the first process of the tree before anything else is there, for deputies of ours; `plant` lets it go on.
+    Raises RestartFailed."""
+    from torpor.checkpoint import deputies
+
+    def be(line: Line) -> None:
+        deputies.still()
+        footing.arrive()
+        theirs, ours, ground = deputies.serve(line)
+        syscall(NR.unshare, clone.FILES)
+        line.say(None)
+        for fd in ours:
+            os.close(fd)
+        place = msgspec.convert(ground, Ground)
+        _be_init(plan.init, _world(theirs, manifest, place, footing), place, footing, wrapping)
+
+    try:
+        return deputies.pioneer(lambda: footing.fork(clone.FILES), be, footing.first)
+    except OSError as error:
+        raise RestartFailed(_no_namespaces(error)) from error
+
+
+def _go_on(pioneer: Pioneer, theirs: Sequence[int], ours: Sequence[int], ground: Ground) -> int:
+    """Let the first process go on, with descriptors of its own from here on; our pid of it. Raises OSError."""
+    try:
+        pioneer.line.say((theirs, [*ours, *pioneer.descriptors()], msgspec.to_builtins(ground, str_keys=False)))
+        pioneer.line.hear()
+    except EOFError:
+        raise OSError(errno.ESRCH, "the first process has ended") from None
+    pioneer.close()
+    return pioneer.pid
+
+
+def _no_namespaces(error: OSError) -> str:
+    return f"no new namespaces can be made here ({error.strerror}); try `torpor doctor`"
+
+
+def _world(pipes: Sequence[int], manifest: Manifest, ground: Ground, footing: Footing) -> World:
+    pgids = {record.pid: record.pgid for record in manifest.processes}
+    codes = {record.pid: record.exit_code for record in manifest.processes}
+    report, release, gate, events = pipes
+    return World(report, release, gate, events, pgids, codes, ground.terminals, footing)
 
 
 def _await(fd: int, births: int, timeout: float, hear: Callable[[int, int, int], None]) -> tuple[str, ...]:
@@ -218,81 +276,6 @@ def _await(fd: int, births: int, timeout: float, hear: Callable[[int, int, int],
                 there += 1
                 hear(pid, 0, 0)
     return tuple(notes)
-
-
-class Namespaces:
-    """The footing that is preferred: new PID, mount and time namespaces, inside a user namespace if we are not root.
-
-    ipc: a new IPC namespace as well (the job has System V objects)."""
-
-    inherits = True
-    executes = False
-    turns: Turns | None = None
-
-    def __init__(self, user: bool, ipc: bool = False) -> None:
-        self._user, self._ipc = user, ipc
-        self._ids = os.getuid(), os.getgid()
-
-    def fork(self) -> int:
-        return clone.fork(0, namespaces.flags(self._user) | (clone.NEWIPC if self._ipc else 0))
-
-    def settle(self, world: World, ground: Ground) -> None:
-        namespaces.die_with_parent()
-        if self._user:
-            _guard(world, 1, 2, lambda: namespaces.map_ids(*self._ids))
-        if ground.clocks is not None:
-            try:
-                namespaces.shift_clocks(*ground.clocks)
-            except OSError:
-                world.tell(1, 0, NOTE_NO_CLOCK)
-        try:
-            namespaces.mount_proc()
-        except OSError:
-            world.tell(1, 0, NOTE_NO_PROC)
-        if self._ipc:
-            try:
-                namespaces.mount_queues()
-            except OSError:
-                world.tell(1, 0, NOTE_NO_QUEUES)
-        if ground.devpts >= 0:
-            try:
-                devpts.hang(ground.devpts)
-            except OSError:
-                world.tell(1, 0, NOTE_NO_PTS)
-
-    def hear(self, subject: int, value: int, step: int) -> None:
-        """Nobody waits for us."""
-
-    def hosts(self, init: int, plan: Plan) -> dict[int, int]:
-        found = {1: init}
-        queue = [init]
-        for parent in queue:
-            for pid in proc.children(parent):
-                found[proc.inner_pid(proc.status(pid))] = pid
-                queue.append(pid)
-        return found
-
-    def make_threads(self, wanted: Sequence[tuple[StubProcess, Sequence[int]]]) -> None:
-        for process, numbers in wanted:
-            process.make_threads(numbers)
-
-    def abandoned(self) -> None:
-        """Our own end is everybody's."""
-
-    def uproot(self, init: int) -> None:
-        """The end of PID 1 ends its whole namespace."""
-        try:
-            os.kill(init, signal.SIGKILL)
-        except ProcessLookupError:
-            return
-        while True:
-            try:
-                # Tracees of ours are to be waited for as well before PID 1 can go (pid_namespaces(7)).
-                pid, _ = os.waitpid(-1, ptrace.WALL)
-            except ChildProcessError:
-                return
-            if pid == init:
-                return
 
 
 class World(msgspec.Struct, frozen=True):

@@ -11,7 +11,7 @@ import os
 import resource
 import socket
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -29,6 +29,9 @@ from torpor.posix.rewind import put_back
 from torpor.posix.service import DescriptorService, Late, Restart
 from torpor.posix.sysv_shm import SharedMemoryService, SharedSegments
 
+if TYPE_CHECKING:
+    from torpor.checkpoint.deputies import Deputies, Pioneer
+
 
 class Inventory:
     """What was made: the `Restart` that descriptor services are shown.
@@ -39,6 +42,7 @@ class Inventory:
     def __init__(
         self, manifest: Manifest, source: Source, checkpoint: str, standard: Sequence[int], files: str,
         changed_files: str, say: Callable[[str], None], inherits: bool = True, private: str = "",
+        begin: Callable[[], Pioneer] | None = None,
     ) -> None:  # fmt: skip
         self.manifest, self.source, self.checkpoint = manifest, source, checkpoint
         self.standard, self.files, self.changed_files = standard, files, changed_files
@@ -47,6 +51,9 @@ class Inventory:
         """Where files are made that are missing at their path."""
         self._inherits = inherits
         """Do our mappings reach the processes of the job? Else shared anonymous memory becomes a memfd."""
+        self._begin = begin
+        """Forks the first process of the tree before the rest of it; None where process numbers cannot be chosen."""
+        self._deputies: Deputies | None = None
         self.hosts: dict[int, int] = {}
         self.instance = -1
         """The job's own devpts, if it has one."""
@@ -82,7 +89,21 @@ class Inventory:
     def on_failure(self, undo: Callable[[], None]) -> None:
         self._undo.append(undo)
 
+    def as_process(self, pid: int, do: Callable[..., Any], *arguments: Any) -> Any:
+        if pid <= 0:
+            return do(*arguments)
+        if self._deputies is None:
+            from torpor.checkpoint.deputies import Deputies
+
+            self._deputies = Deputies(self._begin)
+        return self._deputies.ask(pid, do, *arguments)
+
     # What the pipeline does.
+
+    @property
+    def pioneer(self) -> Pioneer | None:
+        """The first process of the tree, if it was needed already."""
+        return None if self._deputies is None else self._deputies.pioneer
 
     def make(self) -> None:
         """Make everything. Raises RestartFailed or Refused; `undo` must then be called."""
@@ -98,6 +119,9 @@ class Inventory:
                 )
             records.append((service, msgspec.msgpack.decode(record.state, type=service.record)))
         self.base = _base(self.manifest, [state for _, state in records])
+        # First, as this is memory that the whole tree inherits, and its first process may be forked for sockets.
+        for number, memory in enumerate(self.manifest.memory):
+            self._memory[number] = self._make_memory(memory)
         needs = [list(service.needs(state)) for service, state in records]
         for number in creation_order(needs):
             service, state = records[number]
@@ -130,11 +154,13 @@ class Inventory:
             except OSError as error:
                 raise RestartFailed(f"{file.identity.path}: {error.strerror}") from error
             self._files[number] = self._lift(fd)
-        for number, memory in enumerate(self.manifest.memory):
-            self._memory[number] = self._make_memory(memory)
         for thing, close in self._shared.values():
             close(thing)
         self._shared.clear()
+        if self._deputies is not None:
+            self._deputies.dismiss()
+            if self._deputies.missed:
+                self.say(_other_numbers(self._deputies.missed))
 
     def _lift(self, fd: int) -> int:
         """Move a descriptor to a high number, inheritable."""
@@ -288,6 +314,12 @@ def _base(manifest: Manifest, states: Sequence[Any]) -> int:
     if soft != resource.RLIM_INFINITY and soft < base + needed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard != resource.RLIM_INFINITY else base + needed, hard))
     return base
+
+
+def _other_numbers(missed: set[int]) -> str:
+    """What to say where numbers of processes that made something were not to be had."""
+    shown = ", ".join(str(number) for number in sorted(missed)[:5]) + (", ..." if len(missed) > 5 else "")
+    return f"UNIX sockets made by {shown} tell another process number (SO_PEERCRED)"
 
 
 def _nameless(path: str) -> int:

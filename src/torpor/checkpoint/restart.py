@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from torpor.checkpoint import copies, machine, plant
+from torpor.checkpoint.anew import Namespaces
 from torpor.checkpoint.fill import fill
 from torpor.checkpoint.plan import Plan, plan
-from torpor.checkpoint.plant import Footing, Ground, Namespaces, Planted
+from torpor.checkpoint.plant import Footing, Ground, Planted
 from torpor.checkpoint.recreate import Inventory
 from torpor.checkpoint.relocate import relocate
 from torpor.checkpoint.takeover import Takeover
@@ -105,15 +106,17 @@ def restart(request: RestartRequest) -> Restarted:
     notes: list[str] = []
     footing, births = _footing(manifest, request, keep_session, notes.append)
     name = f"{request.load.info.job}@{request.load.info.number}"
+    wrapping = request.wrap(manifest, notes.append)
     inventory = Inventory(
         manifest, request.load, name, request.standard, request.files, request.changed_files, notes.append,
         footing.inherits, request.private,
+        (lambda: plant.early(births, manifest, footing, wrapping)) if footing.chooses else None,
     )  # fmt: skip
     planted: Planted | None = None
     try:
         inventory.make()
-        wrapping = request.wrap(manifest, inventory.say)
-        planted = plant.plant(births, manifest, _ground(manifest, inventory), footing, wrapping)
+        ground = _ground(manifest, inventory)
+        planted = plant.plant(births, manifest, ground, footing, inventory.pioneer, wrapping)
         notes += planted.notes
         inventory.hosts = planted.hosts
         takeovers = _take_over(manifest, inventory, births, planted, footing, request)
@@ -136,6 +139,8 @@ def restart(request: RestartRequest) -> Restarted:
     except BaseException as error:
         if planted is not None:
             _uproot(planted, footing)
+        elif inventory.pioneer is not None:
+            footing.uproot(inventory.pioneer.pid)
         inventory.undo()
         if isinstance(error, (CallFailed, Gone, ProcessLookupError, FileNotFoundError)):
             raise RestartFailed(f"{name} could not be recreated: {error}") from error

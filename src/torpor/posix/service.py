@@ -190,6 +190,14 @@ class Restart(Protocol):
         """`finish` only: the host pid of a recreated process (or thread)."""
         ...
 
+    def as_process(self, pid: int, do: Callable[..., Any], *arguments: Any) -> Any:
+        """What `do` returns, called by a process that has that number in the job, for what remembers who made it.
+        0: somebody outside, played by ourselves; so are those whose number cannot be had. `create` only.
+
+        That process shares our descriptors and nothing else: `do` is a function of a module, arguments and result are
+        plain values (tuples may come as lists). Raises OSError and RestartFailed as it does."""
+        ...
+
     def say(self, line: str) -> None:
         """Tell the user something about this restart (not an error), for example what became of a file."""
         ...

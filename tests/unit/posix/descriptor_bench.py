@@ -153,6 +153,9 @@ class FakeRestart:
     def host_pid(self, vpid: int) -> int:
         return vpid
 
+    def as_process(self, pid: int, do: Callable[..., Any], *arguments: Any) -> Any:
+        return do(*arguments)
+
     def say(self, line: str) -> None:
         self.said.append(line)
 

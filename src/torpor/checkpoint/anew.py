@@ -1,0 +1,90 @@
+"""The footing that is preferred: new PID, mount and time namespaces, inside a user namespace if we are not root."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+
+from torpor.checkpoint.plan import Plan
+from torpor.checkpoint.plant import NOTE_NO_CLOCK, NOTE_NO_PROC, NOTE_NO_PTS, NOTE_NO_QUEUES, Ground, Turns, World
+from torpor.linux import clone, devpts, namespaces, proc, ptrace
+from torpor.tracee.stub import StubProcess
+
+
+class Namespaces:
+    """`plant.Footing` in new namespaces. user: with a user namespace around them. ipc: a new IPC namespace as well (the
+    job has System V objects)."""
+
+    inherits = True
+    executes = False
+    chooses = True
+    first = 1
+    turns: Turns | None = None
+
+    def __init__(self, user: bool, ipc: bool = False) -> None:
+        self._user, self._ipc = user, ipc
+        self._ids = os.getuid(), os.getgid()
+
+    def fork(self, flags: int = 0) -> int:
+        return clone.fork(0, flags | namespaces.flags(self._user) | (clone.NEWIPC if self._ipc else 0))
+
+    def arrive(self) -> None:
+        namespaces.die_with_parent()
+        if self._user:
+            namespaces.map_ids(*self._ids)
+
+    def settle(self, world: World, ground: Ground) -> None:
+        if ground.clocks is not None:
+            try:
+                namespaces.shift_clocks(*ground.clocks)
+            except OSError:
+                world.tell(1, 0, NOTE_NO_CLOCK)
+        try:
+            namespaces.mount_proc()
+        except OSError:
+            world.tell(1, 0, NOTE_NO_PROC)
+        if self._ipc:
+            try:
+                namespaces.mount_queues()
+            except OSError:
+                world.tell(1, 0, NOTE_NO_QUEUES)
+        if ground.devpts >= 0:
+            try:
+                devpts.hang(ground.devpts)
+            except OSError:
+                world.tell(1, 0, NOTE_NO_PTS)
+
+    def hear(self, subject: int, value: int, step: int) -> None:
+        """Nobody waits for us."""
+
+    def hosts(self, init: int, plan: Plan) -> dict[int, int]:
+        found = {1: init}
+        queue = [init]
+        for parent in queue:
+            for pid in proc.children(parent):
+                found[proc.inner_pid(proc.status(pid))] = pid
+                queue.append(pid)
+        return found
+
+    def make_threads(self, wanted: Sequence[tuple[StubProcess, Sequence[int]]]) -> None:
+        for process, numbers in wanted:
+            process.make_threads(numbers)
+
+    def abandoned(self) -> None:
+        """Our own end is everybody's."""
+
+    def uproot(self, init: int) -> None:
+        """The end of PID 1 ends its whole namespace."""
+        try:
+            os.kill(init, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        while True:
+            try:
+                # Tracees of ours are to be waited for as well before PID 1 can go (pid_namespaces(7)).
+                pid, _ = os.waitpid(-1, ptrace.WALL)
+            except ChildProcessError:
+                return
+            if pid == init:
+                return
