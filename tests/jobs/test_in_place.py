@@ -89,6 +89,26 @@ def test_back_and_forth(order: tuple[str, str], root_bench: harness.Bench) -> No
     job.verified()
 
 
+def test_who_made_sockets(root_bench: harness.Bench) -> None:
+    """SO_PEERCRED tells the old numbers in place, too, where numbers may be chosen."""
+    program = next(p for p in catalogue.STATE if p.label == "credentials")
+    root_bench.cycle(program.command(root_bench.go), "run", again=("--in-place",))
+
+
+def test_who_made_sockets_is_not_known(root_bench: harness.Bench) -> None:
+    """Where they may not, that is said, and the job comes back all the same."""
+    bench = root_bench
+    bench.env["TORPOR_WITHOUT"] = "set_tid"
+    job = bench.run(next(p for p in catalogue.STATE if p.label == "credentials").command(bench.go))
+    job.ready()
+    bench.checkpoint(job, "--stop")
+    job.finish()
+    job = bench.restart(job.name, "--in-place", *PATIENT, detach=True)
+    assert "tell another process number (SO_PEERCRED)" in notes(bench)
+    bench.tell()
+    harness.until(lambda: "FAIL" in job.output() and "a pair of" in job.output(), "the program notices", 20)
+
+
 def test_the_program_is_its_own(user_bench: harness.Bench) -> None:
     """Pids, exe and names in /proc are what they were, without any privilege."""
     bench = confined(user_bench, "no-namespaces")

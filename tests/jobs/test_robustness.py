@@ -17,6 +17,7 @@ import subprocess
 import time
 from typing import Any
 
+import catalogue
 import harness
 import pytest
 from test_real_programs import needs, once, source_digest
@@ -208,10 +209,10 @@ def test_killed_checkpoints_many(kind: str, via: str, bench: harness.Bench) -> N
 # -- kill -9 during a restart -----------------------------------------------------------------------------------------
 
 
-def kill_restarts(times: int, bench: harness.Bench) -> None:
+def kill_restarts(times: int, command: list[str], bench: harness.Bench) -> None:
     chance = random.Random(f"{SEED} restart {bench.account.label}")
     needs("gcc")
-    job = bench.run(busy_command("c", bench))
+    job = bench.run(command)
     job.ready()
     saved = bench.checkpoint(job, "--stop")
     bench.gone("after checkpoint --stop")
@@ -225,20 +226,20 @@ def kill_restarts(times: int, bench: harness.Bench) -> None:
     bench.gone("after the restarted job has ended")
     came_about = 0
     for turn in range(times):
-        command = bench.restart(name)
-        assert command.popen is not None
+        started = bench.restart(name)
+        assert started.popen is not None
         moment = chance.uniform(0.2, 1.0) * took
         time.sleep(moment)  # a random moment: the subject of this test
         with contextlib.suppress(ProcessLookupError):
-            os.kill(command.popen.pid, signal.SIGKILL)
-        command.popen.wait()
+            os.kill(started.popen.pid, signal.SIGKILL)
+        started.popen.wait()
         # Either nothing is left of it, or the job had come about: then it is complete and runs on without its
         # supervisor.
         listed = [entry for entry in bench.must("jobs", "--json").json() if entry["name"] == job.name]
         if listed:
             bench.tell()
-            harness.until(lambda c=command: "OK" in c.output().splitlines() or "FAIL" in c.output(), "verification", 30)
-            assert command.output().splitlines()[-1] == "OK", command.trace()
+            harness.until(lambda c=started: "OK" in c.output().splitlines() or "FAIL" in c.output(), "verification", 30)
+            assert started.output().splitlines()[-1] == "OK", started.trace()
             bench.untell()
             came_about += 1
         try:
@@ -250,12 +251,19 @@ def kill_restarts(times: int, bench: harness.Bench) -> None:
 
 
 def test_killed_restarts(bench: harness.Bench) -> None:
-    kill_restarts(10, bench)
+    kill_restarts(10, busy_command("c", bench), bench)
 
 
 @pytest.mark.exam
 def test_killed_restarts_many(bench: harness.Bench) -> None:
-    kill_restarts(100, bench)
+    kill_restarts(100, busy_command("c", bench), bench)
+
+
+@pytest.mark.exam
+def test_killed_restarts_with_deputies(bench: harness.Bench) -> None:
+    """Also the processes that make sockets under other numbers end with the restarting one."""
+    program = next(p for p in catalogue.STATE if p.label == "credentials")
+    kill_restarts(20, program.command(bench.go), bench)
 
 
 # -- no room, no right ------------------------------------------------------------------------------------------------

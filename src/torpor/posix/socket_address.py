@@ -80,3 +80,24 @@ def peer_name(fd: int) -> Any:
         return None
     finally:
         one.detach()
+
+
+class in_folder:
+    """A context in whose working directory relative names are looked up; '' for ours."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def __enter__(self) -> None:
+        if self._folder:
+            self._here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.chdir(self._folder)
+            except BaseException:
+                os.close(self._here)
+                raise
+
+    def __exit__(self, *_: object) -> None:
+        if self._folder:
+            os.fchdir(self._here)
+            os.close(self._here)

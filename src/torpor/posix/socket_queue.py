@@ -32,23 +32,27 @@ from torpor.model.data import CHUNK_SIZE
 from torpor.model.errors import NotNow, RestartFailed
 from torpor.posix import socket_options
 from torpor.posix.service import Descriptor, Job, Restart
-from torpor.posix.socket_address import link
+from torpor.posix.socket_address import in_folder, link
 from torpor.posix.socket_options import SO_PEEK_OFF, SO_RCVBUF, SO_SNDBUF, SOL_SOCKET
 
 _CMSG_CLOEXEC = 0x40000000
 _PEEK = _socket.MSG_PEEK | _socket.MSG_DONTWAIT | _CMSG_CLOEXEC
 _ANCILLARY = 4096
-_SCM_RIGHTS, _SCM_CREDENTIALS = 1, 2
+_SCM_RIGHTS, _SCM_CREDENTIALS, _SCM_PIDFD = 1, 2, 4
 PATIENCE = 3.0
 """Seconds to wait for what is under way between two sockets of this machine."""
 
 
 class Credentials(msgspec.Struct, frozen=True, array_like=True):
-    """Who sent a message, its pid as the job sees it (0: not in the job)."""
+    """Who sent a message, as the job is told: pid 0 where it has no number for the process."""
 
     pid: int
     uid: int
     gid: int
+
+
+_UNKNOWN = Credentials(0, 65534, 65534)
+"""What recvmsg tells where the kernel has kept nothing (kernel.overflowuid)."""
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
@@ -66,6 +70,11 @@ class Message(msgspec.Struct, frozen=True, array_like=True):
     origin: int = -1
     urgent: bool = False
     destination: bytes = b""
+
+    @property
+    def told(self) -> bool:
+        """Will it be told who has sent it? (Of what was sent before the receiver asked for that, nobody is known.)"""
+        return self.credentials is not None and self.credentials != _UNKNOWN
 
 
 class Queue(msgspec.Struct, frozen=True):
@@ -128,6 +137,8 @@ def _look(one: _socket.socket, size: int) -> tuple[Peeked | None, int]:
             fds += numbers
         elif level == SOL_SOCKET and kind == _SCM_CREDENTIALS:
             credentials = Credentials(*struct.unpack("=iii", value[:12]))
+        elif level == SOL_SOCKET and kind == _SCM_PIDFD:
+            _close([fd for fd in struct.unpack("=i", value[:4]) if fd >= 0])  # made for us; SO_PASSPIDFD asks for it
         elif level == socket_options.IP and kind == 8:  # IP_PKTINFO
             destination = value[8:12]
         elif level == socket_options.IPV6 and kind == 50:  # IPV6_PKTINFO
@@ -310,13 +321,10 @@ def keep(
     messages = []
     for message in found:
         name, port, origin = address(message.sender)
-        credentials = message.credentials
-        if credentials is not None and credentials.pid:
-            credentials = Credentials(job.vpid(credentials.pid), credentials.uid, credentials.gid)
         messages.append(
             Message(
-                len(message.data), tuple(job.adopt(fd) for fd in message.fds), credentials, name, port, origin,
-                message.urgent, message.destination,
+                len(message.data), tuple(job.adopt(fd) for fd in message.fds), message.credentials, name, port,
+                origin, message.urgent, message.destination,
             )
         )  # fmt: skip
     whole = memoryview(b"".join(message.data for message in found))
@@ -340,12 +348,11 @@ def send_stream(fd: int, to: int, queue: Queue, restart: Restart) -> None:
     sender, receiver = socket_options.Room(fd), socket_options.Room(to)
     tcp = one.family != _socket.AF_UNIX
     total = sum(message.size for message in queue.messages)
-    ask_who(to, queue)
     sender.grow(SO_SNDBUF, 4 * total + (1 << 16))
     if tcp:
         open_window(to, 2 * total + (1 << 16))
     try:
-        _send_stream(one, queue, restart)
+        _send_stream(one, queue, restart, to)
         if tcp:
             arrive(fd, to)
     finally:
@@ -367,14 +374,16 @@ def send_ahead(fd: int, queue: Queue, restart: Restart) -> None:
         sender.back()
 
 
-def _send_stream(one: _socket.socket, queue: Queue, restart: Restart) -> None:
+def _send_stream(one: _socket.socket, queue: Queue, restart: Restart, to: int = -1) -> None:
     for message, data in contents(queue, restart):
         done = 0
-        ancillary = _rights(message, restart)
+        fds = [restart.object(number) for number in message.objects]
         head = len(data) - 1 if message.urgent else len(data)
+        if to >= 0:
+            ask_who(to, message)
         while done < head:
-            done += _patiently(partial(one.sendmsg, [data[done:head]], ancillary, _FLAGS))
-            ancillary = []
+            done += _send_for(message, one.fileno(), data[done:head], fds, None, "", restart)
+            fds = []
         if message.urgent:
             _patiently(partial(one.send, data[head:], _socket.MSG_OOB | _FLAGS))
 
@@ -382,17 +391,46 @@ def _send_stream(one: _socket.socket, queue: Queue, restart: Restart) -> None:
 _FLAGS = _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL
 
 
-def ask_who(fd: int, queue: Queue) -> None:
+def ask_who(fd: int, message: Message) -> None:
     """Senders' identities are kept only of what is sent to a socket that asks for them already."""
-    if any(message.credentials is not None for message in queue.messages):
-        socket_options.put(fd, SOL_SOCKET, socket_options.SO_PASSCRED, 1)
+    asks = socket_options.get(fd, SOL_SOCKET, socket_options.SO_PASSCRED, 4)
+    if asks is not None and bool(any(asks)) != message.told:
+        socket_options.try_put(fd, SOL_SOCKET, socket_options.SO_PASSCRED, int(message.told))
 
 
-def _rights(message: Message, restart: Restart) -> list[tuple[int, int, bytes]]:
-    if not message.objects:
-        return []
-    fds = array.array("i", [restart.object(number) for number in message.objects])
-    return [(SOL_SOCKET, _SCM_RIGHTS, fds.tobytes())]
+def _send_for(
+    message: Message, fd: int, data: memoryview, fds: Sequence[int], to: Any, folder: str, restart: Restart
+) -> int:
+    """Send a message, or a part of it, as whoever sent it: how many bytes of it were taken. Raises OSError."""
+    who = message.credentials
+    if who is None or not message.told:
+        return _send(fd, data, fds, to, folder, None)
+    sent = restart.as_process(who.pid, _send, fd, data, fds, to, folder, (who.uid, who.gid))
+    return int(sent)
+
+
+def _send(
+    fd: int, data: bytes | memoryview, fds: Sequence[int], to: Any, folder: str, ids: Sequence[int] | None
+) -> int:
+    """sendmsg(2), once there is room. ids: the user and group that are told as ours."""
+    rights = [(SOL_SOCKET, _SCM_RIGHTS, array.array("i", fds).tobytes())] if fds else []
+    told = [(SOL_SOCKET, _SCM_CREDENTIALS, struct.pack("=iii", os.getpid(), *ids))] if ids else []
+    address = () if to is None else (to,)
+    one = link(fd)
+    try:
+        with in_folder(folder):
+            try:
+                return _patiently(partial(one.sendmsg, [data], rights + told, _FLAGS, *address))
+            except PermissionError:
+                if not told:
+                    raise
+            except OSError as error:
+                if not told or error.errno != errno.EINVAL:
+                    raise
+            # Another user's, which we may not tell.
+            return _patiently(partial(one.sendmsg, [data], rights, _FLAGS, *address))
+    finally:
+        one.detach()
 
 
 def _patiently(step: Callable[[], int]) -> int:
@@ -409,19 +447,15 @@ def _patiently(step: Callable[[], int]) -> int:
             time.sleep(0.001)
 
 
-def send_message(fd: int, message: Message, data: memoryview, to: Any, restart: Restart) -> None:
-    """Send one datagram from `fd` to an address (None: to the socket it is connected to). Raises OSError."""
-    one = link(fd)
+def send_message(fd: int, message: Message, data: memoryview, to: Any, restart: Restart, folder: str = "") -> None:
+    """Send one datagram from `fd` to an address (None: to the socket it is connected to). folder: where a relative name
+    is looked up. Raises OSError."""
     room = socket_options.Room(fd)
     try:
         room.grow(SO_SNDBUF, 4 * len(data) + (1 << 16))
-        ancillary = _rights(message, restart)
-        if to is None:
-            _patiently(partial(one.sendmsg, [data], ancillary, _FLAGS))
-        else:
-            _patiently(partial(one.sendmsg, [data], ancillary, _FLAGS, to))
+        fds = [restart.object(number) for number in message.objects]
+        _send_for(message, fd, data, fds, to, folder, restart)
     finally:
-        one.detach()
         room.back()
 
 

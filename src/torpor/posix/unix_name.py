@@ -15,8 +15,10 @@ import msgspec
 
 from torpor.linux.sock_diag import LISTEN, UnixSeen
 from torpor.model.errors import RestartFailed
+from torpor.posix import socket_user
 from torpor.posix.service import Descriptor, Job, Restart
-from torpor.posix.socket_address import DATAGRAM, SEQPACKET, STREAM, link
+from torpor.posix.socket_address import DATAGRAM, SEQPACKET, STREAM, in_folder, link
+from torpor.posix.socket_user import NOBODY, Who
 from torpor.posix.socket_works import Step, works
 
 
@@ -36,6 +38,11 @@ class Name(msgspec.Struct, frozen=True):
     @property
     def is_path(self) -> bool:
         return bool(self.raw) and self.raw[0] != 0
+
+    @property
+    def place(self) -> str:
+        """The folder in which it has to be looked up; '' where that does not matter."""
+        return self.folder if self.is_path and not self.raw.startswith(b"/") else ""
 
     def __str__(self) -> str:
         if not self.raw:
@@ -93,7 +100,7 @@ def answering(name: Name, world: Iterable[UnixSeen]) -> list[int]:
 
 def names(restart: Restart) -> Names:
     """The names of this restart."""
-    found: Names = restart.shared(("unix names", 0), lambda: Names(restart), Names.close)
+    found: Names = restart.shared(("unix names", 0), lambda: Names(restart), lambda _: None)
     return found
 
 
@@ -102,15 +109,12 @@ class Names:
 
     def __init__(self, restart: Restart) -> None:
         self._restart = restart
-        self._here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._aside: dict[str, str] = {}
         self._deleted: dict[str, int] = {}
         self._instead: dict[bytes, bytes] = {}
+        self._listeners: dict[int, tuple[Who, int]] = {}
+        """Who listens, and the backlog, by the socket's inode number."""
         works(restart).add(Step.NAMES, self._delete)
-
-    def within(self, name: Name) -> _Within:
-        """A context in whose working directory the name means what it meant."""
-        return _Within(self._here, name.folder if name.is_path and not name.raw.startswith(b"/") else "")
 
     def bind(self, fd: int, name: Name) -> None:
         """Give a socket its name. Raises RestartFailed where somebody else has it."""
@@ -128,7 +132,7 @@ class Names:
                     one.detach()
                 self._restart.say(f"a socket that was {name} (deleted) has another name now")
             return
-        with self.within(name):
+        with in_folder(name.place):
             if name.is_path:
                 self._clear(fd, name)
             _bind(fd, name)
@@ -155,7 +159,7 @@ class Names:
 
     def borrow(self, fd: int, name: Name) -> None:
         """Give a socket a name for a moment; what is in that place is put aside until `give_back`."""
-        with self.within(name):
+        with in_folder(name.place):
             if name.is_path:
                 path = str(name)
                 beside = f"{path}.{os.getpid()}.torpor"
@@ -190,33 +194,28 @@ class Names:
                 pass
             self._put_back(path)
 
-    def connect(self, fd: int, name: Name) -> None:
-        """Connect a socket to a name. Raises OSError."""
-        one = link(fd)
-        try:
-            if name.raw in self._instead:
-                one.connect(self._instead[name.raw])
-                return
-            with self.within(name):
-                one.connect(name.raw)
-        finally:
-            one.detach()
+    def connect(self, fd: int, name: Name, who: Who = NOBODY) -> None:
+        """Have a socket connected to a name by somebody. Raises OSError."""
+        if name.raw in self._instead:
+            socket_user.connect(who, fd, "", self._instead[name.raw], self._restart)
+        else:
+            socket_user.connect(who, fd, name.place, name.raw, self._restart)
 
-    def close(self) -> None:
-        os.close(self._here)
+    def listen(self, fd: int, backlog: int, who: Who) -> None:
+        """Have a socket listen, for somebody: that is what those who connect will be told."""
+        socket_user.listen(who, fd, backlog, self._restart)
+        self._listeners[os.fstat(fd).st_ino] = who, backlog
 
-
-class _Within:
-    def __init__(self, here: int, folder: str) -> None:
-        self._here, self._folder = here, folder
-
-    def __enter__(self) -> None:
-        if self._folder:
-            os.chdir(self._folder)
-
-    def __exit__(self, *_: object) -> None:
-        if self._folder:
-            os.fchdir(self._here)
+    def connect_to(self, listener: int, fd: int, name: Name, who: Who, told: Who) -> None:
+        """Have a socket connected by somebody to a listener, which was another process' when they did so if `told`
+        says so. Raises OSError."""
+        now, backlog = self._listeners.get(os.fstat(listener).st_ino, (told, 0))
+        other = told.user >= 0 and told != now
+        if other:
+            socket_user.listen(told, listener, backlog, self._restart)
+        self.connect(fd, name, who)
+        if other:
+            socket_user.listen(now, listener, backlog, self._restart)
 
 
 def _bind(fd: int, name: Name) -> None:

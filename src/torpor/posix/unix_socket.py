@@ -10,8 +10,8 @@ then the pairs, then those who wait to be accepted, in order. Paths are bound an
 is replaced, a name that was deleted is deleted again. Names relative to a folder are bound in that folder.
 
 What was sent and not read is sent again from the other end, datagrams from the socket that has the sender's name.
-SO_PEERCRED tells the user of before, but not the pid: sockets are made by the restarting process, and the job
-sees that as 0. An end whose peer is outside the job gets one that is closed.
+Each is made by a process that has the number of whoever made it, for the sake of SO_PEERCRED (posix/socket_user.py).
+An end whose peer is outside the job gets one that is closed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from __future__ import annotations
 import _socket
 import os
 import select
-import struct
 from collections.abc import Iterable, Mapping
 from itertools import zip_longest
 from typing import Any
@@ -34,10 +33,10 @@ from torpor.posix.backlog import Backlogs
 from torpor.posix.descriptors import info_value, set_status, status_flags
 from torpor.posix.service import Descriptor, DescriptorBase, Job, Restart
 from torpor.posix.socket_address import AF_UNIX, DATAGRAM, SEQPACKET, STREAM, link, own_name, peer_name, unix
-from torpor.posix.socket_options import SO_PEERCRED, SOL_SOCKET, Options
+from torpor.posix.socket_options import SOL_SOCKET, Options
 from torpor.posix.socket_queue import Peeked, Queue
-from torpor.posix.socket_user import as_user
-from torpor.posix.socket_works import Step, close_all, listen, options_later, send_later, shut, shut_later, works
+from torpor.posix.socket_user import Who, pair
+from torpor.posix.socket_works import Step, close_all, options_later, send_later, shut, shut_later, works
 from torpor.posix.unix_name import Name, Names, find_file, names
 from torpor.posix.unix_table import UnixTable
 from torpor.tracee.process import LivingProcess
@@ -81,13 +80,26 @@ class UnixSocket(msgspec.Struct, frozen=True, kw_only=True):
     """What those of `gone_before` have sent, where that is known."""
     user: int = -1
     group: int = -1
-    """What SO_PEERCRED says of the other end."""
+    pid: int = 0
+    groups: tuple[int, ...] | None = None
+    """What SO_PEERCRED and SO_PEERGROUPS say of the other end (socket_user.Who)."""
     own_user: int = -1
     own_group: int = -1
+    own_pid: int = 0
+    own_groups: tuple[int, ...] | None = None
     """What the other end is told of this one."""
     after: tuple[int, ...] = ()
     options: Options = Options()
     queue: Queue | None = None
+
+    @property
+    def them(self) -> Who:
+        """Who the other end is said to be; of what listens, and of pairs, who made it."""
+        return Who(self.pid, self.user, self.group, self.groups)
+
+    @property
+    def me(self) -> Who:
+        return Who(self.own_pid, self.own_user, self.own_group, self.own_groups)
 
 
 class UnixService(DescriptorBase):
@@ -131,11 +143,12 @@ class UnixService(DescriptorBase):
         events = socket_queue.readable(fd)
         if events & select.POLLPRI:
             raise Refused([seen.refuse("a UNIX socket with urgent data (MSG_OOB)", "let it be read first")])
-        _, user, group = _credentials(fd)
+        them = table.peers[seen.ino]
         record = UnixSocket(
             ino=seen.ino, type=me.type, flags=status_flags(fd), state=FREE, shut=me.shut,
-            name=find_file(unix(own_name(fd)), me.file, seen, job), user=user, group=group,
-            options=socket_options.save(fd, AF_UNIX, 0), error=bool(events & select.POLLERR),
+            name=find_file(unix(own_name(fd)), me.file, seen, job), user=them.user, group=them.group,
+            pid=them.pid, groups=them.groups, options=socket_options.save(fd, AF_UNIX, 0),
+            error=bool(events & select.POLLERR),
         )  # fmt: skip
         replace = msgspec.structs.replace
         if me.state == LISTEN:
@@ -145,22 +158,18 @@ class UnixService(DescriptorBase):
             self._note_unread(me, table, seen, job)
             sent = self._sent_by(seen.ino, range(len(me.waiting) - behind, len(me.waiting)), table, job)
             return replace(record, state=LISTENING, backlog=me.limit, gone_before=behind, gone_sent=sent)
-        found = self._peek(fd, seen, me.shut, self._is_full(me, table, job))
+        found = table.with_senders(fd, self._peek(fd, seen, me.shut, self._is_full(me, table, job)))
         record = replace(record, queue=socket_queue.keep(found, job, lambda sender: self._sender(sender, table)))
         if not me.connected:
             return record
-        them = table.diag.get(me.peer)
+        far = table.diag.get(me.peer)
         other = unix(peer_name(fd))
         listener = table.listeners.get(other, 0)
         # A relative path means something in one folder only.
         there = self._name_of(table.diag[listener], table, job) if listener else find_file(other, None, seen, job)
         record = replace(record, state=CONNECTED, peer_name=there, peer=me.peer)
-        if them is not None:
-            near = table.seen[them.ino]
-            _, user, group = _credentials(job.hold(near.pid, near.number))
-            record = replace(
-                record, other=IN_JOB, peer_name=self._name_of(them, table, job), own_user=user, own_group=group
-            )
+        if far is not None:
+            record = _for(table.peers[far.ino], replace(record, other=IN_JOB, peer_name=self._name_of(far, table, job)))
         elif seen.ino in table.line:
             return self._waiting(replace(record, other=WAITING), fd, seen, table, job)
         elif me.peer or (me.shut != 3 and me.type != DATAGRAM):
@@ -168,7 +177,7 @@ class UnixService(DescriptorBase):
         else:
             record = replace(record, other=GONE)
         if me.type == DATAGRAM:
-            return self._datagram(record, them, seen)
+            return self._datagram(record, far, seen)
         accepted = _accepted(record, table)
         server = record.name.raw if accepted else other
         listener = table.listeners.get(server, 0)
@@ -210,11 +219,15 @@ class UnixService(DescriptorBase):
             and (one.name == table.diag[listener].name or self._goes_to(one, listener, table))
         ]  # fmt: skip
         status = proc.status(seen.pid)  # the best there is: whoever accepts it will be told who connected
-        user, group = int(status["Uid"].split()[1]), int(status["Gid"].split()[1])
-        return msgspec.structs.replace(
-            record, listener=table.number[listener], gone_before=gone, after=tuple(sorted(set(after))), sent=sent,
-            gone_sent=self._sent_by(listener, range(place - gone, place), table, job), own_user=user, own_group=group,
+        who = Who(
+            job.vpid(seen.pid), int(status["Uid"].split()[1]), int(status["Gid"].split()[1]),
+            tuple(sorted(int(group) for group in status["Groups"].split())),
         )  # fmt: skip
+        record = msgspec.structs.replace(
+            record, listener=table.number[listener], gone_before=gone, after=tuple(sorted(set(after))), sent=sent,
+            gone_sent=self._sent_by(listener, range(place - gone, place), table, job),
+        )  # fmt: skip
+        return _for(who, record)
 
     def _goes_to(self, one: UnixSeen, listener: int, table: UnixTable) -> bool:
         """Was the other end of this connection accepted by that listener?"""
@@ -291,8 +304,7 @@ class UnixService(DescriptorBase):
 
     def _make(self, record: UnixSocket, restart: Restart) -> int:
         if record.type == DATAGRAM:
-            with as_user(record.user, record.group):
-                return self._make_datagram(record, restart)
+            return self._make_datagram(record, restart)
         place = names(restart)
         todo = works(restart)
         if record.state != CONNECTED:
@@ -300,8 +312,7 @@ class UnixService(DescriptorBase):
             if record.name.raw:
                 place.bind(fd, record.name)
             if record.state == LISTENING:
-                with as_user(record.user, record.group):
-                    listen(fd, record.backlog)
+                place.listen(fd, record.backlog, record.them)
                 if record.gone_before:
                     todo.add(Step.FILL, lambda: self._come_and_go(record, record.name, restart, place))
             if record.shut:
@@ -312,8 +323,7 @@ class UnixService(DescriptorBase):
             fd = _new(record.type)
             if record.name.raw:
                 place.bind(fd, record.name)
-            with as_user(record.own_user, record.own_group):
-                place.connect(fd, record.peer_name)
+            place.connect_to(restart.object(record.listener), fd, record.peer_name, record.me, record.them)
             if record.sent is not None:
                 send_later(os.dup(fd), record.sent, record.type == SEQPACKET, restart)
             if record.shut:
@@ -363,11 +373,9 @@ class UnixService(DescriptorBase):
 
     def _ends(self, record: UnixSocket, server: Name, client: Name, restart: Restart, place: Names) -> tuple[int, int]:
         """(the end that connected, the end that was accepted); without a name for the latter, just a pair."""
-        we, they = (record.own_user, record.own_group), (record.user, record.group)
         if not server.raw:
-            with as_user(*they):
-                a, b = _socket.socketpair(AF_UNIX, record.type | _socket.SOCK_CLOEXEC)
-            return a.detach(), b.detach()
+            return pair(record.them, record.type, restart)
+        connects, listens = (record.them, record.me) if record.accepted else (record.me, record.them)
         fd = _new(record.type)
         if client.raw:
             place.bind(fd, client)
@@ -376,10 +384,8 @@ class UnixService(DescriptorBase):
         else:
             listener = _new(record.type)
             place.borrow(listener, server)
-            with as_user(*(we if record.accepted else they)):
-                listen(listener, 1)
-        with as_user(*(they if record.accepted else we)):
-            place.connect(fd, server)
+            place.listen(listener, 1, listens)
+        place.connect_to(listener, fd, server, connects, listens)
         one = _socket.socket(fileno=listener)
         try:
             accepted, _ = one._accept()  # type: ignore[attr-defined]
@@ -390,8 +396,8 @@ class UnixService(DescriptorBase):
         return fd, accepted
 
     def _send_packets(self, fd: int, to: int, queue: Queue, restart: Restart) -> None:
-        socket_queue.ask_who(to, queue)
         for message, data in socket_queue.contents(queue, restart):
+            socket_queue.ask_who(to, message)
             socket_queue.send_message(fd, message, data, None, restart)
 
     def _make_datagram(self, record: UnixSocket, restart: Restart) -> int:
@@ -400,7 +406,9 @@ class UnixService(DescriptorBase):
         other = -1
         if record.paired or (record.state == CONNECTED and record.other == GONE and not record.peer_name.raw):
             key = min(record.ino, record.paired) if record.paired else record.ino
-            ends: tuple[int, int] = restart.shared(("unix", key), _datagram_pair, close_all)
+            ends: tuple[int, int] = restart.shared(
+                ("unix", key), lambda: pair(record.them, DATAGRAM, restart), close_all
+            )
             mine, other = ends[::-1] if record.paired and record.paired < record.ino else ends
             fd = os.dup(mine)
         else:
@@ -442,7 +450,6 @@ class UnixService(DescriptorBase):
         self, mine: int, record: UnixSocket, queue: Queue, source: int, restart: Restart, place: Names
     ) -> None:
         borrowed: dict[bytes, int] = {}
-        socket_queue.ask_who(mine, queue)
         try:
             peer = record.peer_name.raw
             if source < 0 and record.other == IN_JOB and all(one.sender == peer for one in queue.messages):
@@ -460,8 +467,8 @@ class UnixService(DescriptorBase):
                     fd = borrowed[message.sender] = _new(DATAGRAM)
                     if message.sender:
                         place.borrow(fd, Name(message.sender, record.name.folder))
-                with place.within(record.name):
-                    socket_queue.send_message(fd, message, data, to, restart)
+                socket_queue.ask_who(mine, message)
+                socket_queue.send_message(fd, message, data, to, restart, record.name.place)
         except OSError as error:
             raise RestartFailed(f"a datagram to {record.name}: {error.strerror}") from None
         finally:
@@ -482,19 +489,15 @@ def _accepted(record: UnixSocket, table: UnixTable) -> bool:
     return (name, record.ino) > (other, record.peer)
 
 
-def _credentials(fd: int) -> tuple[int, int, int]:
-    """(pid, user, group) of the other end, as SO_PEERCRED tells them."""
-    pid, user, group = struct.unpack("iii", socket_options.get(fd, SOL_SOCKET, SO_PEERCRED, 12) or bytes(12))
-    return pid, user, group
+def _for(who: Who, record: UnixSocket) -> UnixSocket:
+    """The record of an end that the other one takes for that."""
+    return msgspec.structs.replace(
+        record, own_pid=who.pid, own_user=who.user, own_group=who.group, own_groups=who.groups
+    )
 
 
 def _new(kind: int) -> int:
     return _socket.socket(AF_UNIX, kind | _socket.SOCK_CLOEXEC).detach()
-
-
-def _datagram_pair() -> tuple[int, int]:
-    a, b = _socket.socketpair(AF_UNIX, DATAGRAM | _socket.SOCK_CLOEXEC)
-    return a.detach(), b.detach()
 
 
 def _send(fd: int, data: bytes) -> None:

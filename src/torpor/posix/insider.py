@@ -1,0 +1,63 @@
+"""What the job sees: something is looked at by a process of ours in the job's PID namespace.
+
+A number that the kernel tells of a process that is gone, and the job remembers, is that of the reader's namespace, and
+there is no other way to translate it. A job that was restarted is in a namespace of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from torpor.linux import namespaces
+
+_PATIENCE = 30.0
+"""Seconds; nothing in there waits for anybody, but the machine may be busy."""
+
+
+def elsewhere(pid: int) -> bool:
+    """Is a process in another PID namespace than we are?"""
+    return os.readlink(f"/proc/{pid}/ns/pid") != os.readlink("/proc/self/ns/pid")
+
+
+def seen_inside(neighbour: int, look: Callable[[], Any]) -> Any:
+    """What `look` returns (plain values; tuples come as lists) in the PID namespace of a process; None where we cannot
+    go there. It has our descriptors, copied."""
+    source, target = os.pipe()
+    middle = os.fork()
+    if middle == 0:
+        try:
+            namespaces.enter(neighbour, ("user", "pid"))
+            inside = os.fork()
+            if inside == 0:
+                namespaces.die_with_parent()
+                told = msgspec.msgpack.encode(look())
+                while told:
+                    told = told[os.write(target, told) :]
+                os._exit(0)
+            os.waitpid(inside, 0)
+        finally:
+            os._exit(0)
+    os.close(target)
+    told = b""
+    poll = select.poll()
+    poll.register(source, select.POLLIN)
+    try:
+        while poll.poll(_PATIENCE * 1000):
+            data = os.read(source, 1 << 16)
+            if not data:
+                return msgspec.msgpack.decode(told) if told else None
+            told += data
+        return None
+    finally:
+        os.close(source)
+        try:
+            os.kill(middle, signal.SIGKILL)
+            os.waitpid(middle, 0)
+        except (ProcessLookupError, ChildProcessError):
+            pass
