@@ -208,10 +208,11 @@ def _sockets() -> Iterator[tuple[int, int]]:
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
+        face = proc.face(int(name))
         try:
-            for number in os.listdir(f"/proc/{name}/fd"):
+            for number in os.listdir(f"/proc/{face}/fd"):
                 try:
-                    target = os.readlink(f"/proc/{name}/fd/{number}")
+                    target = os.readlink(f"/proc/{face}/fd/{number}")
                 except OSError:
                     continue
                 if target.startswith("socket:["):

@@ -179,11 +179,12 @@ def _has_locked(st: os.stat_result, kind: str, mine: Mine) -> bool:
     for name in os.listdir("/proc"):
         if not name.isdigit() or not mine(int(name)):
             continue
+        face = proc.face(int(name))
         try:
-            for number in proc.descriptors(int(name)):
-                seen = os.stat(f"/proc/{name}/fd/{number}")
+            for number in proc.descriptors(face):
+                seen = os.stat(f"/proc/{face}/fd/{number}")
                 if (seen.st_dev, seen.st_ino) == (st.st_dev, st.st_ino):
-                    info = proc.text(f"/proc/{name}/fdinfo/{number}").splitlines()
+                    info = proc.text(f"/proc/{face}/fdinfo/{number}").splitlines()
                     if any(one.kind == kind for one in locks.held(info)):
                         return True
         except OSError:

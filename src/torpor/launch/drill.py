@@ -233,7 +233,7 @@ def _mine(info: RootInfo, saved: Manifest) -> tuple[Mine, bool]:
             program = programs.get(proc.inner_pid(proc.status(pid)))
             if program is None:
                 return False
-            st = os.stat(f"/proc/{pid}/exe")
+            st = os.stat(f"/proc/{proc.face(pid)}/exe")
             return (st.st_ino, st.st_size, st.st_mtime_ns) == (program.ino, program.size, program.mtime_ns)
         except OSError:
             return False
