@@ -14,6 +14,7 @@ static struct told {
     const char *what;
 } noted[SEVERAL];
 static int count;
+static pid_t owner;
 static uid_t uid; /* of the helpers below */
 static gid_t gid;
 
@@ -49,7 +50,7 @@ static int name(struct sockaddr_un *to, const char *base)
     to->sun_family = AF_UNIX;
     /* abstract, of this run only: the first byte stays 0 */
     return offsetof(struct sockaddr_un, sun_path) + 1 +
-           snprintf(to->sun_path + 1, sizeof to->sun_path - 1, "%.80s.%d.%s", go_path, (int)getpgrp(), base);
+           snprintf(to->sun_path + 1, sizeof to->sun_path - 1, "%.80s.%d.%s", go_path, (int)owner, base);
 }
 static int bound(int type, const char *base)
 {
@@ -157,7 +158,7 @@ int main(int argc, char **argv)
     gid = getuid() ? getgid() : 65533;
     if (getuid() == 0)
         MUST(setgroups(2, (gid_t[]){0, 4711}) == 0);
-    pid_t me = getpid();
+    pid_t me = owner = getpid();
 
     static const int types[] = {SOCK_STREAM, SOCK_SEQPACKET, SOCK_DGRAM};
     int own[3][2], gone[3][2];
