@@ -1,5 +1,4 @@
-"""POSIX message queues: what is refused, what becomes of a queue that is found at its name at the restart, and of
-notifications when torpor is killed."""
+"""POSIX message queues: what is refused, and what becomes of a queue that is found at its name at the restart."""
 
 from __future__ import annotations
 
@@ -33,10 +32,11 @@ def refusal(bench: harness.Bench, *words: str) -> str:
     return said.err
 
 
-def test_what_is_on_its_way_is_refused(user_bench: harness.Bench) -> None:
-    job = start(user_bench, "flight")
+@pytest.mark.parametrize(("mode", "words"), [("signal", "a signal"), ("thread", "a thread"), ("flight", "on its way")])
+def test_what_cannot_be_read_is_refused(mode: str, words: str, user_bench: harness.Bench) -> None:
+    job = start(user_bench, mode)
     said = refusal(user_bench, "checkpoint", job.name)
-    assert "on its way" in said and f"the message queue /{name_of(job).decode()}" in said, said
+    assert words in said and f"the message queue /{name_of(job).decode()}" in said, said
     job.verified()
 
 
@@ -117,63 +117,3 @@ def test_in_place_somebody_elses_is_not_touched(killed: tuple[harness.Bench, str
     os.close(fd)
     mqueue.unlink(name)
     finish_in_place(bench, job)
-
-
-# -- notifications ----------------------------------------------------------------------------------------------------
-
-
-def told(bench: harness.Bench, via: str = "pid", *mode: str) -> harness.Running:
-    """A job of processes that are to be told of messages."""
-    job = bench.run([harness.build("mqueue_notify.c"), bench.go, "0", *mode], via)
-    job.ready()
-    return job
-
-
-@pytest.mark.parametrize(
-    ("mode", "words"),
-    [
-        ("stops", "signal 20 is to tell, which cannot be blocked or stops a process"),
-        ("pending", "signal 10 is to tell, which is waiting already"),
-        ("full", "with messages in it and a notification"),
-        ("locked", "which is locked (flock)"),
-        ("rights", "which we have no right to read and write"),
-        ("socket", "by a netlink socket that is not to be found"),
-    ],
-)
-def test_what_cannot_be_told_in_secret_is_refused(mode: str, words: str, user_bench: harness.Bench) -> None:
-    job = told(user_bench, "run", mode)
-    said = refusal(user_bench, "checkpoint", job.name)
-    assert words in said and "the message queue /torpor-test-notify-" in said, said
-    job.verified()
-
-
-def test_a_thread_that_nobody_can_tell_any_more(user_bench: harness.Bench) -> None:
-    """Its socket is closed, another one is there: nobody is told, and nobody else may ask."""
-    user_bench.cycle([harness.build("mqueue_notify.c"), user_bench.go, "0", "socket", "another"], "run")
-
-
-@pytest.mark.diagonal
-def test_notifications_go_on(bench: harness.Bench, via: str) -> None:
-    bench.goes_on([harness.build("mqueue_notify.c"), bench.go], via, times=3)
-
-
-def kill_when_told(bench: harness.Bench, turns: Iterator[int], moments: tuple[str, ...]) -> None:
-    """Checkpoints that are killed while, or just before, the program forgets a notification and asks again."""
-    job = told(bench)
-    for turn in turns:
-        for moment in moments:
-            command = [bench.account.python, harness.script("dying_torpor.py"), str(turn), moment, "checkpoint"]
-            process = bench.popen([*command, *job.which(), "--store", bench.store])
-            assert process.wait(harness.PATIENCE) == -9, (turn, moment, job.trace())
-    bench.checkpoint(job)
-    job.verified()
-    bench.gone("after the job has ended")
-
-
-def test_notifications_survive_a_killed_checkpoint(user_bench: harness.Bench) -> None:
-    kill_when_told(user_bench, iter((1, 5, 8)), ("before", "within"))
-
-
-@pytest.mark.exam
-def test_notifications_survive_many_killed_checkpoints(bench: harness.Bench) -> None:
-    kill_when_told(bench, iter([*range(1, 11)] * 5), ("before", "within", "after"))
