@@ -37,6 +37,8 @@ TIMEOUT = 120
 """Seconds that one request may take: a pack needs 140 kB/s at least."""
 TOKEN = "torporput"
 """Name of the metadata field; Azure wants that of an identifier."""
+METADATA = "//169.254.169.254/"
+"""Where machines of all three clouds ask who they are."""
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
 
 T = TypeVar("T")
@@ -243,4 +245,8 @@ class _PastTheEnd(Exception):
 
 def _line(error: Exception) -> str:
     """What an error of obstore says, in one line."""
-    return " ".join(str(error).split("\n\nDebug")[0].split())[:500]
+    text = " ".join(str(error).split("\n\nDebug")[0].split())
+    if METADATA in text:
+        # What it goes on to when it finds none, and then complains of at length.
+        return "no credentials are set, and this machine has no metadata service that gives any"
+    return text[:500]

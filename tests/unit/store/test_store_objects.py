@@ -185,6 +185,15 @@ def test_wrong_key(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "403" in str(failed.value) or "denied" in str(failed.value).lower()
 
 
+def test_no_credentials() -> None:
+    """As obstore says it; the address is not asked from here."""
+    said = (
+        "Generic GCS error: Error performing GET http://169.254.169.254/computeMetadata/v1/x in 48 s\n\nDebug source: y"
+    )
+    assert objects._line(OSError(said)).startswith("no credentials are set")
+    assert objects._line(OSError("Generic S3 error: 500\n\nDebug source: y")) == "Generic S3 error: 500"
+
+
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
