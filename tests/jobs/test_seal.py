@@ -16,7 +16,7 @@ import reader
 def start(bench: harness.Bench, *options: str) -> tuple[harness.Running, str]:
     job = bench.run([harness.build("digests.c"), bench.go], umask=0)
     job.ready()
-    saved = bench.checkpoint(job, *options)
+    saved = bench.checkpoint(job, "--compress", "fast", *options)
     return job, f"{job.name}@{saved['number']}"
 
 

@@ -37,6 +37,8 @@ TIMEOUT = 120
 """Seconds that one request may take: a pack needs 140 kB/s at least."""
 TOKEN = "torporput"
 """Name of the metadata field; Azure wants that of an identifier."""
+MISSING = "NoSuchBucket"
+"""What S3 answers where there is no bucket of that name."""
 METADATA = "//169.254.169.254/"
 """Where machines of all three clouds ask who they are."""
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
@@ -228,6 +230,8 @@ class Objects:
             except (exceptions.BaseError, OSError) as error:
                 if _PastTheEnd in expected and "416" in _line(error):
                     raise _PastTheEnd from None
+                if MISSING in str(error):
+                    raise OSError(errno.EIO, "there is no such bucket", self.place) from None
                 if time.monotonic() + pause > end or not isinstance(error, exceptions.GenericError):
                     raise OSError(errno.EIO, _line(error), f"{self.place}/{name}") from None
             time.sleep(pause)

@@ -185,6 +185,11 @@ def test_wrong_key(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "403" in str(failed.value) or "denied" in str(failed.value).lower()
 
 
+def test_no_bucket(bucket: str) -> None:
+    with pytest.raises(OSError, match="there is no such bucket"):
+        objects.Objects("s3://nosuch/x", patience=300).list("roots")
+
+
 def test_no_credentials() -> None:
     """As obstore says it; the address is not asked from here."""
     said = (
