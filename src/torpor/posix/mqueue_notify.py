@@ -6,10 +6,11 @@ process, way and signal, but neither the value nor what stands for the thread: n
 these are refused. What needs no value (SIGEV_NONE, signal 0) comes back: the process asks again.
 
 Tried and given up: to tell the process in secret while the job is stopped (by an empty message; by mq_notify(NULL) for
-a thread), to take that away and to ask again, all in one batch of calls, which goes on if we are killed. But our death
-also lets all other threads go, and the batch may run beside them: then one of them takes the signal, or the thread of
-the C library the bytes, and what was asked for is used up (seen: of 18 kills at that moment, at least one did). A
-lock of ours that the batch looks at (flock) does not help: it may outlast, in our other threads, the one that traces.
+a thread), to take that away and to ask again, all in one batch of calls, which goes on if we are killed. Without kills
+it worked; of some fifty kills aimed at it a few left a process that is not told any more, which is harm. The likely
+cause: our death also lets all other threads go, and one of them takes the signal beside the batch. A lock of ours that
+the batch looks at (flock) does not help: it may outlast, in our other threads, the one that traces. A process with one
+thread may be safe: not tried.
 
 Source: mq_notify(3), ipc/mqueue.c (mqueue_read_file).
 """
