@@ -94,14 +94,13 @@ def tagged(tag: str, folder: str = "") -> list[int]:
     Servers that write their title over their environment lose it: with `folder`, those whose working directory is
     in it count too.
     """
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and is_tagged(name, tag, folder)]
+
+
+def is_tagged(pid: str, tag: str, folder: str = "") -> bool:
+    """Does this one?"""
     mark = f"TORPOR_TEST={tag}".encode() + b"\0"
-    found = []
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
-        if mark in _environ(name) + b"\0" or (folder and _works_in(name, folder)):
-            found.append(int(name))
-    return found
+    return mark in _environ(pid) + b"\0" or bool(folder and _works_in(pid, folder))
 
 
 def _works_in(name: str, folder: str) -> bool:
@@ -398,8 +397,7 @@ class Bench:
         while True:
             found = tagged(self.tag, self.folder)
             for pid in found:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+                self._end(pid)
             killed.update(found)
             for process in self.started:
                 process.poll()
@@ -413,6 +411,20 @@ class Bench:
             if time.monotonic() > end:
                 raise Failed(f"not to be killed: {describe(found or killed)}")
             time.sleep(TICK)
+
+    def _end(self, pid: int) -> None:
+        """SIGKILL, if it still is what it was: where others walk to numbers, one is used again within milliseconds."""
+        try:
+            handle = os.pidfd_open(pid)
+        except OSError:
+            return
+        try:
+            if is_tagged(str(pid), self.tag, self.folder):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        finally:
+            os.close(handle)
 
     def gone(self, what: str) -> None:
         """Nothing of this test may be running any more (torpor may take a moment to end)."""

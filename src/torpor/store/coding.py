@@ -46,6 +46,10 @@ class Coder:
             stored = self._cipher.seal(stored, sealing.CHUNK + name)
         return encoding, stored
 
+    def close(self) -> None:
+        """Let go of the compressors' memory, some hundred KiB: there is nothing left to encode."""
+        self._packers.clear()
+
     def _adapted(self, packer: Packer, data: Buffer, pace: Pace) -> tuple[int, Buffer]:
         now, length = time.monotonic(), len(data)
         self._probe_due -= length

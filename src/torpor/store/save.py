@@ -114,6 +114,7 @@ class Save:
             self.abort()
             raise
         self._over = True
+        self._coder.close()
         self._tell_index()
         self._index.close()
         return info
@@ -126,6 +127,7 @@ class Save:
         self._over = True
         self._error = self._error or CheckpointFailed("the checkpoint was given up")
         self._packs.discard()
+        self._coder.close()
         self._index.close()
         try:
             for name in self._packs.finished:

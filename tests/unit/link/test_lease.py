@@ -187,7 +187,7 @@ def test_released_it_is_free_at_once() -> None:
 class Candidate:
     """One host that wants to coordinate."""
 
-    def __init__(self, world: worlds.World, name: str, ttl: float = 1.5) -> None:
+    def __init__(self, world: worlds.World, name: str, ttl: float = 3.0) -> None:
         self.host = world.host(name)
         self.changes: list[bool] = []
         self.lease = Lease(self.host.link, world.driver.loop.later, self.changes.append, ttl=ttl)

@@ -132,6 +132,7 @@ def test_watching_ends_with_the_last_state(world: worlds.World) -> None:
         a.link.put(f"n.{n % 5}", f"{n}".encode(), lambda _result, error: errors.append(error))
     last = {f"n.{n % 5}": f"{n}".encode() for n in range(95, 100)}
     world.driver.until(lambda: {key: entry.value for key, entry in b.told if entry} == last, "the last state")
+    world.driver.until(lambda: len(errors) == 100, "all answers")
     assert set(errors) == {None}
     revisions = [entry.revision for key, entry in b.told if entry and key == "n.0"]
     assert revisions == sorted(set(revisions))
