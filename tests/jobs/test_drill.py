@@ -23,7 +23,7 @@ from harness import Bench, Running, tagged, text
 from test_seal import flip
 from test_self_contained import Place
 from test_slurm import _command as command_folder
-from test_templates import EXAMPLES
+from test_templates import EXAMPLES, understood
 
 
 def files_of(pids: list[int]) -> set[str]:
@@ -399,21 +399,8 @@ def test_terminals_of_the_job(user_bench: Bench) -> None:
     bench.restart(name).verified()
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze")
 def test_the_timer_is_understood(user_bench: Bench) -> None:
-    """By systemd itself."""
-    bench = user_bench
-    for unit in ("torpor-drill@.service", "torpor-drill@.timer"):
-        path = os.path.join(bench.folder, unit.replace("@", "@count"))
-        shutil.copyfile(os.path.join(EXAMPLES, unit), path)
-        os.chmod(path, 0o644)
-    env = {**bench.env, "SYSTEMD_LOG_LEVEL": "info", "XDG_RUNTIME_DIR": bench.home}
-    process = bench.popen(
-        ["systemd-analyze", "--user", "--man=no", "--generators=no", "verify", path], env=env,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    out = process.communicate(timeout=harness.PATIENCE)[0].decode()
-    assert "torpor-drill" not in out and process.returncode == 0, out
+    understood(user_bench, "torpor-drill@.service", "torpor-drill@.timer")
 
 
 def test_the_timer_by_hand_and_python(user_bench: Bench) -> None:

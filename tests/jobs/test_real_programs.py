@@ -18,8 +18,7 @@ import time
 
 import harness
 import pytest
-from accounts import STAGE
-from toolchain import SIMPLE_PATH, java, needs, once, source_digest
+from toolchain import SIMPLE_PATH, go, java, needs, once
 
 
 @functools.cache
@@ -43,15 +42,7 @@ def numpy_command(bench: harness.Bench) -> list[str]:
 
 
 def go_command(bench: harness.Bench) -> list[str]:
-    needs("go")
-
-    def make(target: str) -> None:
-        env = {**os.environ, "GOCACHE": os.path.join(STAGE, "go-cache"), "GOFLAGS": "-mod=mod", "CGO_ENABLED": "0"}
-        source = os.path.join(harness.PROGRAMS, "work.go")
-        subprocess.run(["go", "build", "-o", target, source], env=env, check=True, capture_output=True)
-        os.chmod(target, 0o755)
-
-    return [once(f"work-go-{source_digest('work.go')}", make)]
+    return [go("work.go")]
 
 
 def java_command(bench: harness.Bench) -> list[str]:

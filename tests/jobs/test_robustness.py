@@ -20,7 +20,7 @@ from typing import Any
 import catalogue
 import harness
 import pytest
-from test_real_programs import needs, once, source_digest
+from toolchain import go, needs
 
 SEED = int(os.environ.get("TORPOR_TEST_SEED", "0")) or random.SystemRandom().randrange(1 << 30)
 
@@ -119,15 +119,7 @@ def busy_command(kind: str, bench: harness.Bench) -> list[str]:
         needs("gcc")
         return [harness.build("busy.c"), bench.go]
     if kind == "go":
-        needs("go")
-
-        def make(target: str) -> None:
-            env = {**os.environ, "GOCACHE": "/var/tmp/torpor-go-cache", "CGO_ENABLED": "0"}
-            source = os.path.join(harness.PROGRAMS, "busy.go")
-            subprocess.run(["go", "build", "-o", target, source], env=env, check=True, capture_output=True)
-            os.chmod(target, 0o755)
-
-        return [once(f"busy-go-{source_digest('busy.go')}", make), bench.go]
+        return [go("busy.go"), bench.go]
     return [bench.account.python, harness.script("busy.py"), bench.go]
 
 

@@ -9,12 +9,11 @@ import json
 import os
 import re
 import signal
-import subprocess
 from typing import Any
 
 import harness
 import pytest
-from toolchain import needs, once, source_digest
+from toolchain import go, needs
 
 
 def command(kind: str, bench: harness.Bench) -> list[str]:
@@ -22,15 +21,7 @@ def command(kind: str, bench: harness.Bench) -> list[str]:
         needs("gcc")
         return [harness.build("watched.c", "-static"), bench.go, "0"]
     if kind == "go":
-        needs("go")
-
-        def make(target: str) -> None:
-            env = {**os.environ, "GOCACHE": "/var/tmp/torpor-go-cache", "CGO_ENABLED": "0"}
-            source = os.path.join(harness.PROGRAMS, "watched.go")
-            subprocess.run(["go", "build", "-o", target, source], env=env, check=True, capture_output=True)
-            os.chmod(target, 0o755)
-
-        return [once(f"watched-go-{source_digest('watched.go')}", make), bench.go]
+        return [go("watched.go"), bench.go]
     return [bench.account.python, harness.script("watched.py"), bench.go]
 
 

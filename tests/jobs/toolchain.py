@@ -43,6 +43,19 @@ def source_digest(name: str) -> str:
         return hashlib.sha256(f.read()).hexdigest()[:12]
 
 
+def go(source: str) -> str:
+    """A Go program of tests/programs, compiled; its path."""
+    needs("go")
+
+    def make(target: str) -> None:
+        env = {**os.environ, "GOCACHE": os.path.join(STAGE, "go-cache"), "GOFLAGS": "-mod=mod", "CGO_ENABLED": "0"}
+        path = os.path.join(harness.PROGRAMS, source)
+        subprocess.run(["go", "build", "-o", target, path], env=env, check=True, capture_output=True)
+        os.chmod(target, 0o755)
+
+    return once(f"{os.path.splitext(source)[0]}-go-{source_digest(source)}", make)
+
+
 def java(source: str) -> list[str]:
     """The command that runs a Java program of tests/programs, compiled."""
     needs("java", "javac")

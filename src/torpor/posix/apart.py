@@ -22,19 +22,33 @@ def apart(do: Callable[[], bytes], silence: float) -> bytes | None:
     if pid == 0:
         _be_apart(do, target)
     os.close(target)
+    try:
+        told = hear(source, silence)
+    finally:
+        os.close(source)
+    if told is None:
+        return None
+    _, status = os.waitpid(pid, 0)
+    return told if status == 0 else None
+
+
+def hear(source: int, silence: float) -> bytes | None:
+    """All that comes out of a pipe until nobody can write to it; None if nothing is said for `silence` seconds."""
     told = b""
     poll = select.poll()
     poll.register(source, select.POLLIN)
-    try:
-        while poll.poll(silence * 1000):
-            data = os.read(source, 1 << 17)
-            if not data:
-                _, status = os.waitpid(pid, 0)
-                return told if status == 0 else None
-            told += data
-        return None
-    finally:
-        os.close(source)
+    while poll.poll(silence * 1000):
+        data = os.read(source, 1 << 17)
+        if not data:
+            return told
+        told += data
+    return None
+
+
+def tell(target: int, told: bytes) -> None:
+    """Write all of it to a pipe."""
+    while told:
+        told = told[os.write(target, told) :]
 
 
 class Deputy:
@@ -76,9 +90,7 @@ def _be_apart(do: Callable[[], bytes], target: int) -> None:
     """In the child. Never returns."""
     try:
         _be_deaf()
-        told = do()
-        while told:
-            told = told[os.write(target, told) :]
+        tell(target, do())
         os._exit(0)
     finally:
         os._exit(1)

@@ -7,7 +7,6 @@ there is no other way to translate it. A job that was restarted is in a namespac
 from __future__ import annotations
 
 import os
-import select
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import msgspec
 
 from torpor.linux import namespaces
+from torpor.posix import apart
 
 _PATIENCE = 30.0
 """Seconds; nothing in there waits for anybody, but the machine may be busy."""
@@ -36,24 +36,15 @@ def seen_inside(neighbour: int, look: Callable[[], Any]) -> Any:
             inside = os.fork()
             if inside == 0:
                 namespaces.die_with_parent()
-                told = msgspec.msgpack.encode(look())
-                while told:
-                    told = told[os.write(target, told) :]
+                apart.tell(target, msgspec.msgpack.encode(look()))
                 os._exit(0)
             os.waitpid(inside, 0)
         finally:
             os._exit(0)
     os.close(target)
-    told = b""
-    poll = select.poll()
-    poll.register(source, select.POLLIN)
     try:
-        while poll.poll(_PATIENCE * 1000):
-            data = os.read(source, 1 << 16)
-            if not data:
-                return msgspec.msgpack.decode(told) if told else None
-            told += data
-        return None
+        told = apart.hear(source, _PATIENCE)
+        return msgspec.msgpack.decode(told) if told else None
     finally:
         os.close(source)
         try:

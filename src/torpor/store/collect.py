@@ -130,14 +130,16 @@ def _tidy(backend: Backend, now: float, busy: bool) -> None:
 def _remove_orphans(backend: Backend, now: float) -> None:
     """Delete parts of checkpoints that will not exist any more: their roots are missing, and while anybody saves, only
     old ones count: the others may be of a save that is about to write its root."""
-    found = {name: numbers.existing(backend, name) for name in backend.list("roots")}
+    series = backend.list("roots")
+    having = {parts.whole(name) for name in series if parts.is_part(name)}
+    found = {name: numbers.existing(backend, name) for name in series if parts.whole(name) in having}
     candidates = parts.orphans(found)
     if not candidates:
         return
     young = now - 24 * lease.EXPIRY if _running(backend, now) else now - lease.EXPIRY
-    for series, number in candidates:
-        where = root.object_name(series, number)
-        if 0 < _time(backend, where) < young and not _time(backend, root.object_name(parts.whole(series), number)):
+    for name, number in candidates:
+        where = root.object_name(name, number)
+        if 0 < _time(backend, where) < young and not _time(backend, root.object_name(parts.whole(name), number)):
             backend.delete(where)
 
 

@@ -10,6 +10,7 @@ them. Removing goes the other way: first the root, then the parts.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import msgspec
 from blake3 import blake3
@@ -48,8 +49,17 @@ def is_part(series: str) -> bool:
     return SIGN in series
 
 
-def digest(root: Buffer) -> bytes:
-    return blake3(root).digest()
+def name_of(series: str) -> str:
+    """The name of the part; '' where it is a whole job's."""
+    return series.partition(SIGN)[2]
+
+
+def digest(root: Iterable[Buffer]) -> bytes:
+    """Of a root, given in pieces."""
+    hashed = blake3()
+    for piece in root:
+        hashed.update(piece)
+    return hashed.digest()
 
 
 def orphans(roots: dict[str, list[int]]) -> list[tuple[str, int]]:

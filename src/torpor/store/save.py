@@ -23,7 +23,7 @@ from torpor.store.backend import Backend
 from torpor.store.chunk import ZERO, ZEROS
 from torpor.store.coding import Coder
 from torpor.store.numbers import claim
-from torpor.store.parts import Part, digest
+from torpor.store.parts import Part, digest, is_part, name_of
 from torpor.store.sealing import Sealer
 from torpor.store.table import Columns, Place
 
@@ -57,8 +57,8 @@ class Save:
         self._coder = Coder(compression, self._packs.gauge, self._cipher)
         self._keeper = lease.Keeper(backend, self._lease)
         self._number = number
-        self.written = Part("", b"")
-        """What `commit` has written, for the root that it is a part of; without the part's name."""
+        self.written: Part | None = None
+        """What `commit` has written, if it is a part: for the root that is to name it."""
         self._error: CheckpointFailed | None = None
         self._over = False
 
@@ -205,7 +205,8 @@ class Save:
             raise
         path = self._backend.path(where) or f"{self._backend.place}/{where}"
         readers = tuple(recipient.key.hex() for recipient in header.recipients)
-        self.written = Part("", digest(b"".join(pieces)), total, new)
+        if is_part(self.job):
+            self.written = Part(name_of(self.job), digest(pieces), total, new)
         return root.RootInfo(self.job, number, now, total, new, path, label, "", self._sealer.key.hex(), readers, parts)
 
     def _take_back(self, where: str) -> None:

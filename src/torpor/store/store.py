@@ -112,7 +112,7 @@ class Store:
             raise NotFound(f"no checkpoint {job}@{number} in {self.location}") from None
         except OSError as error:
             raise Damaged(f"{what} cannot be read: {error.strerror or error}") from None
-        if part is not None and parts.digest(data) != part.digest:
+        if part is not None and parts.digest([data]) != part.digest:
             raise Damaged(f"{what} is not the part that belongs there")
         found = root.decode(data, what)
         if (found.header.job, found.header.number) != (job, number):
