@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
+from torpor.checkpoint.together import Place
 from torpor.linux import sock_diag
 from torpor.model.errors import RestartFailed
 from torpor.posix import socket_queue
@@ -60,13 +61,6 @@ class FarEnd(NamedTuple):
     remote: Address
     calls: bool
     queue: bytes = b""
-
-
-class Place(NamedTuple):
-    """Where somebody waits: `address`, or where that is None the address that the connection had."""
-
-    host: str
-    address: tuple[str, int] | None
 
 
 class Reunion:

@@ -21,11 +21,15 @@ def existing(backend: Backend, job: str) -> list[int]:
 
 def claim(backend: Backend, job: str) -> int:
     """A number that nobody else has or had. Raises OSError."""
-    taken = existing(backend, job) + _numbers(backend, f"claims/{job}")
-    number = max(taken, default=0) + 1
+    number = latest(backend, job) + 1
     while not backend.put(f"claims/{job}/{number}", [b""], durable=False):
         number += 1
     return number
+
+
+def latest(backend: Backend, job: str) -> int:
+    """The highest number that somebody has or had; 0 for none. Raises OSError."""
+    return max(existing(backend, job) + _numbers(backend, f"claims/{job}"), default=0)
 
 
 def keep_claim(backend: Backend, job: str, number: int) -> None:

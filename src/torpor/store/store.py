@@ -84,6 +84,18 @@ class Store:
         except OSError as error:
             raise _cannot(error, f"cannot write to {self.location}") from error
 
+    def begin_whole(self, job: str, number: int, sealer: Sealer) -> Save:
+        """Begin the root of a checkpoint of parts, with a number that nobody else will use: whoever gives the job's
+        numbers has given it. Raises UsageError, CheckpointFailed."""
+        from torpor.store.save import Save
+
+        try:
+            self._make()
+            numbers.keep_claim(self.backend, names.check_job(job), number)
+            return Save(self.backend, self._make().key, job, sealer, "none", number)
+        except OSError as error:
+            raise _cannot(error, f"cannot write to {self.location}") from error
+
     def load(self, job: str, number: int, opener: Opener, part: Part | None = None) -> Load:
         """Open a checkpoint, or a part of one: nothing of it is used before its signature was verified and found
         acceptable, and a part before it was found to be the one that the root names.

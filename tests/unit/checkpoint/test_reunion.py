@@ -12,7 +12,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from torpor.checkpoint.reunion import FarEnd, Place, Reunion
+from torpor.checkpoint.reunion import FarEnd, Reunion
+from torpor.checkpoint.together import Place
 from torpor.model.errors import RestartFailed
 from torpor.posix.socket_address import AF_INET, AF_INET6, Address, inet
 

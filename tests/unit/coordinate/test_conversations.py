@@ -8,19 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torpor.coordinate.conversations import (
-    TCP,
-    UDP,
-    End,
     Meeting,
     Met,
     Settling,
-    Told,
     ends,
     met,
     name,
     places,
     told,
 )
+from torpor.posix.far import TCP, UDP, End, Told
 from torpor.posix.socket_address import Address
 
 

@@ -12,11 +12,11 @@ import random
 from collections.abc import Callable
 
 from torpor.coordinate import conversations, words
-from torpor.coordinate.conversations import TCP, End
 from torpor.coordinate.core import Coordinator
 from torpor.coordinate.host import Host
 from torpor.coordinate.phases import Kind, Limits, Phase
 from torpor.coordinate.record import Record
+from torpor.posix.far import TCP, End
 from torpor.posix.socket_address import Address
 
 RUNNING, FROZEN, NONE, MADE, ENDED, DEAD = "running", "frozen", "none", "made", "ended", "dead"

@@ -1,0 +1,37 @@
+"""The body of a checkpoint of a job over hosts: what it consists of. Each part has a manifest of its own."""
+
+from __future__ import annotations
+
+import msgspec
+
+from torpor.store.parts import Part
+
+
+class PartRecord(msgspec.Struct, frozen=True):
+    """What one host has saved.
+
+    part: where it is in the store; its name is the host's name in the job.  host: what the host calls itself.
+    addresses: those that others reach it by, in words.  pause: how long its processes stood still, seconds.
+    first: the job began here.
+    """
+
+    part: Part
+    host: str
+    addresses: tuple[str, ...]
+    processes: int
+    threads: int
+    command: str
+    pause: float
+    seconds: float
+    first: bool = False
+    notes: tuple[str, ...] = ()
+
+
+class Whole(msgspec.Struct, frozen=True, kw_only=True):
+    """All of them, in the order of their names. first: the one where the job began."""
+
+    job: str
+    created: float
+    torpor: str
+    parts: tuple[PartRecord, ...]
+    first: str = ""
