@@ -40,7 +40,7 @@ class SavedTogether(Protocol):
         ...
 
     def captured(self) -> None:
-        """There is a copy. Returns when the job may run on here; where it is to be ended, when the copy is to be stored."""
+        """There is a copy. Returns when the job may run on, or, if it is to be ended, when the copy is to be stored."""
         ...
 
     def resumed(self) -> None:
