@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, cast
 
 import msgspec
@@ -14,6 +14,7 @@ from torpor import __version__
 from torpor.checkpoint import descriptors, machine, memory
 from torpor.checkpoint.copies import Copies
 from torpor.checkpoint.survey import Survey
+from torpor.checkpoint.together import SavedTogether
 from torpor.checkpoint.tree import Tree
 from torpor.image.manifest import (
     ClockRecord,
@@ -31,9 +32,10 @@ from torpor.linux.arch.x86_64 import NR
 from torpor.model.data import Sink
 from torpor.model.errors import CheckpointFailed, NotNow, Refusal, Refused
 from torpor.model.ledger import Ledger
-from torpor.posix import cpu, descriptor_services, owner, paths, regular, scratch, terminal
+from torpor.posix import cpu, descriptor_services, inet_far, owner, paths, regular, scratch, terminal
 from torpor.posix.backlog import Backlogs, Turning
 from torpor.posix.contents import store_file
+from torpor.posix.far import Told
 from torpor.posix.job_services import JOB_SERVICES
 from torpor.posix.memory import layout, vdso
 from torpor.posix.memory.area import FILE, PROT_WRITE, AreaRecord
@@ -58,10 +60,12 @@ class _JobView(Survey):
         sink: Sink,
         watched: bool,
         backlogs: Backlogs,
+        far: Mapping[int, Told],
     ) -> None:
         super().__init__([pid for pid in order if pid in frozen.processes], streams, files, watched)
         self.sink = sink
         self.backlogs = backlogs
+        self.far = far
         self.at = 0
         self.parts: dict[int, Callable[[], msgspec.Struct]] = {}
         self.notes: list[str] = []
@@ -210,24 +214,34 @@ def capture(
     progress: memory.Progress | None,
     copies: Copies,
     may_turn_over: bool,
+    together: SavedTogether | None = None,
 ) -> Captured:
     """What there is to say of a frozen job; its bulk data goes to the sink. may_turn_over: also of connections that
-    wait to be accepted with data in them (posix/backlog.py); otherwise NotNow is raised for them.
+    wait to be accepted with data in them (posix/backlog.py); otherwise NotNow is raised for them.  together: the other
+    hosts of the job, if it is not alone; they are waited for at "frozen" and "settled".
 
     Raises Refused before anything was run in the job, CheckpointFailed, and whatever shows that the job changed.
     """
     order = [pid for pid in tree.find() if pid in frozen.processes or pid in frozen.zombies]
     # Not in a job whose connects are answered by somebody else (--watch): its tasks could not do it without them.
     backlogs = Backlogs(may_turn_over and not tree.watched)
+    far: Mapping[int, Told] = {}
+
+    def look() -> _JobView:
+        return _JobView(frozen, order, streams, files_policy, sink, tree.watched, backlogs, far)
+
     try:
-        view = _JobView(frozen, order, streams, files_policy, sink, tree.watched, backlogs)
+        view = look()
         if not view.pids:
             raise CheckpointFailed("the job has ended")
+        if together is not None:
+            far = _settle(view, together)
+            view = look()  # connections have come into other states
         found = _objects(view, copies)
         if backlogs.noted:
             # Once more, when it is known what waits; and before that, all else that may stand in the way.
             _turn_over(view, frozen)
-            view = _JobView(frozen, order, streams, files_policy, sink, tree.watched, backlogs)
+            view = look()
             found = _objects(view, copies)
     finally:
         backlogs.close()
@@ -258,6 +272,17 @@ def capture(
         vdso=_vdso(frozen, saved),
     )
     return Captured(manifest, view.parts, finish_scratch, lambda records: copies.read(records, sink), tuple(view.notes))
+
+
+def _settle(view: _JobView, together: SavedTogether) -> Mapping[int, Told]:
+    """Find out which connections lead to other hosts of the job, and let what is under way on them arrive. Raises
+    Refused, GivenUp."""
+    found = inet_far.ends(view)
+    told = {one.key: one for one in together.frozen(found, inet_far.addresses(found))}
+    with inet_far.Settling(view, told) as settling:
+        settling.arrive()
+        together.settled()
+    return told
 
 
 class _Objects(NamedTuple):

@@ -67,6 +67,8 @@ class Inventory:
         self._files: dict[int, int] = {}
         self._memory: dict[int, tuple[int, mmap.mmap | None]] = {}
         self._post: list[socket.socket] = []
+        self.connected: dict[int, int] = {}
+        """Connections with other hosts of the job, by the inode number that this end had."""
 
     # What services see.
 
@@ -80,6 +82,9 @@ class Inventory:
 
     def host_pid(self, vpid: int) -> int:
         return self.hosts[vpid]
+
+    def far(self, ino: int) -> int:
+        return self.connected.pop(ino, -1)
 
     def devpts(self) -> int:
         if self.instance < 0:
@@ -282,6 +287,8 @@ class Inventory:
                 area.close()
         for end in self._post:
             end.close()
+        while self.connected:
+            os.close(self.connected.popitem()[1])
         for service, state, fd in watchers:
             service.last(state, fd, self)  # type: ignore[attr-defined]
             os.close(fd)

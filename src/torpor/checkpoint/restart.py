@@ -18,6 +18,7 @@ from torpor.checkpoint.plant import Footing, Ground, Planted
 from torpor.checkpoint.recreate import Inventory
 from torpor.checkpoint.relocate import relocate
 from torpor.checkpoint.takeover import Takeover
+from torpor.checkpoint.together import RestartedTogether
 from torpor.checkpoint.tree import Tree
 from torpor.image import codec
 from torpor.image.manifest import FileRecord, Manifest
@@ -48,7 +49,7 @@ class RestartRequest(msgspec.Struct, kw_only=True):
     fails the restart. map_path: where the job's files are now. private: a
     folder for files that are missing and that the checkpoint carries; it need not exist. wrap: what is to be put around
     the job, and what there is to say about that. rehearsal: what is restarted is cut loose from the world outside;
-    `before_release` then has to raise.
+    `before_release` then has to raise. together: the other hosts of the job, if this is a part of one.
     """
 
     load: Load
@@ -65,6 +66,7 @@ class RestartRequest(msgspec.Struct, kw_only=True):
     before_release: Callable[[Restarted], None] | None = None
     wrap: Callable[[Manifest, Callable[[str], None]], Wrapping | None] = lambda manifest, say: None
     rehearsal: Rehearsal | None = None
+    together: RestartedTogether | None = None
 
 
 class Restarted(msgspec.Struct, kw_only=True):
@@ -114,6 +116,8 @@ def restart(request: RestartRequest) -> Restarted:
     )  # fmt: skip
     planted: Planted | None = None
     try:
+        if request.together is not None:
+            inventory.connected = _meet(manifest, request.load, request.together, notes.append)
         inventory.make()
         ground = _ground(manifest, inventory)
         planted = plant.plant(births, manifest, ground, footing, inventory.pioneer, wrapping)
@@ -135,6 +139,8 @@ def restart(request: RestartRequest) -> Restarted:
         )
         if request.before_release is not None:
             request.before_release(job)
+        if request.together is not None:
+            request.together.filled()
         _let_go(takeovers)
     except BaseException as error:
         if planted is not None:
@@ -175,6 +181,27 @@ def check(manifest: Manifest, changed_files: str, files: str = "auto") -> list[R
                 )
             )  # fmt: skip
     return found
+
+
+def _meet(manifest: Manifest, load: Load, together: RestartedTogether, say: Callable[[str], None]) -> dict[int, int]:
+    """Connect to the other hosts of the job: our descriptors, by the inode numbers that these ends had. Raises
+    RestartFailed, GivenUp."""
+    from torpor.checkpoint.reunion import Reunion, far_ends
+
+    found = far_ends(manifest, load)
+    reunion = Reunion(found, together.code, say)
+    try:
+        port, waits = reunion.wait()
+        made = reunion.meet(together.recreated(port, waits, [end.name for end in found if end.calls]))
+    finally:
+        reunion.close()
+    try:
+        together.connected()
+    except BaseException:
+        for fd in made.values():
+            os.close(fd)
+        raise
+    return made
 
 
 def _way_out(file: FileRecord, reason: str) -> str:

@@ -28,10 +28,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
+import msgspec
+
 from torpor.checkpoint.together import Place
+from torpor.image.manifest import Manifest
 from torpor.linux import sock_diag
+from torpor.model.data import Source
 from torpor.model.errors import RestartFailed
-from torpor.posix import socket_queue
+from torpor.posix import far, inet_stream, socket_queue
 from torpor.posix.socket_address import AF_INET, AF_INET6, STREAM, Address, inet, link
 from torpor.posix.socket_options import IPV6, IPV6_V6ONLY, SO_REUSEADDR, SOL_SOCKET
 
@@ -40,6 +44,8 @@ _LENGTH = struct.Struct(">Q")
 _NONBLOCK = STREAM | _socket.SOCK_NONBLOCK | _socket.SOCK_CLOEXEC
 _LONGEST = 1 << 32
 """No queue is longer (bytes): whoever says so is mistaken."""
+_PATIENT = 10.0
+"""Seconds that are waited for an address that is in use still."""
 _UNAVAILABLE = (errno.EADDRNOTAVAIL, errno.EADDRINUSE)
 
 Code = Callable[[bytes], bytes]
@@ -61,6 +67,23 @@ class FarEnd(NamedTuple):
     remote: Address
     calls: bool
     queue: bytes = b""
+
+
+def far_ends(manifest: Manifest, source: Source) -> list[FarEnd]:
+    """The connections of a host's part of a checkpoint whose other ends are on other hosts."""
+    out = []
+    for kept in manifest.objects:
+        if kept.service != inet_stream.SERVICE.name:
+            continue
+        record = msgspec.msgpack.decode(kept.state, type=inet_stream.TcpSocket)
+        if record.other != inet_stream.FAR:
+            continue
+        assert record.local is not None and record.remote is not None
+        named, _ = far.name(far.TCP, record.local, record.remote)
+        refs = record.queue.refs if record.queue is not None else ()
+        queue = b"".join(bytes(source.get(ref)) for ref in refs)
+        out.append(FarEnd(record.ino, named, record.family, record.local, record.remote, not record.accepted, queue))
+    return out
 
 
 class Reunion:
@@ -166,6 +189,7 @@ class Reunion:
     def _call(self, end: FarEnd, place: Place, deadline: float) -> int:
         """A socket that is being connected. Raises RestartFailed."""
         where = end.remote if place.address is None else _address(place.address)
+        patient = min(deadline, time.monotonic() + _PATIENT)
         local: Address | None = end.local
         while True:
             one = _socket.socket(end.family, _NONBLOCK)
@@ -180,7 +204,7 @@ class Reunion:
                 one.close()
                 if error.errno in _UNAVAILABLE and local is not None:
                     # In use: by what has just ended, perhaps. Not available: this host does not have the address.
-                    if error.errno == errno.EADDRINUSE and time.monotonic() < deadline - 50:
+                    if error.errno == errno.EADDRINUSE and time.monotonic() < patient:
                         time.sleep(0.02)
                         continue
                     local = None

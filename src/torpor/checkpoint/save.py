@@ -13,8 +13,10 @@ import msgspec
 from torpor.checkpoint import survey
 from torpor.checkpoint.capture import Captured, capture, end
 from torpor.checkpoint.copies import Copies
+from torpor.checkpoint.together import SavedTogether
 from torpor.checkpoint.tree import Tree
 from torpor.image import codec
+from torpor.image.whole import PartRecord
 from torpor.model.errors import CheckpointFailed, NotNow, Refused
 from torpor.model.ledger import Ledger
 from torpor.posix.service import Stream
@@ -42,6 +44,8 @@ class SaveRequest(msgspec.Struct, kw_only=True):
     compress: see Store.begin.
     label: more that is to be seen in a listing.
     ledger: called while the job is stopped: what it has asked for so far, None if it is not watched.
+    together: the other hosts of the job, if it is not alone: then this is a part of a checkpoint, which exists when
+    somebody has written its root (whole.py).  first: the job began here.
     """
 
     name: str
@@ -58,6 +62,8 @@ class SaveRequest(msgspec.Struct, kw_only=True):
     guard: AbstractContextManager[object] = msgspec.field(default_factory=contextlib.nullcontext)
     label: Mapping[str, str] = msgspec.field(default_factory=dict)
     ledger: Callable[[], Ledger | None] = lambda: None
+    together: SavedTogether | None = None
+    first: bool = True
 
 
 class SaveReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,6 +93,8 @@ def save(request: SaveRequest) -> SaveReport:
     if refusals:
         raise Refused(refusals)
     last: frozenset[int] = frozenset()
+    if request.together is not None:
+        return _attempt(request, began, last, _PAUSES[-1], True)  # the others do not try again because of us
     for number, pause in enumerate(_PAUSES):
         try:
             return _attempt(request, began, last, pause, number >= _PATIENT)
@@ -114,9 +122,12 @@ class _Changed(CheckpointFailed):
 
 
 def _attempt(request: SaveRequest, began: float, last: frozenset[int], grace: float, may: bool) -> SaveReport:
-    saving = request.store.begin(request.name, request.sealer, request.compress)
+    saving = _begin(request)
+    together = request.together
     copies = Copies(request.with_files)
     try:
+        if together is not None:
+            together.surveyed()
         with request.guard:
             paused = time.perf_counter()
             with freeze(request.tree.find, last=last, grace=grace) as frozen:
@@ -132,17 +143,24 @@ def _attempt(request: SaveRequest, began: float, last: frozenset[int], grace: fl
                         request.progress,
                         copies,
                         may,
+                        together,
                     )
                     captured = captured.watched(request.ledger())
                 except (CallFailed, Gone, ProcessLookupError, FileNotFoundError) as error:
                     raise _Changed(f"the job changed while it was being saved ({error}); it runs on") from error
+                if together is not None:
+                    together.captured()
                 if request.stop:
                     info = _commit(saving, captured, request, began)
+                    _stored(request, saving, captured, began, paused)
                     end(frozen, captured.manifest)
                     frozen.kill()
             resumed = time.perf_counter()
         if not request.stop:
+            if together is not None:
+                together.resumed()
             info = _commit(saving, captured, request, began)
+            _stored(request, saving, captured, began, paused, resumed)
     except BaseException:
         saving.abort()
         raise
@@ -159,6 +177,36 @@ def _attempt(request: SaveRequest, began: float, last: frozenset[int], grace: fl
         processes=len(captured.manifest.processes),
         threads=sum(len(process.threads) for process in captured.manifest.processes),
         notes=captured.notes,
+    )
+
+
+def _begin(request: SaveRequest) -> Save:
+    together = request.together
+    if together is None:
+        return request.store.begin(request.name, request.sealer, request.compress)
+    return request.store.begin_part(request.name, together.number, together.part, request.sealer, request.compress)
+
+
+def _stored(
+    request: SaveRequest, saving: Save, captured: Captured, began: float, paused: float, resumed: float = 0.0
+) -> None:
+    """Tell the other hosts that this one's part is stored."""
+    if request.together is None:
+        return
+    assert saving.written is not None
+    manifest, now = captured.manifest, time.perf_counter()
+    request.together.stored(
+        PartRecord(
+            part=saving.written,
+            host=manifest.machine.host,
+            processes=len(manifest.processes),
+            threads=sum(len(process.threads) for process in manifest.processes),
+            command=manifest.processes[0].comm,
+            pause=(resumed or now) - paused,
+            seconds=now - began,
+            first=request.first,
+            notes=captured.notes,
+        )
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -14,6 +14,7 @@ from torpor.model.data import Buffer, Ref, Sink
 from torpor.model.errors import Refusal
 from torpor.posix import descriptor_services, seccomp_filters
 from torpor.posix.backlog import Backlogs
+from torpor.posix.far import Told
 from torpor.posix.memory import obstacles
 from torpor.posix.process_services import PROCESS_SERVICES, THREAD_SERVICES
 from torpor.posix.service import Descriptor, Stream
@@ -44,6 +45,7 @@ class Survey:
         """Those that are saved whole."""
         self.sink: Sink = NoSink()
         self.backlogs = Backlogs()
+        self.far: Mapping[int, Told] = {}
         self._mapped: set[tuple[int, int]] | None = None
         found: list[Descriptor] = []
         for pid in pids:

@@ -7,9 +7,10 @@ of hosts that would take seconds, in which the job stands still. The host finds 
 other ends of, and how many bytes were sent there in all, so that it can wait until all of them have arrived (`told`).
 Whatever is not among them is *external*.
 
-The name of a connection is a hash of its protocol and two addresses: both hosts make it by themselves, and in a
-checkpoint no two internal connections have the same. A restart needs no table of all connections therefore: every
-host says which names it waits for and at which address, and which names it will call (`places`), and is handed who
+The name of a connection (`posix/far.py`) is a hash of its protocol and two addresses: both hosts make it by
+themselves, and in a checkpoint no two internal connections have the same. A restart needs no table of all connections
+therefore: every host says which names it waits for and at which address, and which names it will call (`places`), and
+is handed who
 waits for those that it calls (`met`).
 
 Ends that are both on one host are none of the coordinator's business: a host does not tell those. Two hosts may
@@ -20,22 +21,19 @@ count as external.
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
 
-from torpor.posix.far import End, Told
-from torpor.posix.socket_address import Address
+from torpor.posix.far import NAME, End, Told, name
 
 _END = struct.Struct("<16sBQ")
 _WAITS = struct.Struct("<16sB")
 _MET = struct.Struct("<16sBI")
 
-_SIDE, _FINISHED, _WAITING, _ORPHAN = 1, 2, 4, 8
-_NAME = 16
+_SIDE, _FINISHED, _WAITING, _ORPHAN, _ACCEPTED = 1, 2, 4, 8, 16
 
 
 class _Packed(msgspec.Struct, frozen=True, array_like=True):
@@ -44,19 +42,6 @@ class _Packed(msgspec.Struct, frozen=True, array_like=True):
     hosts: tuple[tuple[str, str], ...]
     ends: bytes
     more: bytes = b""
-
-
-def name(protocol: int, local: Address, remote: Address) -> tuple[bytes, int]:
-    """The name of a connection, 16 bytes, and which of its two ends this is (0 or 1)."""
-    mine, other = _plain(local), _plain(remote)
-    side = int(mine > other)
-    text = bytes((protocol,)) + (other + mine if side else mine + other)
-    return hashlib.blake2b(text, digest_size=_NAME).digest(), side
-
-
-def _plain(address: Address) -> bytes:
-    # Scopes are numbers of interfaces, and mean nothing on another host.
-    return bytes((len(address.ip),)) + address.ip + address.port.to_bytes(2, "big")
 
 
 class _Said(msgspec.Struct, frozen=True, array_like=True):
@@ -81,6 +66,7 @@ def ends(found: Iterable[End], addresses: Iterable[bytes]) -> bytes:
     groups: dict[bytes, bytearray] = {}
     for (called, side), end in _between(found).items():
         flags = side | _FINISHED * end.finished | _WAITING * end.waiting | _ORPHAN * end.orphan
+        flags |= _ACCEPTED * end.accepted
         groups.setdefault(end.remote.ip, bytearray()).extend(_END.pack(called, flags, end.sent))
     if not groups:
         return b""
@@ -144,8 +130,9 @@ def told(found: Iterable[End], part: bytes) -> list[Told]:
                     which = f"{mine[end].local} - {mine[end].remote} may lead to {out[end].host} or to {host}"
                     raise ValueError(f"its connection {which}, which have the same address")
                 out[end] = Told(
-                    mine[end].key, host, sent, bool(flags & _FINISHED), bool(flags & _WAITING), bool(flags & _ORPHAN)
-                )
+                    mine[end].key, host, sent, bool(flags & _FINISHED), bool(flags & _WAITING), bool(flags & _ORPHAN),
+                    bool(flags & _ACCEPTED),
+                )  # fmt: skip
     except (msgspec.MsgspecError, struct.error):
         raise ValueError(_ODD) from None
     return list(out.values())
@@ -193,8 +180,8 @@ class Meeting:
         for called, original in waits:
             if self._waits.setdefault(called, (me, original))[0] != me:
                 raise ValueError(f"{self._hosts[self._waits[called][0]][0]} waits for the same connection")
-        for at in range(0, len(said.more), _NAME):
-            called = said.more[at : at + _NAME]
+        for at in range(0, len(said.more), NAME):
+            called = said.more[at : at + NAME]
             if self._calls.setdefault(called, me) != me:
                 raise ValueError(f"{self._hosts[self._calls[called]][0]} calls for the same connection")
 

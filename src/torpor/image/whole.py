@@ -11,13 +11,11 @@ class PartRecord(msgspec.Struct, frozen=True):
     """What one host has saved.
 
     part: where it is in the store; its name is the host's name in the job.  host: what the host calls itself.
-    addresses: those that others reach it by, in words.  pause: how long its processes stood still, seconds.
-    first: the job began here.
+    pause: how long its processes stood still, seconds.  first: the job began here.
     """
 
     part: Part
     host: str
-    addresses: tuple[str, ...]
     processes: int
     threads: int
     command: str

@@ -4,20 +4,24 @@ others. Pure values; who brings them to and fro is not known here.
 
 from __future__ import annotations
 
+import hashlib
 from typing import NamedTuple
 
 from torpor.posix.socket_address import Address
 
 TCP, UDP = 6, 17
+NAME = 16
+"""Bytes of the name of a connection."""
 
 
 class End(NamedTuple):
     """One end of a TCP connection, or a UDP socket that is connected.
 
     key: how the host calls it (an object or inode number).  sent: bytes since the connection was made, for TCP
-    tcpi_bytes_acked and SIOCOUTQ together; the other end has to wait until its tcpi_bytes_received is as much (struct
-    tcp_info in linux/tcp.h). 0 for UDP, where nothing has to arrive.  finished: it sends no more.  waiting: it waits to
-    be accepted.  orphan: no process has it any more, the kernel still sends what is left.
+    tcpi_bytes_acked and SIOCOUTQ together, in which SYN and FIN may count (struct tcp_info in linux/tcp.h; what has
+    arrived is tcpi_bytes_received). 0 for UDP, where nothing has to arrive.  finished: it sends no more.  waiting: it
+    waits to be accepted.  orphan: no process has it any more, the kernel still sends what is left.  accepted: a
+    listener of the job is at its address.
     """
 
     key: int
@@ -28,11 +32,12 @@ class End(NamedTuple):
     finished: bool = False
     waiting: bool = False
     orphan: bool = False
+    accepted: bool = False
 
 
 class Told(NamedTuple):
     """What a host has to know of one of its ends: the other end is on `host`, which had sent `arrives` bytes in all
-    and, if `finished`, then closed that direction. waiting, orphan: as in `End`, of the other end."""
+    and, if `finished`, then closed that direction. waiting, orphan, accepted: as in `End`, of the other end."""
 
     key: int
     host: str
@@ -40,3 +45,17 @@ class Told(NamedTuple):
     finished: bool
     waiting: bool
     orphan: bool
+    accepted: bool = False
+
+
+def name(protocol: int, local: Address, remote: Address) -> tuple[bytes, int]:
+    """The name of a connection, the same at both ends, and which of them this is (0 or 1)."""
+    mine, other = _plain(local), _plain(remote)
+    side = int(mine > other)
+    text = bytes((protocol,)) + (other + mine if side else mine + other)
+    return hashlib.blake2b(text, digest_size=NAME).digest(), side
+
+
+def _plain(address: Address) -> bytes:
+    # Scopes are numbers of interfaces, and mean nothing on another host.
+    return bytes((len(address.ip),)) + address.ip + address.port.to_bytes(2, "big")

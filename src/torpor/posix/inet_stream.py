@@ -10,6 +10,9 @@ stands there for a moment only, the other one bound to its old port. Then the da
 end, then directions are shut. The job's own listeners are bound last: they could not be while a temporary one
 stands there. Connections whose other end waited to be accepted are made after that, in the order of their age.
 
+Where the other end is on another host of the job, the two hosts make the connection before any of this (inet_far.py,
+checkpoint/reunion.py).
+
 An end whose peer was closed gets one that is closed; one whose peer is outside the job is reset, with what had
 arrived still to be read.
 """
@@ -38,7 +41,7 @@ from torpor.linux.sock_diag import (
     SYN_SENT,
 )  # fmt: skip
 from torpor.model.errors import NotNow, Refusal, Refused, RestartFailed
-from torpor.posix import inet_table, inet_turnover, socket_kinds, socket_options, socket_queue
+from torpor.posix import inet_far, inet_table, inet_turnover, socket_kinds, socket_options, socket_queue
 from torpor.posix.backlog import Backlogs
 from torpor.posix.descriptors import set_status, status_flags
 from torpor.posix.inet_connect import Connector, connector, failed_connect
@@ -53,7 +56,7 @@ from torpor.tracee.process import LivingProcess
 FRESH, BOUND, LISTENING, CONNECTING, CONNECTED, CLOSED, FAILED = (
     "fresh", "bound", "listening", "connecting", "connected", "closed", "failed",
 )  # fmt: skip
-IN_JOB, WAITING, GONE, OUTSIDE = "job", "waiting", "gone", "outside"
+IN_JOB, FAR, WAITING, GONE, OUTSIDE = "job", "far", "waiting", "gone", "outside"
 
 _SENT_ALL = (FIN_WAIT1, FIN_WAIT2, CLOSING, LAST_ACK)
 
@@ -73,7 +76,8 @@ class TcpSocket(msgspec.Struct, frozen=True, kw_only=True):
 
     state: 'fresh', 'bound', 'listening', 'connecting', 'connected', 'closed' (was connected; both directions are
     over), 'failed' (a connection that was refused or reset, and the program has not been told yet). other: what became
-    of the other end: 'job', 'waiting' (to be accepted by the job), 'gone' (closed), 'outside'.
+    of the other end: 'job', 'far' (on another host of the job), 'waiting' (to be accepted by the job), 'gone' (closed),
+    'outside'.
     """
 
     ino: int
@@ -87,6 +91,8 @@ class TcpSocket(msgspec.Struct, frozen=True, kw_only=True):
     peer: int = 0
     """Inode number of the other end, if it is in the job."""
     peer_family: int = AF_INET
+    host: str = ""
+    """Where the other end is, if it is on another host."""
     shut: int = 0
     """1: it receives no more; 2: it sends no more."""
     error: bool = False
@@ -246,6 +252,14 @@ class TcpService(DescriptorBase):
                 record, other=IN_JOB, peer=ino, peer_family=peer.family, accepted=accepted,
                 queue=self._queue(fd, seen, job, record),
             )  # fmt: skip
+        told = job.far.get(seen.ino)
+        if told is not None and not told.orphan:
+            accepted, host = inet_far.look_at(record, me, told, job)
+            queue = self._queue(fd, seen, job, record)
+            if queue is not None and any(message.urgent for message in queue.messages):
+                way_out = "let it be read before the checkpoint"
+                raise Refused([seen.refuse(f"a connection with {host} with urgent data in it", way_out)])
+            return replace(record, other=FAR, host=host, accepted=accepted, queue=queue)
         found = self._waits_at(me, table)
         if found is not None:
             known = job.backlogs.tcp(me.local, me.remote)
@@ -328,7 +342,7 @@ class TcpService(DescriptorBase):
     def ended(self, fd: int, record: TcpSocket) -> None:
         """The job is about to be ended by us: what is connected within it leaves no TIME_WAIT behind, so that its
         addresses can be had again at once."""
-        if record.state == CONNECTED and record.other in (IN_JOB, WAITING):
+        if record.state == CONNECTED and record.other in (IN_JOB, FAR, WAITING):
             socket_options.try_put(fd, socket_options.SOL_SOCKET, socket_options.SO_LINGER, struct.pack("ii", 1, 0))
 
     def needs(self, record: TcpSocket) -> Iterable[int]:
@@ -374,7 +388,22 @@ class TcpService(DescriptorBase):
             if record.shut:
                 shut_later(fd, record.shut, restart)
             return fd
+        if record.other == FAR:
+            return self._far(record, restart)
         return self._pair(record, restart, connect)
+
+    def _far(self, record: TcpSocket, restart: Restart) -> int:
+        """The end of a connection that was made with another host, with what is in its queue."""
+        fd = restart.far(record.ino)
+        if fd < 0:
+            raise RestartFailed(
+                f"the connection {record.local} - {record.remote} leads to {record.host}: restart the whole job"
+            )
+        if record.shut:
+            mine = os.dup(fd)
+            works(restart).add(Step.SHUT, lambda: inet_far.shut(mine, record.shut))
+            works(restart).add(Step.LEAVE, lambda: os.close(mine))
+        return fd
 
     def _come_and_go(self, record: TcpSocket, restart: Restart, connect: Connector) -> None:
         for one in record.gone_before:

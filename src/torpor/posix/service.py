@@ -34,6 +34,7 @@ from torpor.tracee.task import Task
 
 if TYPE_CHECKING:
     from torpor.posix.backlog import Backlogs
+    from torpor.posix.far import Told
 
 T = TypeVar("T")
 
@@ -114,6 +115,8 @@ class Job(Protocol):
     """The files policy: 'auto', 'keep', 'save'."""
     backlogs: Backlogs
     """What is known of connections that wait to be accepted (capture only)."""
+    far: Mapping[int, Told]
+    """Connections with other hosts of the job, by the inode number of their end here (capture only)."""
 
     def save_contents(self, path: str) -> bool:
         """Does the policy ask for the contents of the regular file `path` to be saved?"""
@@ -179,6 +182,11 @@ class Restart(Protocol):
 
     def object(self, number: int) -> int:
         """Our descriptor of an object that exists already."""
+        ...
+
+    def far(self, ino: int) -> int:
+        """A descriptor of the end of a connection with another host, which was made already; ino: its inode number when
+        it was saved. -1 if there is none: this host is restarted alone."""
         ...
 
     def devpts(self) -> int:

@@ -1,0 +1,184 @@
+"""TCP connections with other hosts of the job: which ends are here, and how what is under way between hosts arrives.
+
+All hosts are stopped, so what was sent arrives by itself if there is room for it where it goes to. So every host opens
+the windows of the connections on which more is to come, and waits until others have acknowledged what was sent from
+here. Once all hosts have, everything is in a receive queue, where it can be looked at.
+"""
+
+from __future__ import annotations
+
+import _socket
+import struct
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from torpor.linux import sock_diag
+from torpor.linux.sock_diag import CLOSE, CLOSE_WAIT, ESTABLISHED, LISTEN, SYN_SENT
+from torpor.model.errors import NotNow, Refusal, Refused, RestartFailed
+from torpor.posix import inet_table, socket_kinds, socket_options, socket_queue
+from torpor.posix.far import TCP, End, Told, name
+from torpor.posix.inet_table import InetTable, TcpSeen
+from torpor.posix.service import Job
+from torpor.posix.socket_address import link, packed
+
+if TYPE_CHECKING:
+    from torpor.posix.inet_stream import TcpSocket
+
+_SENT_ALL = (sock_diag.FIN_WAIT1, sock_diag.FIN_WAIT2, sock_diag.CLOSING, sock_diag.LAST_ACK)
+_SLACK = 2
+"""SYN and FIN may count in what a host says that it has sent (`far.End`)."""
+_NO_KEY = 0
+"""Of ends that no process has."""
+
+
+def ends(job: Job) -> list[End]:
+    """Every end of a TCP connection of the job that does not have its other end in the job here."""
+    table = inet_table.of(job)
+    found = []
+    for ino, me in table.by_ino.items():
+        if me.local is None or me.remote is None or me.state in (LISTEN, CLOSE, SYN_SENT):
+            continue
+        if (me.remote, me.local) in table.by_ends:
+            continue
+        found.append(
+            End(
+                ino, TCP, me.local, me.remote, _sent(me.fd), me.state in _SENT_ALL,
+                accepted=table.listener_at(me.local) is not None,
+            )
+        )  # fmt: skip
+    if table.listeners or any(end.finished for end in found):
+        found += _ownerless(table)
+    return found
+
+
+def _ownerless(table: InetTable) -> list[End]:
+    """Those that no process has: they wait to be accepted by the job, or the kernel still sends what they had sent."""
+    found = []
+    for end in table.world():
+        local, remote = packed(*end.local), packed(*end.remote)
+        if end.ino or end.state in (LISTEN, CLOSE, SYN_SENT) or (remote, local) in table.by_ends:
+            continue
+        waits = end.state in (ESTABLISHED, CLOSE_WAIT) and table.listener_at(local) is not None
+        if waits or end.unsent:
+            found.append(
+                End(_NO_KEY, TCP, local, remote, end.unsent, not waits, waiting=waits, orphan=not waits, accepted=waits)
+            )
+    return found
+
+
+def addresses(found: Sequence[End]) -> list[bytes]:
+    """Where other hosts' ends may lead to, packed."""
+    return sorted({end.local.ip for end in found})
+
+
+class Settling:
+    """While all of a job is stopped: let what is under way arrive. Use as a context manager: on the way out windows are
+    as they were."""
+
+    def __init__(self, job: Job, told: Mapping[int, Told]) -> None:
+        self._table = inet_table.of(job)
+        self._told = {ino: one for ino, one in told.items() if ino in self._table.by_ino}
+        self._back: list[Callable[[], None]] = []
+
+    def __enter__(self) -> Settling:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._back:
+            self._back.pop()()
+
+    def arrive(self, seconds: float = 30.0) -> None:
+        """Wait until nothing is under way on any of the connections. Raises Refused if it does not arrive."""
+        until = time.monotonic() + seconds
+        coming = {ino: self._table.by_ino[ino] for ino in self._told}
+        for ino, me in coming.items():
+            told = self._told[ino]
+            missing = told.arrives if told.orphan else told.arrives - _received(me.fd)
+            if missing > 0:
+                waiting = missing + sock_diag.to_read(me.fd)
+                self._back.append(socket_queue.open_window(me.fd, 2 * waiting + (1 << 17)))
+        pause = 0.0
+        while True:
+            coming = {ino: me for ino, me in coming.items() if not self._there(me, self._told[ino])}
+            if not coming:
+                return
+            if time.monotonic() > until:
+                raise Refused([self._stuck(*next(iter(coming.items())))])
+            for me in coming.values():
+                _peek(me.fd)  # tells the sender that there is room again (tcp_cleanup_rbuf)
+            time.sleep(pause)
+            pause = min(pause + 0.0005, 0.01)
+
+    def _there(self, me: TcpSeen, told: Told) -> bool:
+        if told.orphan:
+            # Its host has nobody who could say that all has arrived; but the end comes last.
+            return _state(me.fd) not in (ESTABLISHED, *_SENT_ALL[:2])
+        return not sock_diag.to_send(me.fd) and _received(me.fd) >= told.arrives - _SLACK
+
+    def _stuck(self, ino: int, me: TcpSeen) -> Refusal:
+        host = self._told[ino].host
+        left = sock_diag.to_send(me.fd)
+        if left:
+            thing = f"a connection on which {left} bytes do not reach {host}"
+            return me.seen.refuse(thing, f"see whether {host} can be reached, and net.core.rmem_max (sysctl) there")
+        way_out = "raise net.core.rmem_max (sysctl), or do this as root"
+        return me.seen.refuse(f"a connection with {host} with more under way than fits its buffer", way_out)
+
+
+def look_at(record: TcpSocket, me: TcpSeen, told: Told, job: Job) -> tuple[bool, str]:
+    """Of a connection with another host: is this the end that waits at the restart, and which host has the other one?
+    Raises NotNow where it cannot be saved at this moment."""
+    if told.waiting:
+        thing = f"a connection to {told.host} that waits there to be accepted"
+        raise NotNow([me.seen.refuse(thing, "try again")], socket_kinds.holders(record.ino, job))
+    assert me.local is not None and me.remote is not None
+    mine = inet_table.of(job).listener_at(me.local) is not None
+    # Both ends have to come to opposite answers.
+    accepted = mine if mine != told.accepted else bool(name(TCP, me.local, me.remote)[1])
+    return accepted, told.host
+
+
+def shut(fd: int, how: int, seconds: float = 10.0) -> None:
+    """Close directions (1: it receives no more; 2: it sends no more), and wait until the other host knows."""
+    one = link(fd)
+    try:
+        if how & 1:
+            one.shutdown(_socket.SHUT_RD)
+        if how & 2:
+            one.shutdown(_socket.SHUT_WR)
+    finally:
+        one.detach()
+    until = time.monotonic() + seconds
+    while sock_diag.to_send(fd):
+        if time.monotonic() > until:
+            raise RestartFailed("the other host does not acknowledge the end of a connection")
+        time.sleep(0.0005)
+
+
+def _sent(fd: int) -> int:
+    # struct tcp_info, tcpi_bytes_acked.
+    return _counter(fd, 120) + sock_diag.to_send(fd)
+
+
+def _state(fd: int) -> int:
+    return (socket_options.get(fd, socket_options.TCP, socket_options.TCP_INFO) or b"\0")[0]
+
+
+def _received(fd: int) -> int:
+    return _counter(fd, 128)
+
+
+def _counter(fd: int, at: int) -> int:
+    info = socket_options.get(fd, socket_options.TCP, socket_options.TCP_INFO) or b""
+    return int(struct.unpack_from("=Q", info.ljust(at + 8, b"\0"), at)[0])
+
+
+def _peek(fd: int) -> None:
+    one = link(fd)
+    try:
+        one.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
+    except OSError:
+        pass
+    finally:
+        one.detach()
