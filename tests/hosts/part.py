@@ -13,13 +13,13 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
 from torpor.checkpoint.together import GivenUp, Place
 from torpor.coordinate import conversations
 from torpor.image.whole import PartRecord
 from torpor.model.errors import TorporError
 from torpor.posix.far import End, Told
-
-import msgspec
 
 
 def turn(did: str, part: bytes = b"", **more: object) -> bytes:

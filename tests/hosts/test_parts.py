@@ -77,9 +77,7 @@ def saved(store: str, number: int, pids: dict[str, int], stop: bool = False) -> 
                 part.did(phase)
             for part in parts:
                 part.go_on()
-        records = [
-            msgspec.msgpack.decode(bytes.fromhex(part.did("store")["part"]), type=PartRecord) for part in parts
-        ]
+        records = [msgspec.msgpack.decode(bytes.fromhex(part.did("store")["part"]), type=PartRecord) for part in parts]
         opened = open_store(store)
         whole.commit(opened, seal.sealing(None), "talk", number, records, {})
         opened.close()

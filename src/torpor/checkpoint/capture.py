@@ -13,9 +13,9 @@ import msgspec
 from torpor import __version__
 from torpor.checkpoint import descriptors, machine, memory
 from torpor.checkpoint.copies import Copies
-from torpor.checkpoint.survey import Survey
 from torpor.checkpoint.together import SavedTogether
 from torpor.checkpoint.tree import Tree
+from torpor.checkpoint.view import View
 from torpor.image.manifest import (
     ClockRecord,
     DescriptorRecord,
@@ -27,7 +27,7 @@ from torpor.image.manifest import (
     TerminalRecord,
     ThreadRecord,
 )
-from torpor.linux import kcmp, proc
+from torpor.linux import proc
 from torpor.linux.arch.x86_64 import NR
 from torpor.model.data import Sink
 from torpor.model.errors import CheckpointFailed, NotNow, Refusal, Refused
@@ -41,94 +41,11 @@ from torpor.posix.memory import layout, vdso
 from torpor.posix.memory.area import FILE, PROT_WRITE, AreaRecord
 from torpor.posix.process_services import PROCESS_SERVICES, THREAD_SERVICES
 from torpor.posix.scratch import Scratch
-from torpor.posix.service import Descriptor, Job, Stream, ThreadService
+from torpor.posix.service import Job, Stream, ThreadService
 from torpor.tracee.call import Answer, Call, Out, call
 from torpor.tracee.freeze import Frozen
 from torpor.tracee.process import LivingProcess, Process
 from torpor.tracee.task import Task
-
-
-class _JobView(Survey):
-    """The `Job` that services are shown while a frozen job is captured."""
-
-    def __init__(
-        self,
-        frozen: Frozen,
-        order: Sequence[int],
-        streams: Sequence[Stream],
-        files: str,
-        sink: Sink,
-        watched: bool,
-        backlogs: Backlogs,
-        far: Mapping[int, Told],
-    ) -> None:
-        super().__init__([pid for pid in order if pid in frozen.processes], streams, files, watched)
-        self.sink = sink
-        self.backlogs = backlogs
-        self.far = far
-        self.at = 0
-        self.parts: dict[int, Callable[[], msgspec.Struct]] = {}
-        self.notes: list[str] = []
-        self._frozen = frozen
-        self._own: list[int] = []
-        self.groups = descriptors.group(self.descriptors)
-        self.groups = [part for whole in self.groups for part in self._by_role(whole)]
-        self._object = {(seen.pid, seen.number): number for number, group in enumerate(self.groups) for seen in group}
-
-    def _by_role(self, whole: list[Descriptor]) -> list[list[Descriptor]]:
-        """Standard streams that share one open file description may be given different files at the restart."""
-        parts: dict[int, list[Descriptor]] = {}
-        for seen in whole:
-            parts.setdefault(descriptor_services.role(seen, self), []).append(seen)
-        return list(parts.values())
-
-    def later(self, make: Callable[[], msgspec.Struct]) -> None:
-        self.parts[self.at] = make
-
-    def say(self, line: str) -> None:
-        self.notes.append(line)
-
-    def vpid(self, pid: int) -> int:
-        process = self._frozen.processes.get(pid)
-        if process is not None:
-            return process.vpid
-        return proc.inner_pid(proc.status(pid)) if pid in self._frozen.zombies else 0
-
-    def object_of(self, pid: int, number: int) -> int | None:
-        return self._object.get((pid, number))
-
-    def hold(self, pid: int, number: int) -> int:
-        if pid == os.getpid():
-            return number  # in flight: ours already
-        return self._frozen.processes[pid].fd(number)
-
-    def adopt(self, fd: int) -> int:
-        try:
-            for near in descriptors.alike(fd, self.descriptors):
-                if kcmp.same_file(os.getpid(), fd, near.pid, near.number):
-                    return self._object[near.pid, near.number]
-            seen = descriptors.look_at(os.getpid(), fd, "in flight in a socket of the job")
-            self._own.append(os.dup(fd))
-        finally:
-            os.close(fd)
-        seen = msgspec.structs.replace(seen, number=self._own[-1])
-        self.descriptors.append(seen)
-        self.groups.append([seen])
-        self._object[seen.pid, seen.number] = len(self.groups) - 1
-        return len(self.groups) - 1
-
-    def look_inside(self) -> None:
-        """Find the open file descriptions that are in flight inside others, and those inside of them."""
-        for group in self.groups:  # grows meanwhile
-            seen = group[0]
-            look = getattr(descriptor_services.service_for(seen, self), "inside", None)
-            if look is not None:
-                look(self.hold(seen.pid, seen.number), seen, self)
-
-    def close(self) -> None:
-        """Close our own copies of what was in flight."""
-        while self._own:
-            os.close(self._own.pop())
 
 
 class _Files:
@@ -227,8 +144,8 @@ def capture(
     backlogs = Backlogs(may_turn_over and not tree.watched)
     far: Mapping[int, Told] = {}
 
-    def look() -> _JobView:
-        return _JobView(frozen, order, streams, files_policy, sink, tree.watched, backlogs, far)
+    def look() -> View:
+        return View(frozen, order, streams, files_policy, sink, tree.watched, backlogs, far)
 
     try:
         view = look()
@@ -274,7 +191,7 @@ def capture(
     return Captured(manifest, view.parts, finish_scratch, lambda records: copies.read(records, sink), tuple(view.notes))
 
 
-def _settle(view: _JobView, together: SavedTogether) -> Mapping[int, Told]:
+def _settle(view: View, together: SavedTogether) -> Mapping[int, Told]:
     """Find out which connections lead to other hosts of the job, and let what is under way on them arrive. Raises
     Refused, GivenUp."""
     found = inet_far.ends(view)
@@ -293,7 +210,7 @@ class _Objects(NamedTuple):
     scratch: Callable[[], Scratch]
 
 
-def _objects(view: _JobView, copies: Copies) -> _Objects:
+def _objects(view: View, copies: Copies) -> _Objects:
     """Ask the services for every open file description. Raises Refused."""
     try:
         view.look_inside()
@@ -319,7 +236,7 @@ def _objects(view: _JobView, copies: Copies) -> _Objects:
         view.close()
 
 
-def _turn_over(view: _JobView, frozen: Frozen) -> None:
+def _turn_over(view: View, frozen: Frozen) -> None:
     """Look into what waits to be accepted. Raises Refused before anything was changed, CheckpointFailed."""
     memory.look(frozen)
     for process in frozen.processes.values():
@@ -339,7 +256,7 @@ def _turn_over(view: _JobView, frozen: Frozen) -> None:
     view.backlogs.known = True
 
 
-def _scratch(view: _JobView, saved: Iterable[bytes]) -> Callable[[], Scratch]:
+def _scratch(view: View, saved: Iterable[bytes]) -> Callable[[], Scratch]:
     """Files that belong to the job without being open. Raises Refused."""
     try:
         return scratch.capture(view.folders, saved, view)
@@ -364,7 +281,7 @@ def end(frozen: Frozen, manifest: Manifest) -> None:
             ended(hosts[record.pid].fd(one.number), msgspec.msgpack.decode(kept.state, type=service.record))
 
 
-def _job_services(view: _JobView, processes: Sequence[Process]) -> Services:
+def _job_services(view: View, processes: Sequence[Process]) -> Services:
     """What the kernel keeps for the whole job."""
     found = [(service.name, service.capture(view, processes)) for service in JOB_SERVICES]
     return {name: _raw(record) for name, record in found if record is not None}
@@ -379,7 +296,7 @@ class _Asked(NamedTuple):
 
 
 def _process(
-    pid: int, tree: Tree, view: _JobView, frozen: Frozen, asked: _Asked | None, saved: memory.Saved, files: _Files
+    pid: int, tree: Tree, view: View, frozen: Frozen, asked: _Asked | None, saved: memory.Saved, files: _Files
 ) -> ProcessRecord:
     """The record of one process."""
     stat = proc.stat(pid)
@@ -443,7 +360,7 @@ def _raw(record: msgspec.Struct) -> msgspec.Raw:
     return msgspec.Raw(msgspec.msgpack.encode(record))
 
 
-def _descriptors_of(view: _JobView, pid: int) -> tuple[DescriptorRecord, ...]:
+def _descriptors_of(view: View, pid: int) -> tuple[DescriptorRecord, ...]:
     found = []
     for seen in view.descriptors:
         if seen.pid == pid:
@@ -506,7 +423,7 @@ def _parent_number(ppid: int, fields: dict[str, str]) -> int:
     return int(numbers[-1]) if len(numbers) == depth else 0
 
 
-def _terminal(order: Sequence[int], view: _JobView) -> TerminalRecord | None:
+def _terminal(order: Sequence[int], view: View) -> TerminalRecord | None:
     """The terminal of the job's first process, if it has one."""
     for pid in order:
         stat = proc.stat(pid)

@@ -11,6 +11,7 @@ import msgspec
 from torpor.linux import kcmp
 from torpor.posix.backlog import Backlogs
 from torpor.posix.descriptor_services import service_for, service_named
+from torpor.posix.far import Told
 from torpor.posix.service import Descriptor, DescriptorService, Stream
 
 
@@ -65,6 +66,7 @@ class FakeJob:
                 self.groups.append([seen])
         self.held: list[int] = []
         self.backlogs = Backlogs()
+        self.far: dict[int, Told] = {}
         self.part: Any = None
         self.said: list[str] = []
 

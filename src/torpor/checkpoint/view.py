@@ -1,0 +1,101 @@
+"""What services are shown of a frozen job while it is captured."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from torpor.checkpoint import descriptors
+from torpor.checkpoint.survey import Survey
+from torpor.linux import kcmp, proc
+from torpor.model.data import Sink
+from torpor.posix import descriptor_services
+from torpor.posix.backlog import Backlogs
+from torpor.posix.far import Told
+from torpor.posix.service import Descriptor, Stream
+from torpor.tracee.freeze import Frozen
+
+
+class View(Survey):
+    """The `Job` that services are shown while a frozen job is captured."""
+
+    def __init__(
+        self,
+        frozen: Frozen,
+        order: Sequence[int],
+        streams: Sequence[Stream],
+        files: str,
+        sink: Sink,
+        watched: bool,
+        backlogs: Backlogs,
+        far: Mapping[int, Told],
+    ) -> None:
+        super().__init__([pid for pid in order if pid in frozen.processes], streams, files, watched)
+        self.sink = sink
+        self.backlogs = backlogs
+        self.far = far
+        self.at = 0
+        self.parts: dict[int, Callable[[], msgspec.Struct]] = {}
+        self.notes: list[str] = []
+        self._frozen = frozen
+        self._own: list[int] = []
+        self.groups = descriptors.group(self.descriptors)
+        self.groups = [part for whole in self.groups for part in self._by_role(whole)]
+        self._object = {(seen.pid, seen.number): number for number, group in enumerate(self.groups) for seen in group}
+
+    def _by_role(self, whole: list[Descriptor]) -> list[list[Descriptor]]:
+        """Standard streams that share one open file description may be given different files at the restart."""
+        parts: dict[int, list[Descriptor]] = {}
+        for seen in whole:
+            parts.setdefault(descriptor_services.role(seen, self), []).append(seen)
+        return list(parts.values())
+
+    def later(self, make: Callable[[], msgspec.Struct]) -> None:
+        self.parts[self.at] = make
+
+    def say(self, line: str) -> None:
+        self.notes.append(line)
+
+    def vpid(self, pid: int) -> int:
+        process = self._frozen.processes.get(pid)
+        if process is not None:
+            return process.vpid
+        return proc.inner_pid(proc.status(pid)) if pid in self._frozen.zombies else 0
+
+    def object_of(self, pid: int, number: int) -> int | None:
+        return self._object.get((pid, number))
+
+    def hold(self, pid: int, number: int) -> int:
+        if pid == os.getpid():
+            return number  # in flight: ours already
+        return self._frozen.processes[pid].fd(number)
+
+    def adopt(self, fd: int) -> int:
+        try:
+            for near in descriptors.alike(fd, self.descriptors):
+                if kcmp.same_file(os.getpid(), fd, near.pid, near.number):
+                    return self._object[near.pid, near.number]
+            seen = descriptors.look_at(os.getpid(), fd, "in flight in a socket of the job")
+            self._own.append(os.dup(fd))
+        finally:
+            os.close(fd)
+        seen = msgspec.structs.replace(seen, number=self._own[-1])
+        self.descriptors.append(seen)
+        self.groups.append([seen])
+        self._object[seen.pid, seen.number] = len(self.groups) - 1
+        return len(self.groups) - 1
+
+    def look_inside(self) -> None:
+        """Find the open file descriptions that are in flight inside others, and those inside of them."""
+        for group in self.groups:  # grows meanwhile
+            seen = group[0]
+            look = getattr(descriptor_services.service_for(seen, self), "inside", None)
+            if look is not None:
+                look(self.hold(seen.pid, seen.number), seen, self)
+
+    def close(self) -> None:
+        """Close our own copies of what was in flight."""
+        while self._own:
+            os.close(self._own.pop())
