@@ -148,37 +148,43 @@ def _has_live_threads(pid: int) -> bool:
 def _stop_process(frozen: Frozen, pid: int, deadline: float) -> bool:
     """Stop all threads of a process; False if there was nothing new."""
     known = frozen.processes.get(pid)
-    fresh = known is None
     if known is None:
         tgid = int(proc.status(pid)["Tgid"])
         known = LivingProcess(pid, proc.inner_pid(proc.status(tgid)))
         known.tgid = tgid
-    seen = {task.tid for task in known.tasks}
+    try:
+        return _stop_threads(frozen, known, deadline)
+    finally:
+        if not known.tasks:
+            # All of it ended before it could be stopped: the next look finds a zombie, or nothing.
+            frozen.processes.pop(pid, None)
+
+
+def _stop_threads(frozen: Frozen, process: LivingProcess, deadline: float) -> bool:
+    """Stop those threads of a process that are not known yet; False if there were none. Raises ProcessLookupError or
+    FileNotFoundError if the process ends meanwhile."""
+    pid = process.pid
+    seen = {task.tid for task in process.tasks}
     news = False
     while True:
         new = [tid for tid in proc.threads(pid) if tid not in seen]
         if not new:
-            break
+            return news
         seized = [tid for tid in new if _seize(pid, tid)]
         seen.update(new)
-        if fresh and seized:
-            frozen.processes[pid] = known
-            fresh = False
+        if seized:
+            frozen.processes.setdefault(pid, process)
         for tid in seized:
             stop = _await_stop(pid, tid, deadline)
             if stop is None:
                 continue
             try:
-                task = known.add(tid)
+                task = process.add(tid)
                 task.stop_signal = stop
                 _undo_eintr(task)
             except (ProcessLookupError, FileNotFoundError):
                 continue  # killed where it stood
             news = True
-    if not known.tasks:
-        # All of it ended before it could be stopped: the next look finds a zombie, or nothing.
-        frozen.processes.pop(pid, None)
-    return news
 
 
 def _seize(pid: int, tid: int) -> bool:
