@@ -92,7 +92,7 @@ def serving(folder: str) -> Iterator[Server]:
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3}",
     }
     try:
-        _await(process, s3, environment, f"{folder}/log")
+        _await(process, environment, f"{folder}/log")
         yield Server(s3, environment)
     finally:
         process.send_signal(signal.SIGKILL)
@@ -100,26 +100,28 @@ def serving(folder: str) -> Iterator[Server]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _await(process: subprocess.Popen[bytes], port: int, environment: dict[str, str], log: str) -> None:
-    """Until it takes objects: it answers before it can."""
-    import obstore
-    from obstore.store import S3Store
+_PUT = """
+import obstore
+from obstore.store import S3Store
+store = S3Store("torpor", client_options={"allow_http": True}, retry_config={"max_retries": 0})
+obstore.put(store, "ready", b"ready")
+"""
 
-    store = S3Store(
-        "torpor",
-        config={"endpoint": environment["AWS_ENDPOINT_URL"], "access_key_id": KEY, "secret_access_key": SECRET},
-        client_options={"allow_http": True},
-        retry_config={"max_retries": 0},
-    )
+
+def _await(process: subprocess.Popen[bytes], environment: dict[str, str], log: str) -> None:
+    """Until it takes objects: it answers before it can.
+
+    Asked in processes of their own: the client has threads, and tests that fork want a process without.
+    """
     end = time.monotonic() + 90
     while True:
-        try:
-            obstore.put(store, "ready", b"ready")
+        ask = [sys.executable, "-c", _PUT]
+        said = subprocess.run(ask, env=os.environ | environment, capture_output=True, text=True, check=False)
+        if said.returncode == 0:
             return
-        except Exception as error:
-            if process.poll() is not None or time.monotonic() > end:
-                with open(log, errors="replace") as file:
-                    raise AssertionError(f"the S3 server does not start: {error}\n{file.read()[-3000:]}") from None
+        if process.poll() is not None or time.monotonic() > end:
+            with open(log, errors="replace") as file:
+                raise AssertionError(f"the S3 server does not start: {said.stderr}\n{file.read()[-3000:]}")
         time.sleep(0.1)
 
 
