@@ -1,4 +1,5 @@
-"""POSIX message queues: what is refused, and what becomes of a queue that is found at its name at the restart."""
+"""POSIX message queues: what is refused, what becomes of a queue that is found at its name at the restart, and of
+notifications when torpor is killed."""
 
 from __future__ import annotations
 
@@ -32,11 +33,10 @@ def refusal(bench: harness.Bench, *words: str) -> str:
     return said.err
 
 
-@pytest.mark.parametrize(("mode", "words"), [("signal", "a signal"), ("thread", "a thread"), ("flight", "on its way")])
-def test_what_cannot_be_read_is_refused(mode: str, words: str, user_bench: harness.Bench) -> None:
-    job = start(user_bench, mode)
+def test_what_is_on_its_way_is_refused(user_bench: harness.Bench) -> None:
+    job = start(user_bench, "flight")
     said = refusal(user_bench, "checkpoint", job.name)
-    assert words in said and f"the message queue /{name_of(job).decode()}" in said, said
+    assert "on its way" in said and f"the message queue /{name_of(job).decode()}" in said, said
     job.verified()
 
 
@@ -117,3 +117,67 @@ def test_in_place_somebody_elses_is_not_touched(killed: tuple[harness.Bench, str
     os.close(fd)
     mqueue.unlink(name)
     finish_in_place(bench, job)
+
+
+# -- notifications ----------------------------------------------------------------------------------------------------
+
+
+def told(bench: harness.Bench, via: str = "pid", *mode: str) -> harness.Running:
+    """A job of processes that are to be told of messages."""
+    job = bench.run([harness.build("mqueue_notify.c"), bench.go, "0", *mode], via)
+    job.ready()
+    return job
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [
+        ("stops", "signal 20 is to tell (mq_notify), which cannot be blocked or stops a process"),
+        ("pending", "signal 10 is to tell (mq_notify), which is waiting already"),
+        ("full", "with messages in it and a notification"),
+        ("locked", "and which is locked (fcntl)"),
+        ("rights", "which we have no right to read and write"),
+        ("socket", "a thread is to tell (mq_notify), by a netlink socket that is not to be found"),
+    ],
+)
+def test_what_cannot_be_told_in_secret_is_refused(mode: str, words: str, user_bench: harness.Bench) -> None:
+    job = told(user_bench, "run", mode)
+    said = refusal(user_bench, "checkpoint", job.name)
+    assert words in said and "the message queue /torpor-test-notify-" in said, said
+    job.verified()
+
+
+def test_a_thread_that_nobody_can_tell_any_more(user_bench: harness.Bench) -> None:
+    """Its socket is closed, another one is there: nobody is told, and nobody else may ask."""
+    user_bench.cycle([harness.build("mqueue_notify.c"), user_bench.go, "0", "socket", "another"], "run")
+
+
+@pytest.mark.diagonal
+def test_notifications_go_on(bench: harness.Bench, via: str) -> None:
+    bench.goes_on([harness.build("mqueue_notify.c"), bench.go], via, times=3)
+
+
+def kill_when_told(bench: harness.Bench, times: int, *moments: str) -> None:
+    """Checkpoints that are killed at these moments while the program's processes are told, one after the other."""
+    job = told(bench)
+    for turn in range(times * len(moments)):
+        number, moment = str(turn % TELLINGS + 1), moments[turn % len(moments)]
+        command = [bench.account.python, harness.script("dying_torpor.py"), number, moment, "checkpoint"]
+        process = bench.popen([*command, *job.which(), "--store", bench.store])
+        assert process.wait(harness.PATIENCE) == -9, (turn, moment, job.trace())
+    bench.checkpoint(job)
+    job.verified()
+    bench.gone("after the job has ended")
+
+
+TELLINGS = 10
+"""So many queues of mqueue_notify.c are such that something is to be told."""
+
+
+def test_notifications_survive_a_killed_checkpoint(user_bench: harness.Bench) -> None:
+    kill_when_told(user_bench, 2, "held", "started", "0", "50", "done")
+
+
+@pytest.mark.exam
+def test_notifications_survive_many_killed_checkpoints(bench: harness.Bench) -> None:
+    kill_when_told(bench, 8, "held", "started", *(str(10 * i) for i in range(13)), "done")

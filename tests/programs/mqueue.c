@@ -95,19 +95,6 @@ static void one_queue(void)
 {
     char room[64];
     mixed = make(mixed_name, "one", O_RDWR, 0600, 3, 64);
-    if (is_mode("signal") || is_mode("thread")) {
-        signal(SIGUSR1, SIG_IGN);
-        struct sigevent event = {.sigev_notify = is_mode("signal") ? SIGEV_SIGNAL : SIGEV_THREAD,
-                                 .sigev_signo = is_mode("signal") ? SIGUSR1 : 0,
-                                 .sigev_value.sival_int = 4711};
-        MUST(mq_notify(mixed, &event) == 0);
-        ready();
-        wait_go();
-        CHECK(mq_notify(mixed, &event) < 0 && errno == EBUSY, "the notification is gone");
-        MUST(mq_notify(mixed, NULL) == 0);
-        clean();
-        ok();
-    }
     MUST(mq_send(mixed, "first", 6, 2) == 0 && mq_send(mixed, "second", 7, 1) == 0);
     int pair[2] = {-1, -1};
     if (is_mode("flight")) {

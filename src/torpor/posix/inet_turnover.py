@@ -48,7 +48,7 @@ from torpor.posix.socket_options import (
     SOL_SOCKET,
 )
 from torpor.posix.socket_queue import Peeked
-from torpor.posix.turnover import NOSIGNAL, WAITALL, Gate, Meeting, Numbers, Run, Script, argument, result
+from torpor.posix.turnover import NOSIGNAL, WAITALL, Meeting, Numbers, Run, Script, argument, result
 from torpor.tracee.call import In, Out, Word
 from torpor.tracee.process import LivingProcess
 
@@ -161,7 +161,7 @@ def carry_out(line: Line, processes: Mapping[int, LivingProcess], job: Job) -> F
         at = turnover.room(actor.pid, actor.leader.tid, 2 * size + (4 + _MOST) * _PAGE)
         memory = _Memory(at, size, len(line.clients))
         script, rows = _script(line, actor, meeting, memory)
-        run.hold(_gate(processes[pid], meeting) for pid in line.gates)
+        run.hold(turnover.bystander(processes[pid], meeting) for pid in line.gates)
         link = run.start(actor, script)
         uio.write(actor.pid, memory.records, b"".join(_record(one, processes, job) for one in line.clients))
         run.commit(fds)
@@ -176,14 +176,6 @@ def carry_out(line: Line, processes: Mapping[int, LivingProcess], job: Job) -> F
         for link in played:
             link.close()
         run.close()
-
-
-def _gate(process: LivingProcess, meeting: Meeting) -> Gate:
-    script, numbers = Script(), Numbers(process.pid)
-    turnover.gate(process, meeting, numbers, script)
-    script.label("over")
-    turnover.close_all(numbers, script)
-    return Gate(process, script)
 
 
 def _play(client: Client) -> _socket.socket:

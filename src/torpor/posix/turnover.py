@@ -50,7 +50,7 @@ from torpor.linux import kcmp, proc
 from torpor.linux.arch.x86_64 import NR
 from torpor.model.errors import CheckpointFailed
 from torpor.posix.service import Descriptor
-from torpor.tracee.call import RESULT, Answer, Argument, Call, In, Out, Word
+from torpor.tracee.call import RESULT, Answer, Argument, Call, In, Out, Pointer, Word
 from torpor.tracee.process import LivingProcess
 from torpor.tracee.task import Started
 
@@ -63,6 +63,7 @@ _MOST_PASSED = 250
 MAP_FLAGS = 0x02 | 0x20 | 0x4000 | 0x100000
 """MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE"""
 _NOFILE = 7
+_FUTEX_CMP_REQUEUE = 4
 _FREE = 512
 """So many free numbers are kept an eye on; a batch opens far fewer."""
 
@@ -72,13 +73,14 @@ class Script:
 
     def __init__(self) -> None:
         self._calls: list[Call] = []
-        self._skips: list[tuple[int, str]] = []
+        self._skips: list[tuple[int, str, str]] = []
         self._labels: dict[str, int] = {}
 
-    def add(self, nr: int, *args: Argument, otherwise: str = "") -> int:
-        """Add a call; its place. otherwise: the label to go on at if it fails ('': at the next call)."""
-        if otherwise:
-            self._skips.append((len(self._calls), otherwise))
+    def add(self, nr: int, *args: Argument, otherwise: str = "", then: str = "") -> int:
+        """Add a call; its place. otherwise, then: the label to go on at if it fails, or if it does not ('': at the next
+        call)."""
+        if otherwise or then:
+            self._skips.append((len(self._calls), otherwise, then))
         self._calls.append(Call(nr, args, name=str(len(self._calls))))
         return len(self._calls) - 1
 
@@ -92,8 +94,9 @@ class Script:
     @property
     def calls(self) -> list[Call]:
         out = list(self._calls)
-        for at, name in self._skips:
-            out[at] = out[at]._replace(if_failed=str(self._labels[name]))
+        for at, *names in self._skips:
+            failed, done = (str(self._labels[name]) if name else "" for name in names)
+            out[at] = out[at]._replace(if_failed=failed, if_done=done)
         return out
 
 
@@ -178,10 +181,16 @@ def header(data: In | Out, size: int, control: In | Out, control_size: int) -> I
     return In(struct.pack("<QIIQQQQII", 0, 0, 0, 0, 1, 0, control_size, 0, 0), ((16, vector), (32, control)))
 
 
-def receive_descriptors(fd: int, most: int, script: Script, otherwise: str = "") -> None:
-    """Add: wait for a message with up to `most` descriptors."""
+def receive_descriptors(fd: int, most: int, script: Script, otherwise: str) -> None:
+    """Add: wait for a message with up to `most` descriptors; go on at `otherwise` if there comes none any more."""
     size = 16 + (4 * most + 7 & ~7)
-    script.add(NR.recvmsg, fd, header(Out(1), 1, Out(size), size), CMSG_CLOEXEC, otherwise=otherwise)
+    received = script.add(NR.recvmsg, fd, header(Out(1), 1, Out(size), size), CMSG_CLOEXEC, otherwise=otherwise)
+    compare(result(received), 1, script, otherwise)  # 0: the other end is closed
+
+
+def compare(word: Pointer, value: int, script: Script, otherwise: str) -> None:
+    """Add: go on only if the 32 bits at an address are these. (FUTEX_CMP_REQUEUE looks at them; nobody waits there.)"""
+    script.add(NR.futex, word, _FUTEX_CMP_REQUEUE, 0, 0, Out(4), value, otherwise=otherwise)
 
 
 def send_descriptor(fd: int, what: int, script: Script) -> None:
@@ -278,8 +287,19 @@ def gate(process: LivingProcess, meeting: Meeting, numbers: Numbers, script: Scr
     return numbers.take()
 
 
+def bystander(process: LivingProcess, meeting: Meeting) -> Gate:
+    """A process that only stands still."""
+    script, numbers = Script(), Numbers(process.pid)
+    gate(process, meeting, numbers, script)
+    script.label("over")
+    close_all(numbers, script)
+    return Gate(process, script)
+
+
 class Run:
-    """The batches of one turn: those of the gates first, then the actor's. `close` in any case."""
+    """The batches of one turn: those of the gates first, then the actor's. `close` in any case.
+
+    loose: threads that nobody holds (`LivingProcess.hold_others`)."""
 
     def __init__(self, meeting: Meeting) -> None:
         self._meeting = meeting
@@ -287,6 +307,7 @@ class Run:
         self._held: list[LivingProcess] = []
         self._ends: list[_socket.socket] = []
         self._link: _socket.socket | None = None
+        self.loose = 0
 
     def hold(self, gates: Iterable[Gate]) -> None:
         """Let the gates wait."""
@@ -330,7 +351,7 @@ class Run:
 
     def _hold_threads(self, process: LivingProcess) -> None:
         self._held.append(process)
-        process.hold_others()
+        self.loose += process.hold_others()
 
     def _close_ends(self) -> None:
         for end in self._ends:

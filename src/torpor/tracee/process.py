@@ -124,9 +124,9 @@ class LivingProcess(Process):
         if task is not self.leader:
             task.put_back()
 
-    def hold_others(self) -> None:
+    def hold_others(self) -> int:
         """If we die from here on, no thread goes on before the first one, which may be running calls (Task.start), has
-        gone home. As many threads as there is padding for."""
+        gone home. As many threads as there is padding for; how many there is none for."""
         seat = self.enter(self.leader)
         slots = padding.find(self.leader.tid, proc.maps(self.pid, self.leader.tid), SLOTS)
         free = [slot for slot in slots if slot not in self._slots]
@@ -138,6 +138,7 @@ class LivingProcess(Process):
             regs.orig_rax, regs.rip = NOT_IN_CALL, entry
             ptrace.set_regs(task.tid, regs)
             ptrace.set_mask(task.tid, ALL_BLOCKED)
+        return max(0, len(self.tasks) - 1 - len(free))
 
     def let_others(self) -> None:
         """Undo `hold_others`."""

@@ -106,6 +106,7 @@ class NR(IntEnum):
     chroot = 161
     gettid = 186
     tkill = 200
+    rt_sigpending = 127
     rt_sigtimedwait = 128
     rt_sigqueueinfo = 129
     futex = 202
