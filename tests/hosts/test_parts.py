@@ -112,6 +112,12 @@ def restarted(store: str, number: int, outputs: dict[str, str]) -> Iterator[dict
             part.close()
 
 
+def torpor(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "torpor", *words], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
+    )
+
+
 def await_lines(path: str, count: int, start: str) -> str:
     deadline = time.monotonic() + 60
     while True:
@@ -152,6 +158,14 @@ def test_a_conversation_comes_back_twice(ending: str) -> None:
                 program.kill()
                 program.wait()
         newest = 2 if ending == "running" else 1
+        shown = torpor("inspect", "talk", "--store", store)
+        assert "on 2 hosts" in shown.stdout and "server" in shown.stdout and "client" in shown.stdout, shown
+        shown = torpor("inspect", "talk", "--part", "client", "--store", store)
+        assert "far_talk.py" in shown.stdout or "python" in shown.stdout, shown
+        assert json.loads(torpor("inspect", "talk", "--json", "--store", store).stdout)["job"] == "talk"
+        for words in (("restart", "talk"), ("drill", "talk"), ("inspect", "talk", "--part", "other")):
+            refused = torpor(*words, "--store", store)
+            assert refused.returncode == 2 and refused.stderr.count("\n") == 1, refused
         with restarted(store, newest, outputs) as pids:
             saved(store, newest + 1, pids)
             saved(store, newest + 2, pids, stop=True)

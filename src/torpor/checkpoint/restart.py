@@ -17,6 +17,7 @@ from torpor.checkpoint.plan import Plan, plan
 from torpor.checkpoint.plant import Footing, Ground, Planted
 from torpor.checkpoint.recreate import Inventory
 from torpor.checkpoint.relocate import relocate
+from torpor.checkpoint.resettle import Moves, resettle
 from torpor.checkpoint.takeover import Takeover
 from torpor.checkpoint.together import RestartedTogether
 from torpor.checkpoint.tree import Tree
@@ -50,6 +51,7 @@ class RestartRequest(msgspec.Struct, kw_only=True):
     folder for files that are missing and that the checkpoint carries; it need not exist. wrap: what is to be put around
     the job, and what there is to say about that. rehearsal: what is restarted is cut loose from the world outside;
     `before_release` then has to raise. together: the other hosts of the job, if this is a part of one.
+    moves: addresses of its hosts that are others now.
     """
 
     load: Load
@@ -67,6 +69,7 @@ class RestartRequest(msgspec.Struct, kw_only=True):
     wrap: Callable[[Manifest, Callable[[str], None]], Wrapping | None] = lambda manifest, say: None
     rehearsal: Rehearsal | None = None
     together: RestartedTogether | None = None
+    moves: Moves = msgspec.field(default_factory=dict)
 
 
 class Restarted(msgspec.Struct, kw_only=True):
@@ -98,7 +101,7 @@ def restart(request: RestartRequest) -> Restarted:
     PID 1.
     """
     began = time.perf_counter()
-    manifest = relocate(read(request.load), request.map_path)
+    manifest = resettle(relocate(read(request.load), request.map_path), request.moves)
     if request.rehearsal is not None:
         manifest = request.rehearsal.manifest(manifest)
     refusals = check(manifest, request.changed_files, request.files)

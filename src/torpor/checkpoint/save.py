@@ -199,6 +199,7 @@ def _stored(
         PartRecord(
             part=saving.written,
             host=manifest.machine.host,
+            address=request.together.address,
             processes=len(manifest.processes),
             threads=sum(len(process.threads) for process in manifest.processes),
             command=manifest.processes[0].comm,

@@ -21,9 +21,11 @@ class GivenUp(CheckpointFailed):
 
 
 class SavedTogether(Protocol):
-    """A checkpoint. part: the name of this host's part.  number: of the checkpoint."""
+    """A checkpoint. part: the name of this host's part.  address: numeric, by which others reach this host.  number: of
+    the checkpoint."""
 
     part: str
+    address: str
     number: int
 
     def surveyed(self) -> None:

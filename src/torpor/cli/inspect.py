@@ -24,6 +24,7 @@ WIDTH = 100
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="NAME, NAME@3, NAME@-1")
+    parser.add_argument("--part", default="", metavar="PART", help="of a job over hosts: one host's part of it")
     parser.add_argument("--services", action="store_true", help="the outside addresses it has asked for")
     add_untrusted(parser)
     add_store(parser)
@@ -36,7 +37,11 @@ def command(options: argparse.Namespace) -> int:
 
     if options.services:
         return _services(options)
-    opened = torpor.open_checkpoint(options.checkpoint, store=store(options) or None, untrusted=options.untrusted)
+    if not options.part and _whole(options):
+        return 0
+    opened = torpor.open_checkpoint(
+        options.checkpoint, store=store(options) or None, untrusted=options.untrusted, part=options.part
+    )
     if options.json:
         say_json({
             "name": opened.name,
@@ -56,6 +61,34 @@ def command(options: argparse.Namespace) -> int:
     for line in (*_head(opened), "", *_processes(opened.processes()), "", *_needs(opened.needs())):
         say(line)
     return 0
+
+
+def _whole(options: argparse.Namespace) -> bool:
+    """Show what a checkpoint of a job over hosts consists of; False if it is of one host."""
+    from torpor.cli.text import duration, moment, plural, say, say_json, size, table
+    from torpor.launch.checkpoint import open_whole
+
+    whole = open_whole(options.checkpoint, store(options) or None, options.untrusted)
+    if whole is None:
+        return False
+    if options.json:
+        import msgspec
+
+        say_json(msgspec.to_builtins(whole))
+        return True
+    say(f"{whole.job}, saved {moment(whole.created)} on {plural(len(whole.parts), 'host')} by torpor {whole.torpor}")
+    rows = [
+        [
+            record.part.name + (" *" if record.part.name == whole.first else ""), record.host, record.address,
+            str(record.processes), str(record.threads), size(record.part.bytes_total), duration(record.pause),
+            record.command,
+        ]
+        for record in whole.parts
+    ]  # fmt: skip
+    head = ("PART", "HOST", "ADDRESS", "PROCESSES", "THREADS", "SIZE", "PAUSE", "COMMAND")
+    say(table(head, rows, right=(3, 4, 5, 6)))
+    say("* the job began here; --part PART shows one of them")
+    return True
 
 
 def _services(options: argparse.Namespace) -> int:

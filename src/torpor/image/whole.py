@@ -11,11 +11,13 @@ class PartRecord(msgspec.Struct, frozen=True):
     """What one host has saved.
 
     part: where it is in the store; its name is the host's name in the job.  host: what the host calls itself.
+    address: numeric, by which the other hosts reached it.
     pause: how long its processes stood still, seconds.  first: the job began here.
     """
 
     part: Part
     host: str
+    address: str
     processes: int
     threads: int
     command: str

@@ -179,11 +179,14 @@ def list_checkpoints(job: str | None = None, *, store: str | None = None) -> lis
     return open_store(store).list(job)
 
 
-def open_checkpoint(name: str | None = None, *, store: str | None = None, untrusted: bool = False) -> Checkpoint:
-    """A saved checkpoint, to be looked at. untrusted: see `restart`. Raises NotFound, Damaged, Untrusted, Sealed."""
+def open_checkpoint(
+    name: str | None = None, *, store: str | None = None, untrusted: bool = False, part: str = ""
+) -> Checkpoint:
+    """A saved checkpoint, to be looked at. untrusted: see `restart`.  part: of a job over hosts, one host's part. Raises
+    NotFound, Damaged, Untrusted, Sealed, UsageError."""
     from torpor.launch.checkpoint import open_checkpoint as opened
 
-    return opened(name, store, untrusted)
+    return opened(name, store, untrusted, part)
 
 
 def _unasked(

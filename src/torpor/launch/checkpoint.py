@@ -10,9 +10,10 @@ import msgspec
 from torpor.image import codec
 from torpor.image.manifest import Manifest, ObjectRecord, ProcessRecord
 from torpor.image.seal import Opening
-from torpor.model.errors import Damaged
+from torpor.image.whole import Whole
+from torpor.model.errors import Damaged, UsageError
 from torpor.posix.memory.pages import unpack
-from torpor.store import RootInfo, open_store
+from torpor.store import RootInfo, Store, open_store
 
 PAGE = 4096
 
@@ -121,21 +122,56 @@ class Checkpoint(NamedTuple):
         )
 
 
-def open_checkpoint(name: str | None = None, store: str | None = None, untrusted: bool = False) -> Checkpoint:
+def open_checkpoint(
+    name: str | None = None, store: str | None = None, untrusted: bool = False, part: str = ""
+) -> Checkpoint:
     """Read a checkpoint by its name (`NAME`, `NAME@3`, `NAME@-1`, None for the only job's newest).
 
-    Raises NotFound, Damaged, Untrusted, Sealed, UsageError.
+    part: of a job over hosts, which of its parts. Raises NotFound, Damaged, Untrusted, Sealed, UsageError.
     """
     opened = open_store(store)
+    info = _resolve(opened, name)
+    called = f"checkpoint {info.job}@{info.number}"
+    load = opened.load(info.job, info.number, Opening(untrusted))
+    try:
+        # The parts are as trustworthy as the root that names them, once that was verified.
+        found = load.info.parts
+        if not found and not part:
+            return Checkpoint(load.info, codec.decode(load.body, Manifest, called))
+    finally:
+        load.close()
+    wanted = next((each for each in found if each.name == part), None)
+    if wanted is None:
+        names = ", ".join(each.name for each in found)
+        if not found:
+            raise UsageError(f"{called} has no parts: it was saved on one host")
+        raise UsageError(f"{called} has a part for each host; choose one with --part: {names}")
+    load = opened.load(info.job, info.number, Opening(untrusted), wanted)
+    try:
+        return Checkpoint(load.info, codec.decode(load.body, Manifest, f"{called}, part {part}"))
+    finally:
+        load.close()
+
+
+def open_whole(name: str | None = None, store: str | None = None, untrusted: bool = False) -> Whole | None:
+    """What a checkpoint of a job over hosts consists of; None if it was saved on one host. Raises as
+    `open_checkpoint`."""
+    opened = open_store(store)
+    info = _resolve(opened, name)
+    if not info.parts:
+        return None
+    load = opened.load(info.job, info.number, Opening(untrusted))
+    try:
+        return codec.decode(load.body, Whole, f"checkpoint {info.job}@{info.number}")
+    finally:
+        load.close()
+
+
+def _resolve(opened: Store, name: str | None) -> RootInfo:
     info = opened.resolve(name)
     if info.damaged:
         raise Damaged(info.damaged)
-    load = opened.load(info.job, info.number, Opening(untrusted))
-    try:
-        manifest = codec.decode(load.body, Manifest, f"checkpoint {info.job}@{info.number}")
-        return Checkpoint(load.info, manifest)
-    finally:
-        load.close()
+    return info
 
 
 def _describe(record: ObjectRecord) -> tuple[str, str]:

@@ -90,6 +90,8 @@ def drill(checkpoint: str | None, store: str, wishes: Wishes) -> Drilled:
         try:
             if info.damaged:
                 raise Damaged(info.damaged)
+            if info.parts:
+                raise UsageError(f"{name} was saved on several hosts: torpor verify --deep looks at all of its parts")
             from torpor.image.seal import Opening
 
             load = opened.load(info.job, info.number, Opening(wishes.untrusted))

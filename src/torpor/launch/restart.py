@@ -167,7 +167,15 @@ def _resolve(checkpoint: str | None, store: str) -> tuple[Store, RootInfo]:
     info = opened.resolve(checkpoint)
     if info.damaged:
         raise Damaged(info.damaged)
+    if info.parts:
+        raise UsageError(of_hosts(info))
     return opened, info
+
+
+def of_hosts(info: RootInfo) -> str:
+    """Why a checkpoint cannot be restarted by one host."""
+    names = ", ".join(part.name for part in info.parts)
+    return f"{info.job}@{info.number} was saved on several hosts ({names}), and comes back on several only"
 
 
 class _logged:
