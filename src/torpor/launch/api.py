@@ -182,7 +182,7 @@ def list_checkpoints(job: str | None = None, *, store: str | None = None) -> lis
 def open_checkpoint(
     name: str | None = None, *, store: str | None = None, untrusted: bool = False, part: str = ""
 ) -> Checkpoint:
-    """A saved checkpoint, to be looked at. untrusted: see `restart`.  part: of a job over hosts, one host's part. Raises
+    """A saved checkpoint, to be looked at. untrusted: see `restart`.  part: of a job over hosts, one part. Raises
     NotFound, Damaged, Untrusted, Sealed, UsageError."""
     from torpor.launch.checkpoint import open_checkpoint as opened
 
