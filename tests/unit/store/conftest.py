@@ -16,6 +16,7 @@ from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
+import azureserver
 import objectserver
 import pytest
 
@@ -164,7 +165,25 @@ def proxy(s3: objectserver.Server, bucket: str, monkeypatch: pytest.MonkeyPatch)
         made.close()
 
 
-KINDS = ["tmpfile", "named", "stripe", "memory", "s3", "tier", "tier-s3", "onefile"]
+@pytest.fixture(scope="session")
+def azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """An Azure server: the environment for it."""
+    with azureserver.of_session(tmp_path_factory) as environment:
+        yield environment
+
+
+@pytest.fixture
+def container(azure: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a place of its own on the Azure server, which the environment says how to reach."""
+    for name, value in azure.items():
+        monkeypatch.setenv(name, value)
+    return f"az://{azureserver.CONTAINER}/{os.urandom(6).hex()}"
+
+
+KINDS = [
+    *("tmpfile", "named", "stripe", "memory", "s3", "tier", "tier-s3", "onefile"),
+    pytest.param("az", marks=pytest.mark.exam),
+]
 
 
 @pytest.fixture
@@ -196,6 +215,8 @@ def location_of(request: pytest.FixtureRequest, place: str) -> Callable[[str], s
             return f"memory:{os.urandom(6).hex()}"
         if kind == "s3":
             return str(request.getfixturevalue("bucket"))
+        if kind == "az":
+            return str(request.getfixturevalue("container"))
         if kind == "onefile":
             return str(request.getfixturevalue("onefile")(f"{place}/one.db"))
         if kind == "tier":

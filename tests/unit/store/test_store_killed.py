@@ -43,12 +43,13 @@ class Deadly:
         return call
 
 
+REMOTE = ("s3", "tier-s3", "az")
 KILLED = [
     "tmpfile",
     "stripe",
     "onefile",
     "tier",
-    *(pytest.param(kind, marks=pytest.mark.exam) for kind in ("s3", "tier-s3")),
+    *(pytest.param(kind, marks=pytest.mark.exam) for kind in REMOTE),
 ]
 FRESH = "TORPOR_TEST_FRESH"
 
@@ -57,7 +58,7 @@ FRESH = "TORPOR_TEST_FRESH"
 def test_killed_at_every_operation(
     kind: str, location_of: Any, save: Any, check: Any, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    if "s3" in kind and FRESH not in os.environ:
+    if kind in REMOTE and FRESH not in os.environ:
         in_fresh_process(request.node.nodeid)
         return
     monkeypatch.setattr(pack, "FULL", 64 << 10)
