@@ -16,9 +16,12 @@ from torpor.supervise.say import say
 
 if TYPE_CHECKING:
     from torpor.checkpoint.restart import Restarted
+    from torpor.checkpoint.together import RestartedTogether
     from torpor.image.manifest import Manifest
+    from torpor.image.seal import Opening
     from torpor.launch.detach import Report, Started
     from torpor.store import RootInfo, Store
+    from torpor.store.load import Load
     from torpor.supervise.terminal import Terminal
     from torpor.watch.wrapper import Wrapper
 
@@ -53,6 +56,36 @@ class Wishes(NamedTuple):
     map_host: tuple[str, ...] = ()
     why: str = "command"
     notes: tuple[str, ...] = ()
+
+
+class Among(NamedTuple):
+    """One part of a checkpoint of several hosts is restarted. part: its name.  hosts: where each part is now, numeric
+    addresses by name.  together: see RestartRequest."""
+
+    part: str
+    hosts: Mapping[str, str]
+    together: RestartedTogether
+
+    def open(self, store: Store, info: RootInfo, opening: Opening) -> tuple[Load, Moves]:
+        """The part, and which addresses are others now. Raises what `Store.load` does, UsageError."""
+        from torpor.image import codec
+        from torpor.image.whole import Whole
+
+        load = store.load(info.job, info.number, opening)
+        try:
+            whole = codec.decode(load.body, Whole, f"checkpoint {info.job}@{info.number}")
+        finally:
+            load.close()
+        wanted = next((part for part in load.info.parts if part.name == self.part), None)
+        if wanted is None:
+            raise UsageError(f"{info.job}@{info.number} has no part of {self.part}")
+        now = ((record.address, self.hosts.get(record.part.name, record.address)) for record in whole.parts)
+        moves = {old: new for old, new in now if old != new}
+        return store.load(info.job, info.number, opening, wanted), moves
+
+
+Moves = Mapping[str, str]
+"""Addresses of hosts: what they were, and what they are now."""
 
 
 def restart(checkpoint: str | None, store: str, wishes: Wishes, on_running: Callable[[], None] = lambda: None) -> int:
@@ -280,11 +313,12 @@ def _standard(wishes: Wishes, own: tuple[int, int, int]) -> tuple[int, int, int]
 
 
 def _restart(
-    store: Store, info: RootInfo, wishes: Wishes, standard: tuple[int, int, int], terminal: int, entry: Entry
-) -> tuple[Entry, Restarted, RootInfo, Wrapper | None]:
+    store: Store, info: RootInfo, wishes: Wishes, standard: tuple[int, int, int], terminal: int, entry: Entry,
+    among: Among | None = None,
+) -> tuple[Entry, Restarted, RootInfo, Wrapper | None]:  # fmt: skip
     """Recreate the job and let it go; its entry in the registry is complete before it runs, so that whatever becomes of
     us then, it is found. Returns also what is known of the checkpoint now that it was opened, and what is around a job
-    that is watched. Raises Interrupted."""
+    that is watched. among: it is one part of several. Raises Interrupted."""
     from torpor.checkpoint.restart import RestartRequest
     from torpor.checkpoint.restart import restart as run
     from torpor.image.seal import Opening
@@ -300,11 +334,12 @@ def _restart(
 
     def wrap(manifest: Manifest, tell: Callable[[str], None]) -> Wrapper | None:
         nonlocal wrapper
-        if manifest.ledger is not None or wishes.map_host:
+        words = (*wishes.map_host, *(f"{old}={new}" for old, new in moves.items()))
+        if manifest.ledger is not None or words:
             from torpor.launch import watching
             from torpor.watch.map import AddressMap
 
-            prior = watching.again(manifest.ledger, AddressMap.parse(wishes.map_host))
+            prior = watching.again(manifest.ledger, AddressMap.parse(words))
             wrapper = watching.wrapper(prior, tell) if prior is not None else None
         return wrapper
 
@@ -325,7 +360,12 @@ def _restart(
             )
         )
 
-    load = store.load(info.job, info.number, Opening(wishes.untrusted))
+    moves: Moves = {}
+    opening = Opening(wishes.untrusted)
+    if among is None:
+        load = store.load(info.job, info.number, opening)
+    else:
+        load, moves = among.open(store, info, opening)
     try:
         if wishes.why != "crash":
             entry = entry._replace(upkeep=_upkeep(load.info, wishes))
@@ -346,12 +386,20 @@ def _restart(
                     progress=wishes.progress,
                     before_release=register,
                     wrap=wrap,
+                    together=among.together if among is not None else None,
+                    moves={_packed(old): _packed(new) for old, new in moves.items()},
                 )
             )
         return entry, job, load.info, wrapper
     finally:
         load.close()
         store.close()
+
+
+def _packed(address: str) -> bytes:
+    import socket
+
+    return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
 
 
 def _supervise(
