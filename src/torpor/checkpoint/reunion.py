@@ -35,7 +35,7 @@ from torpor.image.manifest import Manifest
 from torpor.linux import sock_diag
 from torpor.model.data import Source
 from torpor.model.errors import RestartFailed
-from torpor.posix import far, inet_stream, socket_queue
+from torpor.posix import far, inet_connect, inet_stream, socket_queue
 from torpor.posix.socket_address import AF_INET, AF_INET6, STREAM, Address, inet, link
 from torpor.posix.socket_options import IPV6, IPV6_V6ONLY, SO_REUSEADDR, SOL_SOCKET
 
@@ -45,7 +45,7 @@ _NONBLOCK = STREAM | _socket.SOCK_NONBLOCK | _socket.SOCK_CLOEXEC
 _LONGEST = 1 << 32
 """No queue is longer (bytes): whoever says so is mistaken."""
 _PATIENT = 10.0
-"""Seconds that are waited for an address that is in use still."""
+"""Seconds that are waited in all for addresses that are in use still."""
 _UNAVAILABLE = (errno.EADDRNOTAVAIL, errno.EADDRINUSE)
 
 Code = Callable[[bytes], bytes]
@@ -95,6 +95,8 @@ class Reunion:
         self._listeners: dict[Address, _socket.socket] = {}
         self._spare: _socket.socket | None = None
         self._talks: dict[int, _Talk] = {}
+        self._whole: set[bytes] = set()
+        """The names of connections on which all is said."""
 
     def wait(self) -> tuple[int, list[tuple[bytes, bool]]]:
         """Begin to wait. The port at which all of this host's addresses are waited at for connections that cannot have
@@ -114,6 +116,7 @@ class Reunion:
         """Connect all ends, with what is to be in their queues: our descriptors by the keys of the ends. places: for
         each that calls. Raises RestartFailed, with what is missing, if it takes longer than `seconds`."""
         deadline = time.monotonic() + seconds
+        patient = time.monotonic() + min(_PATIENT, seconds / 2)
         poll = select.poll()
         listeners = [*self._listeners.values(), *([self._spare] if self._spare else [])]
         doors = {one.fileno(): one for one in listeners}
@@ -121,8 +124,8 @@ class Reunion:
             poll.register(fd, select.POLLIN)
         for end in self._ends.values():
             if end.calls:
-                self._add(_Talk(self._call(end, places[end.name], deadline), self._code, end), poll)
-        while len(self._whole()) < len(self._ends):
+                self._add(_Talk(self._call(end, places[end.name], patient), self._code, end), poll)
+        while len(self._whole) < len(self._ends):
             if time.monotonic() > deadline:
                 raise RestartFailed(self._missing(places))
             for fd, _ in poll.poll(200):
@@ -186,28 +189,20 @@ class Reunion:
 
     # -- calling
 
-    def _call(self, end: FarEnd, place: Place, deadline: float) -> int:
-        """A socket that is being connected. Raises RestartFailed."""
+    def _call(self, end: FarEnd, place: Place, patient: float) -> int:
+        """A socket that is being connected. patient: until when (monotonic) an address is waited for that is in use, by
+        what has just ended perhaps. Raises RestartFailed."""
         where = end.remote if place.address is None else _address(place.address)
-        patient = min(deadline, time.monotonic() + _PATIENT)
         local: Address | None = end.local
         while True:
-            one = _socket.socket(end.family, _NONBLOCK)
             try:
-                one.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-                if local is not None:
-                    one.bind(local.of_family(end.family))
-                one.connect(where.of_family(end.family))
-            except BlockingIOError:
-                pass
+                one = inet_connect.begun(end.family, local, where)
             except OSError as error:
-                one.close()
                 if error.errno in _UNAVAILABLE and local is not None:
-                    # In use: by what has just ended, perhaps. Not available: this host does not have the address.
                     if error.errno == errno.EADDRINUSE and time.monotonic() < patient:
                         time.sleep(0.02)
-                        continue
-                    local = None
+                    else:
+                        local = None
                     continue
                 raise RestartFailed(f"the connection to {place.host} ({where}): {error.strerror}") from None
             if local is None or place.address is not None:
@@ -232,16 +227,14 @@ class Reunion:
             del self._talks[fd]
             os.close(fd)  # somebody who found the port open
             return
-        if talk.done:
+        if talk.done and talk.end is not None:
             poll.unregister(fd)
+            self._whole.add(talk.end.name)
         else:
             poll.modify(fd, talk.events())
 
-    def _whole(self) -> set[bytes]:
-        return {talk.end.name for talk in self._talks.values() if talk.end is not None and talk.done}
-
     def _missing(self, places: Mapping[bytes, Place]) -> str:
-        left = [end for name, end in self._ends.items() if name not in self._whole()]
+        left = [end for name, end in self._ends.items() if name not in self._whole]
         host = places[left[0].name].host if left[0].name in places else "the other host"
         more = f" and {len(left) - 1} more do" if len(left) > 1 else " does"
         return f"the connection {left[0].local} - {left[0].remote} with {host}{more} not come about"

@@ -135,7 +135,7 @@ class Connector:
             listener.bind(server.of_family(server_family))
             listener.listen(4)
             there = inet(listener.getsockname())
-            active = self._from(client_family, client, there)
+            active = begun(client_family, client, there)
             here = inet(active.getsockname())
             accepted = _accept(listener, here)
             fds = active.detach(), accepted
@@ -145,45 +145,6 @@ class Connector:
             listener.close()
             if active is not None:
                 active.close()
-
-    def _from(self, family: int, local: Address | None, remote: Address) -> _socket.socket:
-        """A socket that is being connected from one address to another. Raises OSError (EADDRINUSE)."""
-        if local is not None:
-            try:
-                return self._connect(family, local, remote, by_range=True)
-            except OSError as error:
-                if error.errno not in (*_TAKEN, errno.ENOPROTOOPT):
-                    raise
-        return self._connect(family, local, remote, by_range=False)
-
-    def _connect(self, family: int, local: Address | None, remote: Address, by_range: bool) -> _socket.socket:
-        """One attempt. by_range: connect(2) chooses the port, out of a range of one. Raises OSError."""
-        one = _socket.socket(family, _NONBLOCK)
-        try:
-            one.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-            if local is not None and by_range:
-                one.setsockopt(IP, IP_BIND_ADDRESS_NO_PORT, 1)
-                one.setsockopt(IP, IP_LOCAL_PORT_RANGE, struct.pack("=I", local.port << 16 | local.port))
-                one.bind(Address(local.ip, 0, local.scope).of_family(family))
-            elif local is not None:
-                one.bind(local.of_family(family))
-            try:
-                one.connect(remote.of_family(family))
-            except BlockingIOError:
-                pass
-            except OSError as error:
-                if error.errno != errno.EADDRNOTAVAIL:
-                    raise
-                raise OSError(errno.EADDRINUSE, "the connection has just ended") from None
-            if local is not None and by_range:
-                if inet(one.getsockname()).port != local.port:
-                    raise OSError(errno.EADDRINUSE, "the port is outside of net.ipv4.ip_local_port_range")
-                one.setsockopt(IP, IP_LOCAL_PORT_RANGE, 0)
-                one.setsockopt(IP, IP_BIND_ADDRESS_NO_PORT, 0)
-            return one
-        except OSError:
-            one.close()
-            raise
 
     def _itself(self, family: int, address: Address) -> tuple[int, int]:
         """A socket that is connected to itself."""
@@ -204,7 +165,7 @@ class Connector:
         """A socket that connects to a listener of the job; it may wait there to be accepted, or for room."""
         while True:
             try:
-                return self._from(family, local, remote).detach()
+                return begun(family, local, remote).detach()
             except OSError as error:
                 if error.errno == errno.EADDRINUSE and self._may_wait():
                     continue
@@ -218,8 +179,49 @@ class Connector:
         address = Address(_LOOPBACK[AF_INET if len(listener.ip) == 4 else family].ip, listener.port)
         if not listener.any:
             address = listener
-        one = self._from(AF_INET if len(address.ip) == 4 else AF_INET6, None, address)
+        one = begun(AF_INET if len(address.ip) == 4 else AF_INET6, None, address)
         one.close()
+
+
+def begun(family: int, local: Address | None, remote: Address) -> _socket.socket:
+    """A socket that is being connected from one address to another, without waiting. Raises OSError (EADDRINUSE)."""
+    if local is not None:
+        try:
+            return _connect(family, local, remote, by_range=True)
+        except OSError as error:
+            if error.errno not in (*_TAKEN, errno.ENOPROTOOPT):
+                raise
+    return _connect(family, local, remote, by_range=False)
+
+
+def _connect(family: int, local: Address | None, remote: Address, by_range: bool) -> _socket.socket:
+    """One attempt. by_range: connect(2) chooses the port, out of a range of one. Raises OSError."""
+    one = _socket.socket(family, _NONBLOCK)
+    try:
+        one.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+        if local is not None and by_range:
+            one.setsockopt(IP, IP_BIND_ADDRESS_NO_PORT, 1)
+            one.setsockopt(IP, IP_LOCAL_PORT_RANGE, struct.pack("=I", local.port << 16 | local.port))
+            one.bind(Address(local.ip, 0, local.scope).of_family(family))
+        elif local is not None:
+            one.bind(local.of_family(family))
+        try:
+            one.connect(remote.of_family(family))
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise
+            raise OSError(errno.EADDRINUSE, "the connection has just ended") from None
+        if local is not None and by_range:
+            if inet(one.getsockname()).port != local.port:
+                raise OSError(errno.EADDRINUSE, "the port is outside of net.ipv4.ip_local_port_range")
+            one.setsockopt(IP, IP_LOCAL_PORT_RANGE, 0)
+            one.setsockopt(IP, IP_BIND_ADDRESS_NO_PORT, 0)
+        return one
+    except OSError:
+        one.close()
+        raise
 
 
 def failed_connect(family: int, local: Address | None) -> int:
