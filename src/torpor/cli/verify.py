@@ -7,7 +7,9 @@ import argparse
 from torpor.cli.options import add_store, store
 
 HELP = """Look whether a checkpoint, or every one, is whole: its root and manifest are read, and all it needs has to be
-there. With --deep every chunk is read and compared with its name. Exit status 1: one is not."""
+there. With --deep every chunk is read and compared with its name. Of a whole store the index is looked at too,
+and with --deep the tables that packs have of themselves: no checkpoint needs them. Exit status 1: something
+is damaged."""
 EXAMPLE = """  torpor verify
   torpor verify train@3 --deep"""
 
@@ -44,8 +46,11 @@ def command(options: argparse.Namespace) -> int:
         except TorporError as error:
             bad += 1
             complain(f"{name}: {error}")
+    beside = [] if options.checkpoint else opened.damage_beside(options.deep)
+    for damage in beside:
+        complain(damage)
     if not found:
         say("no checkpoints")
     if bad:
         complain(f"{plural(bad, 'checkpoint')} of {len(found)} cannot be restarted")
-    return 1 if bad else 0
+    return 1 if bad or beside else 0

@@ -115,6 +115,19 @@ def open_segment(backend: Backend, name: str) -> Segment:
         os.close(fd)
 
 
+def damage(backend: Backend) -> list[str]:
+    """What is wrong with which segment. Raises OSError."""
+    found = []
+    for name in sorted(backend.list("index")):
+        try:
+            open_segment(backend, name)
+        except FileNotFoundError:
+            pass  # merged away meanwhile
+        except Damaged as error:
+            found.append(str(error))
+    return found
+
+
 class Index:
     """What the store has, as far as could be seen when this was made. To be closed: a long-lived process would keep
     the mapped segments until it collects garbage."""

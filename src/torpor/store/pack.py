@@ -23,7 +23,7 @@ from torpor.model.data import Buffer
 from torpor.model.errors import Damaged
 from torpor.store import envelope
 from torpor.store.backend import Backend, Upload
-from torpor.store.table import Columns, Place, Table
+from torpor.store.table import PACK_ID, Columns, Place, Table
 
 MAGIC = b"torporP\0"
 TABLE = b"torporT\0"
@@ -113,3 +113,19 @@ def contents(backend: Backend, pack: bytes) -> Iterator[tuple[bytes, Place]]:
     table = Table(envelope.unwrap(TABLE, VERSION, backend.get(name, start), what), what)
     for row in range(table.count):
         yield table.name(row), Place(pack, table.offset[row], table.stored[row], table.length[row], table.encoding[row])
+
+
+def damage(backend: Backend) -> list[str]:
+    """What is wrong with what packs say of themselves. Raises OSError."""
+    found = []
+    for name in sorted(name for name in backend.list("packs") if len(name) == 2 * PACK_ID):
+        try:
+            if not begins(backend.get(f"packs/{name}", 0, HEAD.size)):
+                raise Damaged(f"pack {backend.place}/packs/{name} is not what torpor wrote there")
+            for _ in contents(backend, bytes.fromhex(name)):
+                pass
+        except FileNotFoundError:
+            pass  # collected meanwhile
+        except Damaged as error:
+            found.append(str(error))
+    return found

@@ -179,6 +179,19 @@ class Store:
         except OSError as error:
             raise TorporError(f"cannot clean up {self.location}: {error.strerror or error}") from error
 
+    def damage_beside(self, packs: bool) -> Strings:
+        """What is damaged of that which no checkpoint needs: the index, and (packs) what packs say of themselves. One
+        line for each. Raises UsageError, Damaged."""
+        from torpor.store import index, pack
+
+        if self._config_or_none() is None:
+            return []
+        try:
+            found = index.damage(self.backend)
+            return [*found, *(pack.damage(self.backend) if packs else ())]
+        except OSError as error:
+            raise _cannot(error, f"cannot read {self.location}", UsageError) from error
+
     def waiting(self) -> set[tuple[str, int]] | None:
         """The checkpoints (job, number) of a tier that are only in the fast place yet; None where this is no tier.
         Raises UsageError."""
@@ -245,9 +258,11 @@ class Store:
         return self.backend.path(where) or f"{self.location}/{where}"
 
     def _config_or_none(self) -> Config | None:
-        """The configuration, or None if there is no store and none is required."""
+        """The configuration, or None if there is no store and none is required. Raises Damaged."""
         if self._config is None:
             self._config = self._read_config()
+        if self._config is None:
+            self._refuse_lost()
         if self._config is None and self._required:
             self.refuse_others()
             local = self.backend.path(CONFIG)
@@ -256,11 +271,19 @@ class Store:
         return self._config
 
     def refuse_others(self) -> None:
-        """Raise UsageError if there are things that are not of a store, in a place without a
-        configuration."""
+        """Raise UsageError if there are things that are not of a store, in a place without a configuration, and Damaged
+        if that is gone."""
         if others := sorted(set(self.backend.list("")) - FOLDERS - {CONFIG}):
             found = f"not a store and not empty (it has {others[0]!r})"
             raise UsageError(f"{self.location} is {found}; use another folder")
+        self._refuse_lost()
+
+    def _refuse_lost(self) -> None:
+        """Raise Damaged if there are checkpoints, which were made with a configuration: with a new one nobody could
+        ever read them. (It may have been made in between.)"""
+        if self.backend.list("roots") and self._read_config() is None:
+            lost = f"has checkpoints, but its file {CONFIG!r} is missing, without which they cannot be read"
+            raise Damaged(f"store {self.location} {lost}; put it back from a copy, or use another place")
 
     def _read_config(self) -> Config | None:
         what = f"store {self.location}"

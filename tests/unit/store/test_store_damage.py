@@ -224,3 +224,35 @@ def test_the_location_is_a_file(tmp_path: Any) -> None:
     (tmp_path / "f").write_text("x")
     with pytest.raises(UsageError, match=re.escape(str(tmp_path / "f"))):
         open_store(str(tmp_path / "f"))
+
+
+def test_a_store_without_its_configuration_is_not_an_empty_one(store: Store, save: Any) -> None:
+    """Neither is it listed as one, nor saved to with a new key: with the old one put back all is as it was."""
+    save(store, "j", CHUNKS)
+    os.rename(f"{store.location}/store", f"{store.location}.kept")
+    for use in (lambda: open_store(store.location).list(), lambda: save(open_store(store.location), "k", CHUNKS)):
+        with pytest.raises(Damaged) as error:
+            use()
+        one_line(error, store.location, "'store' is missing")
+    os.rename(f"{store.location}.kept", f"{store.location}/store")
+    assert read_all(open_store(store.location)) == CHUNKS
+
+
+@pytest.mark.parametrize("folder", ["index", "packs"])
+def test_a_flip_in_what_no_checkpoint_needs_is_named(store: Store, save: Any, folder: str) -> None:
+    save(store, "j", CHUNKS)
+    (name,) = store.backend.list(folder)
+    path = f"{store.location}/{folder}/{name}"
+    end = os.path.getsize(path)
+    start = 0
+    if folder == "packs":
+        with open(path, "rb") as file:
+            file.seek(end - 16)
+            start = int.from_bytes(file.read(8), "little")
+    assert not store.damage_beside(packs=True)
+    for at in range(start, end):
+        flip(path, at)
+        (said,) = store.damage_beside(packs=True)
+        assert path in said and "\n" not in said, at
+        flip(path, at)
+    assert not store.damage_beside(packs=True)
