@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -16,15 +15,7 @@ from torpor.posix import descriptor_services
 from torpor.posix.backlog import Backlogs
 from torpor.posix.far import Told
 from torpor.posix.service import Descriptor, Stream
-from torpor.posix.socket_address import Address
 from torpor.tracee.freeze import Frozen
-
-
-class Far(NamedTuple):
-    """What is known of connections with other hosts: see `Job.far` and `Job.far_waiting`."""
-
-    connected: Mapping[int, Told] = {}
-    waiting: Collection[tuple[Address, Address]] = ()
 
 
 class View(Survey):
@@ -39,12 +30,12 @@ class View(Survey):
         sink: Sink,
         watched: bool,
         backlogs: Backlogs,
-        far: Far,
+        far: Mapping[int, Told],
     ) -> None:
         super().__init__([pid for pid in order if pid in frozen.processes], streams, files, watched)
         self.sink = sink
         self.backlogs = backlogs
-        self.far, self.far_waiting = far
+        self.far = far
         self.at = 0
         self.parts: dict[int, Callable[[], msgspec.Struct]] = {}
         self.notes: list[str] = []

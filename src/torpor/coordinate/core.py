@@ -293,7 +293,7 @@ class Coordinator:
         """The order, to hosts that have not done it: to each by itself if it has something of its own to be told."""
         attempt.said = self._now
         found = attempt.open
-        word = Order(self._term, found.number, found.kind, attempt.phase, b"", found.checkpoint)
+        word = Order(self._term, found.number, found.kind, attempt.phase, b"", found.what)
         if len(attempt.handed) < len(attempt.done) or not attempt.handed:
             self._out.append(Announce(word, tuple(host for host in hosts if host not in attempt.handed)))
         if attempt.handed:

@@ -45,7 +45,7 @@ class Host:
         self._term = 0
         self._why = ""
         self._part = b""
-        self._checkpoint = ""
+        self._what = ""
         self._undone = 0
         self._emptied = False
         self._heard = self._asked = self._now = 0.0
@@ -181,14 +181,14 @@ class Host:
             self._why = self.bereft or "it had no part in this from the beginning"
             self._no(order.attempt, order.phase, self._why)
             return
-        self.attempt, self.kind, self._checkpoint = order.attempt, order.kind, order.checkpoint
+        self.attempt, self.kind, self._what = order.attempt, order.kind, order.what
         self._heard = self._asked = self._now
         self._why, self._part = "", b""
         self._do(first, order.part)
 
     def _do(self, phase: Phase, part: bytes = b"") -> None:
         self.phase, self.done = phase, False
-        self._out.append(Work(self.attempt, self.kind, phase, part, self._checkpoint))
+        self._out.append(Work(self.attempt, self.kind, phase, part, self._what))
 
     def _go_on(self, order: Order) -> None:
         """An order of the attempt that this host has part in."""

@@ -26,7 +26,8 @@ class Stage(StrEnum):
 
 class Open(msgspec.Struct, frozen=True, array_like=True):
     """An attempt that is under way. hosts: those who have part in it.  parts: of a decided checkpoint, by host.
-    plan: of a restart, old host and new host."""
+    what: of a restart: the checkpoint; of a checkpoint: how it is to be made.  plan: of a restart, old host and new
+    host."""
 
     number: int
     kind: Kind
@@ -34,7 +35,7 @@ class Open(msgspec.Struct, frozen=True, array_like=True):
     stage: Stage
     hosts: tuple[str, ...]
     parts: tuple[bytes, ...] = ()
-    checkpoint: str = ""
+    what: str = ""
     plan: tuple[tuple[str, str], ...] = ()
 
 

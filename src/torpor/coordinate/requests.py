@@ -30,7 +30,7 @@ def checkpoint(event: AskCheckpoint, record: Record, members: Members) -> Open |
     if not members.present:
         return "no host is in the job"
     kind = Kind.STOP if event.stop else Kind.CHECKPOINT
-    return Open(record.number + 1, kind, event.ask, Stage.BEGUN, tuple(members.present))
+    return Open(record.number + 1, kind, event.ask, Stage.BEGUN, tuple(members.present), what=event.what)
 
 
 def restart(event: AskRestart, record: Record, members: Members) -> Open | str:
@@ -43,6 +43,4 @@ def restart(event: AskRestart, record: Record, members: Members) -> Open | str:
         return f"{names(absent) or 'no host'} is not there to restart on"
     if len({old for old, _ in event.hosts}) < len(event.hosts):
         return "a host of the checkpoint is to come back twice"
-    return Open(
-        record.number + 1, Kind.RESTART, event.ask, Stage.BEGUN, hosts, checkpoint=event.checkpoint, plan=event.hosts
-    )
+    return Open(record.number + 1, Kind.RESTART, event.ask, Stage.BEGUN, hosts, what=event.checkpoint, plan=event.hosts)

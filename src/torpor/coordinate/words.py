@@ -75,10 +75,11 @@ Report: TypeAlias = Joined | Left | Did | Failed | Alive
 
 
 class AskCheckpoint(Word, frozen=True):
-    """Save the job. stop: and end it afterwards."""
+    """Save the job. stop: and end it afterwards.  what: how; not looked into here."""
 
     ask: str
     stop: bool = False
+    what: str = ""
 
 
 class AskRestart(Word, frozen=True):
@@ -143,14 +144,15 @@ Event: TypeAlias = (
 
 class Order(Word, frozen=True):
     """Do a phase; or, if it is done, say so again. part: for SETTLE, CONNECT and RECREATE: what concerns this host;
-    those of hosts that have something to be told come one by one. checkpoint: of a restart."""
+    those of hosts that have something to be told come one by one. what: the checkpoint that is restarted, or how
+    one is to be made."""
 
     term: int
     attempt: int
     kind: Kind
     phase: Phase
     part: bytes = b""
-    checkpoint: str = ""
+    what: str = ""
 
 
 class Admitted(Word, frozen=True):
@@ -270,7 +272,7 @@ class Work(Word, frozen=True):
     kind: Kind
     phase: Phase
     part: bytes = b""
-    checkpoint: str = ""
+    what: str = ""
 
 
 class Say(Word, frozen=True):
@@ -288,7 +290,7 @@ def encode(word: Word) -> bytes:
 
 
 _reports = msgspec.msgpack.Decoder(Joined | Left | Did | Failed | Alive | AskCheckpoint | AskRestart)
-_spoken = msgspec.msgpack.Decoder(Order | Admitted | Dismissed)
+_spoken = msgspec.msgpack.Decoder(Order | Admitted | Dismissed | Answer)
 
 
 def report(data: bytes) -> Any:
@@ -297,5 +299,5 @@ def report(data: bytes) -> Any:
 
 
 def spoken(data: bytes) -> Any:
-    """What was said by a coordinator. Raises msgspec.MsgspecError for anything else."""
+    """What was said by a coordinator, or answered to whoever asked. Raises msgspec.MsgspecError for anything else."""
     return _spoken.decode(data)

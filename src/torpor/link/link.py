@@ -111,8 +111,11 @@ class Link(Protocol):
 
     host: str
     """What we are called in the job."""
-    fd: int
-    """Readable when there is something to deliver."""
+
+    @property
+    def fd(self) -> int:
+        """Readable when there is something to deliver."""
+        ...
 
     def deliver(self, events: int = 0) -> None:
         """Call the callbacks whose time has come. For a loop that polls `fd`."""

@@ -105,9 +105,11 @@ class Presence:
     """Makes this host a member, and keeps saying that it lives."""
 
     def __init__(
-        self, link: Link, later: Later, info: bytes, done: Callable[[TorporError | None], None], ttl: float = TTL
-    ) -> None:
-        """done: with an error if another host of that name is in the job."""
+        self, link: Link, later: Later, info: bytes, done: Callable[[TorporError | None], None], ttl: float = TTL,
+        expect: int = ABSENT,
+    ) -> None:  # fmt: skip
+        """done: with an error if another host of that name is in the job.  expect: the revision of what this host had
+        written before, if it had."""
         self._link = link
         self._later = later
         self._ttl = ttl
@@ -121,7 +123,7 @@ class Presence:
                 self._beat()
             done(error)
 
-        link.put(self._key, info, entered, expect=ABSENT)
+        link.put(self._key, info, entered, expect=expect)
 
     def leave(self, done: Callable[[TorporError | None], None]) -> None:
         """Take the host out."""

@@ -84,7 +84,7 @@ def kept(folder: str) -> Secret:
         seen = os.fstat(fd)
         if seen.st_uid != os.geteuid() or seen.st_mode & 0o077:
             raise TorporError(f"{path} is open to others: it is to be ours, with mode 0600")
-        return _parse(os.read(fd, _LONGEST), path)
+        return parse(os.read(fd, _LONGEST), path)
     finally:
         os.close(fd)
 
@@ -104,10 +104,11 @@ def receive(fd: int, limit: float = 30.0) -> Secret:
         if not byte:
             raise LinkDown("no job secret on the standard input: it has ended")
         data += byte
-    return _parse(data, "the standard input")
+    return parse(data, "the standard input")
 
 
-def _parse(data: bytes, where: str) -> Secret:
+def parse(data: bytes, where: str = "") -> Secret:
+    """What `Secret.line` wrote. where: for the error. Raises Stranger."""
     body = data.removeprefix(_LINE).strip()
     try:
         if not data.startswith(_LINE):

@@ -14,6 +14,7 @@ from torpor.supervise.tree import Reach
 if TYPE_CHECKING:
     from torpor.checkpoint.save import SaveReport, SaveRequest
     from torpor.checkpoint.survey import CheckReport
+    from torpor.checkpoint.together import SavedTogether
     from torpor.image.seal import Sealing
     from torpor.model.ledger import Ledger
     from torpor.store import Store
@@ -65,6 +66,8 @@ def save(
     upkeep: str = "",
     why: str = "command",
     ledger: Callable[[], Ledger | None] = lambda: None,
+    together: SavedTogether | None = None,
+    first: bool = True,
 ) -> dict[str, Any]:
     """Make a checkpoint of the processes in `where` as the next one of job `name`; returns the report as
     plain values.
@@ -73,7 +76,7 @@ def save(
     encrypt_to: see image.seal.sealing.
     streams: what the job inherited, by its number there, and our own descriptor of it; None if we hold none.
     upkeep: what a restart is to go on with (upkeep.py).  why: who wants it, for the log, where all of this leaves a
-    line.  ledger: see SaveRequest.
+    line.  ledger, together, first: see SaveRequest.
     Raises what `torpor.checkpoint.save.save` raises. To be called in one thread from start to end.
     """
     from torpor.checkpoint.save import save as run
@@ -81,16 +84,17 @@ def save(
     from torpor.store import behind, open_store
     from torpor.supervise import audit
 
-    told: dict[str, Any] = {"job": name, "why": why, "store": store}
+    told: dict[str, Any] = {"job": name, "why": why, "store": store, "part": together.part if together else ""}
     try:
         opened = open_store(store or None)
         told["store"] = opened.location
         sealer = seal.sealing(encrypt_to)
-        with_files, compress = _lasting(upkeep, with_files, compress)
+        with_files, compress = lasting(upkeep, with_files, compress)
         request = _request(
             name, where, opened, sealer, stop, files, with_files, compress, streams, progress, guard, upkeep
         )
         request.ledger = ledger
+        request.together, request.first = together, first
         report = run(request)
     except BaseException as error:
         audit.record("checkpoint", error, **told)
@@ -101,12 +105,12 @@ def save(
         behind.start_thread(opened.location)  # a process of ours would count as one of the job's
     plain = plain_report(report)
     numbers = {key: round(plain[key], 4) for key in ("seconds", "pause_seconds", "bytes_total", "bytes_new")}
-    audit.record("checkpoint", **told, checkpoint=f"{report.job}@{report.number}", stopped=stop, **numbers)
+    audit.record("checkpoint", **told, checkpoint=f"{name}@{report.number}", stopped=stop, **numbers)
     return plain
 
 
-def _lasting(upkeep: str, with_files: bool, compress: str) -> tuple[bool, str]:
-    """with_files and compress, with what holds for all checkpoints of the job."""
+def lasting(upkeep: str, with_files: bool, compress: str) -> tuple[bool, str]:
+    """with_files and compress, with what `upkeep` says for all checkpoints of the job."""
     from torpor.supervise.upkeep import decode
 
     lasting = decode(upkeep)
@@ -199,6 +203,36 @@ def plain_report(report: SaveReport) -> dict[str, Any]:
     names = ("job", "number", "bytes_total", "bytes_new", "seconds", "pause_seconds", "location", "processes",
              "threads")  # fmt: skip
     return {**{name: getattr(report, name) for name in names}, "notes": list(report.notes)}
+
+
+def whole_report(store: str, name: str, number: int, phases: Sequence[tuple[str, float]], text: str) -> dict[str, Any]:
+    """The report of a checkpoint over hosts, which exists, as plain values. phases: in order, and how long each took,
+    seconds; the job stood still from the second on, until it was resumed or ended.  text: what there is to know beside
+    it. Raises TorporError, OSError."""
+    from torpor.store import open_store
+
+    opened = open_store(store or None)
+    try:
+        info = opened.resolve(f"{name}@{number}")
+        location = opened.location
+    finally:
+        opened.close()
+    ends = "resume" if any(phase == "resume" for phase, _ in phases) else "commit"
+    names = [phase for phase, _ in phases]
+    stood = phases[1 : names.index(ends) + 1] if ends in names else ()
+    pause = sum(seconds for _, seconds in stood)
+    hosts = ", ".join(part.name for part in info.parts)
+    notes = [f"saved on {len(info.parts)} hosts: {hosts}"]
+    if stood:
+        each = ", ".join(f"{phase} {seconds:.3f}" for phase, seconds in stood)
+        notes.append(f"seconds that the job stood still, by phase: {each}")
+    if text:
+        notes.append(text)
+    return {
+        "job": name, "number": number, "bytes_total": info.bytes_total, "bytes_new": info.bytes_new,
+        "seconds": sum(seconds for _, seconds in phases), "pause_seconds": pause, "location": location,
+        "processes": int(info.label.get("processes", 0)), "threads": int(info.label.get("threads", 0)), "notes": notes,
+    }  # fmt: skip
 
 
 def plain_check(report: CheckReport) -> dict[str, Any]:

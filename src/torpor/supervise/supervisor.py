@@ -23,9 +23,11 @@ from torpor.supervise.say import say
 from torpor.supervise.server import Connection, Server, text, texts
 from torpor.supervise.signals import STOPS, Got, Signals
 from torpor.supervise.terminal import Terminal
-from torpor.supervise.tree import members, reach
+from torpor.supervise.tree import Reach, members, reach
 
 if TYPE_CHECKING:
+    from torpor.supervise.agreeing import Saving
+    from torpor.supervise.membership import Membership
     from torpor.watch.wrapper import Wrapper
 
 FROM_TERMINAL = STOPS | {signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGWINCH}
@@ -41,7 +43,7 @@ class Supervisor:
     events: descriptor on which the root's changes of state are read (restarted jobs, contract of
     `Restarted.events`), or -1: the root is our child.  streams: what the job inherited, by its number there,
     and our own descriptor of the same open file.  seconds: how long its latest checkpoints took.  crashes: how
-    often it has crashed already.  wrapper: what is around a job that is watched.
+    often it has crashed already.  wrapper: what is around a job that is watched.  membership: in a job over hosts.
     What is to be done unasked stands in the entry (`Entry.upkeep`).
     """
 
@@ -55,6 +57,7 @@ class Supervisor:
         seconds: Sequence[float] = (),
         crashes: int = 0,
         wrapper: Wrapper | None = None,
+        membership: Membership | None = None,
     ) -> None:
         self.entry = entry
         self.status: int | None = None
@@ -71,8 +74,10 @@ class Supervisor:
         self._terminal = terminal
         self._streams = streams
         self._wrapper = wrapper
+        self._membership = membership
         self._events = events
         self._skip = entry.skip
+        self._own: tuple[int, ...] = ()
         self._trouble = ""
         self._lines = b""
         self._stop_pending = 0
@@ -85,7 +90,7 @@ class Supervisor:
         self._worker = Worker()
         self._guard.on_release = self._worker.wake
         self._keeper = Keeper(
-            self._upkeep, self._loop, self._save, lambda: self._worker.busy, self._pass_on, seconds,
+            self._upkeep, self._loop, self._save, self._busy, self._pass_on, seconds,
             entry.saved or entry.origin,
         )  # fmt: skip
         self._server = Server(self._loop, {"name": entry.name, "pid": os.getpid()}, self._handle)
@@ -101,6 +106,8 @@ class Supervisor:
         self._reap()
         self._loop.later(TICK_SECONDS, self._tick)
         self._watch_holder()
+        if self._membership is not None:
+            self._membership.attach(self._loop, self._worker, self)
         self._keeper.start()
         if not self._finished():
             self._loop.run()
@@ -122,7 +129,7 @@ class Supervisor:
                 self._pass_on(got.number)
         if self._reap_pending:
             self._reap()
-        self._after()
+        self.after()
 
     def _told_already(self, got: Got) -> bool:
         """Has the program got this signal too? The terminal speaks to the whole foreground group. And a
@@ -202,7 +209,7 @@ class Supervisor:
         if not data:
             self._loop.forget(self._events)
             self._unwatched()
-        self._after()
+        self.after()
 
     def _unwatched(self) -> None:
         """Nobody tells us of the root any more: either all is gone (the namespace was killed from outside), or only the
@@ -216,10 +223,12 @@ class Supervisor:
 
     def _look(self) -> None:
         self._unwatched()
-        self._after()
+        self.after()
 
-    def _after(self) -> None:
+    def after(self) -> None:
         """What follows from a change of state, once everything that has arrived was looked at."""
+        if self._membership is not None and self.status is not None:
+            self._membership.root_ended(self.status)
         if self._finished():
             self._loop.stop()
         elif self._stop_pending and not self._worker.busy:
@@ -236,38 +245,21 @@ class Supervisor:
         self._write_down()
 
     def _watch_holder(self) -> None:
-        """Notice the end of the process that answers for the filter."""
         if self._wrapper is not None:
-            try:
-                holder = os.pidfd_open(self._wrapper.holder)
-            except OSError:
-                self._loop.later(0.0, self._revive_holder)
-            else:
-                self._loop.watch(holder, lambda _: self._on_holder(holder))
+            from torpor.supervise.holder_watch import HolderWatch
 
-    def _on_holder(self, fd: int) -> None:
-        self._loop.forget(fd)
-        os.close(fd)
-        self._revive_holder()
+            HolderWatch(self._loop, self._wrapper, self._holder_replaced).start()
 
-    def _revive_holder(self) -> None:
-        """Have another process answer, unless nobody has the filter any more."""
-        if self._wrapper is None or not self._wrapper.needed():
-            return
+    def _holder_replaced(self, holder: int) -> None:
         dead = self.entry.holder.pid
-        try:
-            self._wrapper.revive()
-        except OSError:
-            self._loop.later(1.0, self._revive_holder)
-            return
-        holder = self._wrapper.holder
         self._skip = tuple(holder if pid == dead else pid for pid in self._skip)
         skip = tuple(holder if pid == dead else pid for pid in self.entry.skip)
         self.entry = self.entry._replace(holder=registry.Pid.of(holder), skip=skip)
         self._write_down()
-        self._watch_holder()
 
     def _finished(self) -> bool:
+        if self._membership is not None and not self._membership.over:
+            return False
         return self.status is not None and not self._worker.busy
 
     def _end(self) -> int:
@@ -284,6 +276,8 @@ class Supervisor:
             if self.entry.log:
                 state.record_end(self.entry.log, status)  # before our entry goes: who misses that looks here
         self._terminal.close(lambda: members(reach(self.entry)))
+        if self._membership is not None:
+            self._membership.close()
         if not self.again:
             registry.release(self.entry)
         self._server.close()
@@ -291,7 +285,9 @@ class Supervisor:
 
     def _restartable(self, status: int) -> bool:
         """Has the job crashed, and is it to be restarted?"""
-        if self.stopped_as or not self.entry.folder or self.crashes >= self._upkeep.crashes:
+        if self._membership is not None or self.stopped_as or not self.entry.folder:
+            return False
+        if self.crashes >= self._upkeep.crashes:
             return False
         if not upkeep.crashed(status, self._told):
             return False
@@ -367,7 +363,7 @@ class Supervisor:
             raise ValueError(do)
 
     def _state(self) -> dict[str, Any]:
-        word = "saving" if self._worker.busy else "stopped" if self._root_stopped else "running"
+        word = "saving" if self._busy() else "stopped" if self._root_stopped else "running"
         return {
             "name": self.entry.name,
             "state": word,
@@ -379,9 +375,13 @@ class Supervisor:
         for connection in self._following:
             connection.send(event)
 
+    def _busy(self) -> str:
+        asked = self._membership is not None and self._membership.busy
+        return self._worker.busy or ("checkpoint" if asked else "")
+
     def _free(self) -> None:
-        if self._worker.busy:
-            raise TorporError(f"a {self._worker.busy} of {self.entry.name} is being made already")
+        if busy := self._busy():
+            raise TorporError(f"a {busy} of {self.entry.name} is being made already")
         if self.status is not None:
             raise TorporError(f"{self.entry.name} has just ended")
 
@@ -422,18 +422,12 @@ class Supervisor:
 
         self._free()
         store = order.store or self.entry.store
-        name = registry.check_name(order.name or self.entry.name)
-        own = (name, store) == (self.entry.name, self.entry.store)
-        where, keep = reach(self.entry), self._upkeep.keep if own else 0
+        job = self.entry.name if self._membership is None else self._membership.part.job
+        name = registry.check_name(order.name or job)
+        own = (name, store) == (job, self.entry.store)
+        keep = self._upkeep.keep if own else 0
 
-        def work() -> dict[str, Any]:
-            result = saving.save(
-                name, where, store,
-                stop=order.stop, files=order.files, with_files=order.with_files, compress=order.compress,
-                encrypt_to=order.encrypt_to, streams=self._streams, progress=progress, guard=self._guard,
-                upkeep=self.entry.upkeep, why=order.why,
-                ledger=self._wrapper.ledger if self._wrapper is not None else lambda: None,
-            )  # fmt: skip
+        def thinned(result: dict[str, Any]) -> dict[str, Any]:
             trouble = saving.thin(store, name, keep) if keep else ""
             if trouble:
                 result["notes"].append(trouble)
@@ -455,12 +449,56 @@ class Supervisor:
             self._tell({"event": "saved", **result})
             done(result, None)
 
-        self._worker.start("checkpoint", work, finished)
+        if self._membership is not None:
+            self._membership.ask(order, progress, thinned, finished)
+            return
+        where = reach(self.entry)
+        self._worker.start("checkpoint", lambda: thinned(self._made(order, where, name, store, progress)), finished)
+
+    def _made(
+        self, order: Order, where: Reach, name: str, store: str, progress: Progress, together: Saving | None = None
+    ) -> dict[str, Any]:
+        """In the worker: make a checkpoint, or our part of one; the report."""
+        from torpor.supervise import saving
+
+        return saving.save(
+            name, where, store,
+            stop=order.stop, files=order.files, with_files=order.with_files, compress=order.compress,
+            encrypt_to=order.encrypt_to, streams=self._streams, progress=progress, guard=self._guard,
+            upkeep=self.entry.upkeep, why=order.why,
+            ledger=self._wrapper.ledger if self._wrapper is not None else lambda: None,
+            together=together, first=self._membership is None or self._membership.part.first,
+        )  # fmt: skip
+
+    # -- our part in a job over hosts (`membership.Supervised`)
+    # -------------------------------------------------------------------------------------------
+
+    def save_part(self, order: Order, saving: Saving, progress: Progress) -> dict[str, Any]:
+        assert self._membership is not None
+        name, store = self._membership.part.job, self._membership.part.store
+        return self._made(order, reach(self.entry), name, store, progress, saving)
+
+    def processes(self) -> list[int]:
+        return members(reach(self.entry))
+
+    def set_own(self, pids: tuple[int, ...]) -> None:
+        others = tuple(pid for pid in self._skip if pid not in self._own)
+        self._own = pids
+        self._skip = (*others, *pids)
+        self._set_aside(0)
+
+    def saved_as(self, checkpoint: str, stopped: bool) -> None:
+        self.entry = self.entry._replace(saved=checkpoint, saved_at=time.time())
+        self._write_down()
+        if stopped:
+            self.stopped_as = checkpoint
 
     def _on_worker(self, events: int) -> None:
         self._worker.deliver(events)
         if self._reap_pending:
             self._reap()
-        if not self._worker.busy and self.status is None and not self.stopped_as:
+        if self._membership is not None and not self._worker.busy:
+            self._membership.idle()
+        if not self._busy() and self.status is None and not self.stopped_as:
             self._keeper.idle()
-        self._after()
+        self.after()

@@ -1,0 +1,394 @@
+"""The member process of a part of a job over hosts: it alone speaks to the other hosts.
+
+It is a child of the part's supervisor, that has threads and TLS here and not beside the job's processes. It runs this
+host's side of checkpoints and restarts (`coordinate.host`), contends for the lease and, while it has it, coordinates
+(coordinating.py). It never writes to a terminal or log: what is to be said is told to the supervisor. If it dies, the
+supervisor starts another; if the supervisor dies, it leaves.
+
+How it ends. Nothing of the job is here any more (Emptied): it says so until the coordinator has heard it, takes its key
+out, and tells the supervisor. Where the job is over, a coordinator waits a while for the others, and who keeps one of
+the job's servers waits longest.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from typing import Any
+
+import msgspec
+
+from torpor.coordinate import record, words
+from torpor.coordinate.host import Host
+from torpor.coordinate.phases import Phase
+from torpor.link.lease import Lease
+from torpor.link.link import (
+    ABSENT,
+    ALL,
+    COORDINATOR,
+    Conflict,
+    Entry,
+    Link,
+    LinkError,
+    Message,
+    Status,
+    host_topic,
+    quote,
+)
+from torpor.link.mailbox import Mailbox
+from torpor.link.members import PREFIX, Presence
+from torpor.link.secret import Secret
+from torpor.model.errors import TorporError
+from torpor.supervise import part as parts
+from torpor.supervise import wire
+from torpor.supervise.coordinating import Coordinating
+from torpor.supervise.loop import Loop
+from torpor.supervise.wire import Wire
+
+OVER = "over"
+"""The key of the wait status of the job's root, once that has ended."""
+AGAIN = 2.0
+"""Seconds after which something is said again that nobody has answered."""
+SOON = 0.25
+"""The same before it is in the job."""
+PARTING = 10.0
+"""Seconds for which it is tried to leave the job in good order."""
+COMING = 60.0
+"""Seconds within which all parts of a restart have to be there."""
+
+
+class Info(msgspec.Struct, frozen=True):
+    """What a part's key says. owner: of its supervisor."""
+
+    owner: str
+    incarnation: int
+    address: str
+
+
+class Asked:
+    """A question that waits for its answer. until: given up then, unless something is under way."""
+
+    def __init__(self, word: words.AskCheckpoint | words.AskRestart, until: float) -> None:
+        self.word, self.until = word, until
+
+
+class Member:
+    """From its first word to its last; `run` returns then."""
+
+    def __init__(self, begin: wire.Begin, link: Link, talk: Wire, loop: Loop | None = None) -> None:
+        self.part, self.link, self.talk = parts.parse(begin.part), link, talk
+        self.loop = loop or Loop()
+        self._owner = begin.owner
+        self._restart = begin.restart and self.part.first
+        """Have we to ask for the restart?"""
+        self._mail = Mailbox()
+        self._host: Host | None = None
+        self._presence: Presence | None = None
+        self._coordinating: Coordinating | None = None
+        self._asked: dict[str, Asked] = {}
+        self._status: int | None = None
+        """Of the job's root, once the job is over."""
+        self._told = False
+        self._in = False
+        self._emptied = False
+        self._parting = 0.0
+        self._wakes = 0
+        self._restart_until = 0.0
+        self._keys: set[str] = set()
+        self._down = ""
+        self._lease: Lease
+        self.loop.watch(link.fd, link.deliver)
+        self.loop.watch(self._mail.fd, self._mail.deliver)
+        talk.follow(self.loop, self._hear, self._deserted)
+        link.on_status(self._turned)
+        link.watch(OVER, lambda _, entry: self._over(entry))
+        self._enter()
+        self._tick()
+
+    def run(self) -> None:
+        """Until there is nothing more to do."""
+        self.loop.run()
+        self.talk.close()
+        self.link.close()
+
+    # Coming into the job.
+
+    def _enter(self) -> None:
+        """Put our key, in place of that of a member process before us."""
+        self.link.get(PREFIX + quote(self.part.part), self._found)
+
+    def _found(self, entry: Entry | None, error: TorporError | None) -> None:
+        if error is not None:
+            self.loop.later(AGAIN, self._enter)
+            return
+        incarnation, revision = time.time_ns(), ABSENT
+        if entry is not None:
+            try:
+                info = msgspec.msgpack.decode(entry.value, type=Info)
+            except msgspec.MsgspecError:
+                info = Info("", 0, "")
+            if info.owner != self._owner:
+                self._cannot(f"a part named {self.part.part} is in the job already")
+                return
+            incarnation, revision = max(incarnation, info.incarnation + 1), entry.revision
+        mine = msgspec.msgpack.encode(Info(self._owner, incarnation, self.part.address))
+
+        def entered(error: TorporError | None) -> None:
+            if isinstance(error, Conflict):
+                self._cannot(str(error))
+            elif error is not None:
+                self.loop.later(AGAIN, self._enter)
+            else:
+                self._begin(incarnation)
+
+        self._presence = Presence(self.link, self.loop.later, mine, entered, self.part.silent, revision)
+
+    def _begin(self, incarnation: int) -> None:
+        host = self._host = Host(self.part.part, incarnation, self.part.limits)
+        self.link.subscribe(ALL, self._spoken)
+        self.link.subscribe(host_topic(self.part.part), self._spoken)
+        self._do(host.start(time.monotonic(), self._emptied))
+        self.loop.later(SOON, self._hurry)
+        self._lease = Lease(self.link, self.loop.later, self._lead, self.part.lease)
+        self._lease.contend()
+
+    def _hurry(self) -> None:
+        """At the beginning of a job nobody coordinates it for a moment: who asks to be in it asks often."""
+        if self._host is not None and not self._host.admitted:
+            self._do(self._host.handle(words.Tick(), time.monotonic()))
+            self.loop.later(SOON, self._hurry)
+
+    def _turned(self, status: Status) -> None:
+        self._down = "" if status.up else status.why
+        if status.final:
+            self._cannot(status.why)
+
+    # This host's side.
+
+    def _spoken(self, message: Message) -> None:
+        try:
+            word = words.spoken(message.payload)
+        except msgspec.MsgspecError:
+            return
+        if isinstance(word, words.Answer):
+            self._answered(word)
+            return
+        host = self._host
+        assert host is not None
+        if isinstance(word, words.Order):
+            for asked in self._asked.values():
+                asked.until = max(asked.until, time.monotonic() + self.part.limits.host)
+            if word.phase is Phase.COMMIT and word.attempt > host.floor:
+                self.talk.send(wire.Exists(word.attempt))
+        if isinstance(word, words.Dismissed) and not host.admitted and word.reason and word.host == host.name:
+            self._cannot(word.reason)
+            return
+        self._do(host.handle(word, time.monotonic()))
+        if host.admitted and not self._in:
+            self._in = True
+            self.talk.send(wire.In())
+            if self._restart:
+                self._restart_until = time.monotonic() + COMING
+                self._ask_restart()
+
+    def _do(self, instructions: list[words.HostInstruction]) -> None:
+        for one in instructions:
+            if isinstance(one, words.Say):
+                self._say(one.word)
+            elif isinstance(one, words.Work):
+                self.talk.send(one)
+            else:
+                self._wake(one.seconds)
+        if self._host is not None and self._host.left and not self._parting:
+            self._part()
+
+    def _say(self, word: words.Word) -> None:
+        try:
+            self.link.publish(COORDINATOR, words.encode(word))
+        except LinkError:
+            pass  # too long: it is not heard, and the attempt comes to its limit
+
+    def _wake(self, seconds: float) -> None:
+        self._wakes += 1
+        serial = self._wakes
+
+        def tick() -> None:
+            if serial == self._wakes and self._host is not None:
+                self._do(self._host.handle(words.Tick(), time.monotonic()))
+
+        self.loop.later(seconds, tick)
+
+    # What the supervisor says.
+
+    def _hear(self, word: Any) -> None:
+        if isinstance(word, wire.Ask):
+            self._ask(words.AskCheckpoint(word.ask, word.stop, word.what))
+        elif isinstance(word, wire.AskWho):
+            self.talk.send(self._who())
+        elif isinstance(word, wire.RootEnded):
+            self._status = word.status
+            self._tell_over()
+        elif self._host is not None and isinstance(word, words.Finished | words.Broke):
+            self._do(self._host.handle(word, time.monotonic()))
+        elif isinstance(word, words.Emptied):
+            self._emptied = True
+            if not self._parting:
+                self.loop.later(PARTING, self._part)
+            if self._host is not None:
+                self._do(self._host.handle(word, time.monotonic()))
+
+    def _deserted(self) -> None:
+        """The supervisor is dead: whoever coordinates is to know."""
+        self._leave(1.0)
+
+    def _tick(self) -> None:
+        """Signs of life, and what is said again."""
+        if self._host is not None and self._host.attempt:
+            self.talk.send(wire.Here())
+        self.loop.later(self.part.limits.host / 8, self._tick)
+
+    def _who(self) -> wire.Who:
+        found: tuple[str, ...] = ()
+        holder = ""
+        if self._host is not None:
+            holder = self._lease.holder
+            if self._lease.state:
+                found = tuple(name for name, _ in record.decode(self._lease.state).members)
+        return wire.Who(found, holder)
+
+    # Questions.
+
+    def _ask(self, word: words.AskCheckpoint | words.AskRestart) -> None:
+        patience = self.part.limits.silence + 2 * self.part.lease
+        self._asked[word.ask] = Asked(word, time.monotonic() + patience)
+        self._ask_again(word.ask)
+
+    def _ask_again(self, ask: str) -> None:
+        asked = self._asked.get(ask)
+        if asked is None:
+            return
+        if time.monotonic() > asked.until and not (self._host is not None and self._host.attempt):
+            why = self._down or "no host coordinates the job"
+            self._answered(words.Answer(ask, False, f"{self.part.part}: {why}"))
+            return
+        self._say(asked.word)
+        self.loop.later(AGAIN, lambda: self._ask_again(ask))
+
+    def _answered(self, answer: words.Answer) -> None:
+        asked = self._asked.pop(answer.ask, None)
+        if asked is None:
+            return
+        if isinstance(asked.word, words.AskCheckpoint):
+            self.talk.send(answer)
+        elif not answer.ok and not answer.attempt and time.monotonic() < self._restart_until:
+            self.loop.later(0.5, self._ask_restart)  # somebody is not there yet
+        elif not answer.ok:
+            self._cannot(answer.text)
+        else:
+            self._restart = False
+
+    def _ask_restart(self) -> None:
+        plan = tuple((name, name) for name in self.part.hosts)
+        self._ask(words.AskRestart(f"{self.part.part}/{os.urandom(8).hex()}", self.part.checkpoint, plan))
+
+    # Coordinating.
+
+    def _lead(self, held: bool) -> None:
+        if self._coordinating is not None:
+            self._coordinating.close()
+            self._coordinating = None
+        if held:
+            self._coordinating = Coordinating(self.part, self.link, self._lease, self.loop.later, self._mail)
+
+    # The end.
+
+    def _tell_over(self) -> None:
+        """The job has ended: all parts are to know, also those that hear it late."""
+
+        def done(_revision: int | None, error: TorporError | None) -> None:
+            if error is not None:
+                self.loop.later(AGAIN, self._tell_over)
+
+        self.link.put(OVER, str(self._status).encode(), done)
+
+    def _over(self, entry: Entry | None) -> None:
+        if entry is None or self._told:
+            return
+        self._told = True
+        self._status = int(entry.value)
+        self.talk.send(wire.End(self._status))
+
+    def _part(self) -> None:
+        """Leave the job, as soon as others do not need us any more."""
+        if self._parting:
+            return
+        self._parting = time.monotonic() + PARTING
+        if self._over_here:
+            self.link.watch(f"{PREFIX}>", self._key)
+        self._part_when_free()
+
+    def _key(self, key: str, entry: Entry | None) -> None:
+        (self._keys.discard if entry is None else self._keys.add)(key)
+
+    def _part_when_free(self) -> None:
+        needed = bool(self._asked)
+        if self._over_here:
+            leads = self._coordinating
+            needed |= leads is not None and (bool(leads.present) or not leads.idle)
+            if self.part.first or any(node.name == self.part.part for node in self.part.nodes):
+                needed |= self._keys != {PREFIX + quote(self.part.part)}
+        if needed and time.monotonic() < self._parting:
+            self.loop.later(0.05, self._part_when_free)
+        else:
+            self._leave(3.0)
+
+    @property
+    def _over_here(self) -> bool:
+        """Is the job over, as far as we know?"""
+        return self._status is not None or (self._host is not None and self._host.ended)
+
+    def _leave(self, limit: float) -> None:
+        """Let another coordinate, take our key out, and end."""
+        over = False
+
+        def end(_error: TorporError | None = None) -> None:
+            nonlocal over
+            if not over:
+                over = True
+                self.talk.send(wire.Gone())
+                self.loop.stop()
+
+        self.loop.later(limit, end)
+        if self._host is not None:
+            self._lease.release()
+        if self._presence is not None:
+            self._presence.leave(end)
+        else:
+            end()
+
+    def _cannot(self, reason: str) -> None:
+        self.talk.send(wire.Cannot(reason))
+        if self._restart:
+            # The parts that came for this restart wait for an order that does not come.
+            self._status = 1 << 8
+            self._tell_over()
+
+
+def main(number: int) -> None:
+    """The process. number: of the descriptor that leads to the supervisor."""
+    os.closerange(number + 1, os.sysconf("SC_OPEN_MAX"))
+    talk = Wire(socket.socket(fileno=number), wire.ToMember)
+    begin = talk.wait(30.0)
+    if not isinstance(begin, wire.Begin):
+        raise SystemExit(1)
+    from torpor.link import engine
+    from torpor.link.nats import NatsLink
+    from torpor.link.secret import parse
+
+    secret: Secret = parse(begin.secret)
+    part = parts.parse(begin.part)
+    own = bool(part.nodes)
+    found = engine.own(secret, part.part, part.nodes) if own else engine.site(part.engine, part.settings)
+    link = NatsLink(found, secret, part.part)
+    Member(begin, link, talk).run()

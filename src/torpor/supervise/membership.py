@@ -1,0 +1,481 @@
+"""A supervisor's part in a job over hosts: its member process, what that orders, what is asked of it, and the end.
+
+The member process (member.py) speaks to the other hosts and decides nothing about processes; here its orders become
+saves in the supervisor's worker thread, and what came of them is told back. If it dies, what is being saved is given
+up, and another is started.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import msgspec
+
+from torpor.coordinate import words
+from torpor.coordinate.phases import Kind, Phase
+from torpor.coordinate.words import Work
+from torpor.model.errors import CheckpointFailed, RestartFailed, TorporError, UsageError
+from torpor.supervise import member_start, wire
+from torpor.supervise import part as parts
+from torpor.supervise.agreeing import Restarting, Saving
+from torpor.supervise.keeper import Done, Order
+from torpor.supervise.loop import Loop
+from torpor.supervise.part import Part
+from torpor.supervise.registry import Pid
+from torpor.supervise.saving import Progress, Worker, lasting
+from torpor.supervise.say import say
+from torpor.supervise.wire import How, Wire
+
+if TYPE_CHECKING:
+    from torpor.link.secret import Secret
+    from torpor.link.server import Server
+
+GRACE = 5.0
+"""Seconds between SIGTERM and SIGKILL for what is left of a job that has ended."""
+LOOK = 0.1
+"""Seconds between two looks whether something is left."""
+PARTING = 30.0
+"""Seconds after which nobody waits for the member process to leave the job."""
+DEATHS, SPAN, PAUSE = 5, 60.0, 10.0
+"""A member process that dies so often within so many seconds is started again only after a pause."""
+
+
+class Supervised(Protocol):
+    """What the supervisor does for us. All but `save_part` in its loop."""
+
+    def save_part(self, order: Order, saving: Saving, progress: Progress) -> dict[str, Any]:
+        """In the worker thread: save this part together with the others; the report."""
+        ...
+
+    def processes(self) -> list[int]:
+        """Those of the job here."""
+        ...
+
+    def set_own(self, pids: tuple[int, ...]) -> None:
+        """These children of the supervisor are not of the job."""
+        ...
+
+    def saved_as(self, checkpoint: str, stopped: bool) -> None:
+        """That checkpoint exists; stopped: and the job was ended."""
+        ...
+
+    def after(self) -> None:
+        """Something has changed: is it over?"""
+        ...
+
+
+class Question(NamedTuple):
+    """A checkpoint that somebody here has asked for."""
+
+    word: wire.Ask
+    progress: Progress
+    then: Callable[[dict[str, Any]], dict[str, Any]]
+    done: Done
+
+
+class Membership:
+    """part, secret: what it is a part of.  folder: of its entry in the registry.  server: one of the job's own NATS
+    servers, if this host keeps one; it is ended when all is over.  command: of the member process; for tests."""
+
+    def __init__(
+        self, part: Part, secret: Secret, folder: str, server: Server | None = None,
+        command: tuple[str, ...] = (),
+    ) -> None:  # fmt: skip
+        self.part = part
+        self.gone = False
+        """Has this part left the job?"""
+        self._secret, self._folder, self._server = secret, folder, server
+        self._command = command or member_start.command()
+        self._owner = os.urandom(8).hex()
+        self._wire: Wire
+        self._pid = 0
+        self._deaths: list[float] = []
+        self._trouble = ""
+        """Why there is no member process any more."""
+        self._loop: Loop
+        self._worker: Worker
+        self._job: Supervised
+        self._attached = False
+        self._saving: Saving | None = None
+        self._waiting: Work | None = None
+        """An order to begin, while something else is being done."""
+        self._asked: dict[str, Question] = {}
+        self._reports = 0
+        self._status: int | None = None
+        self._ending = self._emptied = self._again = False
+        self._kill = 0.0
+        self._restarting: Restarting | None = None
+        self._spawn(bool(part.checkpoint))
+
+    @property
+    def over(self) -> bool:
+        """Is there nothing more to be done here?"""
+        return self.gone and not self._asked and not self._reports
+
+    @property
+    def busy(self) -> bool:
+        """Is a checkpoint asked for, or being made?"""
+        return bool(self._asked) or self._saving is not None or self._waiting is not None
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Our own processes below the supervisor."""
+        servers = self._server.pids.values() if self._server is not None else ()
+        return (self._pid, *(pid for pid, _ in servers))
+
+    # The member process.
+
+    def _spawn(self, restart: bool = False) -> None:
+        self._keep_key()
+        self._pid, ours = member_start.start(self._command)
+        self._wire = Wire(ours, wire.ToSupervisor)
+        self._wire.send(wire.Begin(self._secret.line(), parts.line(self.part), self._owner, restart))
+
+    def _keep_key(self) -> None:
+        if self.part.key and self._folder:
+            member_start.keep_key(self.part.key, self._folder)
+
+    def _lost(self) -> None:
+        """The member process has ended."""
+        if self._emptied or self._trouble:
+            self._leave()
+            return
+        if self._saving is not None:
+            self._saving.give_up("its member process has ended")
+        self._waiting = None
+        self._again = True
+        self._respawn()
+
+    def _respawn(self) -> None:
+        """Start another, but not while a save looks which processes there are."""
+        if not self._again or self._worker.busy:
+            return
+        now = time.monotonic()
+        self._deaths = [*(death for death in self._deaths if death > now - SPAN), now]
+        self._again = False
+        if len(self._deaths) > DEATHS:
+            self._deaths.clear()
+            self._again = True
+            self._loop.later(PAUSE, self._respawn)
+            return
+        try:
+            self._spawn()
+        except OSError:
+            self._again = True
+            self._loop.later(PAUSE, self._respawn)
+            return
+        self._job.set_own(self.pids)
+        self._follow()
+        if self._emptied:
+            self._wire.send(words.Emptied())
+        if self._status is not None:
+            self._wire.send(wire.RootEnded(self._status))
+        for question in self._asked.values():
+            self._wire.send(question.word)
+
+    def _follow(self) -> None:
+        self._wire.follow(self._loop, self._hear, self._lost)
+
+    # Before the job runs.
+
+    def join(self, limit: float = 60.0) -> None:
+        """Wait until this part is in the job: then a program may be started. Raises TorporError."""
+        self._await(lambda word: isinstance(word, wire.In), limit, "no other host of the job answers")
+
+    def recreate(self, limit: float) -> Restarting:
+        """Wait until this part is to be restarted. Raises RestartFailed."""
+        found = self._await(lambda word: isinstance(word, Work), limit, "it was not told to begin")
+        if found.phase is not Phase.RECREATE:
+            raise RestartFailed(f"{self.part.part}: it was given up before it had begun")
+        self._restarting = Restarting(
+            found, self.part.address, self._secret, self._wire, self.part.limits.host, self._early
+        )
+        return self._restarting
+
+    def give_up(self, reason: str) -> str:
+        """This part of a restart did not come about, and nothing is left of it: tell the others, and leave the job.
+        Returns the reason that whoever waits is to be told."""
+        found = self._restarting
+        try:
+            if found is not None and not found.undo:
+                self._wire.send(words.Broke(found.number, found.phase, reason))
+                self._await(lambda word: isinstance(word, Work) and word.phase is Phase.UNDO, 5.0, "")
+            if found is not None:
+                self._wire.send(words.Finished(found.number, Phase.UNDO))
+            if self.part.first:
+                self._await(lambda word: False, self.part.limits.ending, "")
+        except TorporError as error:
+            reason = str(error) or reason
+        self._emptied = True
+        try:
+            self._wire.send(words.Emptied())
+            self._await(lambda word: isinstance(word, wire.Gone), PARTING, "")
+        except TorporError:
+            pass
+        self.close()
+        return reason
+
+    def _await(self, wanted: Callable[[Any], bool], limit: float, late: str) -> Any:
+        until = time.monotonic() + limit
+        while (left := until - time.monotonic()) > 0:
+            try:
+                word = self._wire.wait(left)
+            except EOFError:
+                raise RestartFailed(f"{self.part.part}: its member process has ended") from None
+            if word is not None and wanted(word):
+                return word
+            self._early(word)
+        raise RestartFailed(f"{self.part.part}: {late}" if late else "")
+
+    def _early(self, word: Any) -> None:
+        if isinstance(word, wire.Cannot):
+            self._trouble = word.reason
+            raise RestartFailed(word.reason)
+        if isinstance(word, wire.End) and not self._emptied:
+            raise RestartFailed("")
+
+    # While it runs.
+
+    def attach(self, loop: Loop, worker: Worker, job: Supervised) -> None:
+        """The job runs here, and its supervisor's loop does."""
+        self._loop, self._worker, self._job = loop, worker, job
+        self._attached = True
+        job.set_own(self.pids)
+        self._follow()
+
+    def idle(self) -> None:
+        """The worker has done what it did: what has waited for that is done."""
+        self._respawn()
+        work, self._waiting = self._waiting, None
+        if work is not None:
+            self._order(work)
+
+    def close(self) -> None:
+        """Nothing is left of the job here, or nobody can be told."""
+        self._wire.close()
+        if self._server is not None:
+            self._server.stop()
+
+    def _hear(self, word: Any) -> None:
+        if self._saving is not None:
+            self._saving.spoken_to()
+        if isinstance(word, Work):
+            self._order(word)
+        elif isinstance(word, words.Answer):
+            self._answer(word)
+        elif isinstance(word, wire.Exists):
+            self._job.saved_as(f"{self.part.job}@{word.number}", False)
+        elif isinstance(word, wire.End):
+            self._end()
+        elif isinstance(word, wire.Cannot):
+            self._cannot(word.reason)
+        elif isinstance(word, wire.Gone):
+            self._leave()
+
+    def _cannot(self, reason: str) -> None:
+        if not self._trouble:
+            self._trouble = reason
+            say(f"torpor: {self.part.part} is cut off from {self.part.job}: {reason}; it runs on, and cannot be saved")
+        if self._saving is not None:
+            self._saving.give_up(reason)
+        for question in list(self._asked.values()):
+            self._fail(question, reason)
+
+    # Orders.
+
+    def _order(self, work: Work) -> None:
+        saving = self._saving
+        if saving is not None and work.attempt == saving.number and work.phase is not Phase.SURVEY:
+            saving.order(work)
+        elif work.phase is Phase.UNDO:
+            self._undo(work)
+        elif work.phase is Phase.COMMIT:
+            self._kill_all()
+            self._job.saved_as(f"{self.part.job}@{work.attempt}", True)
+            self._finished(work)
+        elif work.phase is not Phase.SURVEY:
+            self._wire.send(words.Broke(work.attempt, work.phase, "it has let go of the job already"))
+        elif self._worker.busy:
+            self._waiting = work
+        else:
+            self._begin(work)
+
+    def _finished(self, work: Work) -> None:
+        self._wire.send(words.Finished(work.attempt, work.phase))
+
+    def _undo(self, work: Work) -> None:
+        """Nothing of that attempt is being done."""
+        self._waiting = None
+        if work.kind is Kind.RESTART and self._restarting is not None and self._restarting.number == work.attempt:
+            say(f"torpor: the restart of {self._restarting.what} was undone: other hosts did not come back")
+            self._kill_all()
+        self._finished(work)
+
+    def _begin(self, work: Work) -> None:
+        part, stop = self.part, work.kind is Kind.STOP
+        self._keep_key()
+        saving = self._saving = Saving(part.part, part.address, work.attempt, stop, part.limits.host, self._post)
+        how = msgspec.json.decode(work.what, type=How) if work.what else How()
+        order = Order(stop, how.files, how.with_files, how.compress, how.encrypt_to, why=how.why)
+        questions = list(self._asked.values())
+
+        def progress(phase: str, done: int, total: int) -> None:
+            saving.check()
+            for question in questions:
+                question.progress(phase, done, total)
+
+        def done(_result: Any, error: BaseException | None) -> None:
+            self._saving = None
+            self._saved(work, saving, error)
+
+        self._worker.start("checkpoint", lambda: self._job.save_part(order, saving, progress), done)
+
+    def _post(self, word: words.Finished) -> None:
+        self._worker.post(lambda: self._wire.send(word))
+
+    def _saved(self, work: Work, saving: Saving, error: BaseException | None) -> None:
+        """The save is over, one way or the other."""
+        if error is None:
+            if saving.phase is Phase.COMMIT:
+                self._job.saved_as(f"{self.part.job}@{work.attempt}", True)
+                self._wire.send(words.Finished(work.attempt, Phase.COMMIT))
+            elif saving.undo:
+                self._wire.send(words.Finished(work.attempt, Phase.UNDO))
+        elif saving.undo:
+            self._wire.send(words.Finished(work.attempt, Phase.UNDO))
+        else:
+            reason = str(error) if isinstance(error, TorporError) else f"{type(error).__name__}: {error}"
+            self._wire.send(words.Broke(work.attempt, saving.phase, reason))
+
+    def _kill_all(self) -> None:
+        """What is here of the job is not to be any more."""
+        for pid in self._job.processes():
+            _send(pid, signal.SIGKILL)
+
+    # Questions.
+
+    def ask(
+        self, order: Order, progress: Progress, then: Callable[[dict[str, Any]], dict[str, Any]], done: Done
+    ) -> None:
+        """Have the job saved, on all hosts. then: called with the report, in a thread; returns it.  done: see `Keeper`.
+        Raises TorporError if it cannot be asked for."""
+        if order.name or order.store:
+            raise UsageError("a job over hosts is saved under its own name and into its own store")
+        if self._trouble:
+            raise CheckpointFailed(f"{self.part.part} is cut off from the job: {self._trouble}")
+        with_files, compress = lasting(self.part.upkeep, order.with_files, order.compress)
+        how = How(order.files, with_files, compress, order.encrypt_to, order.why)
+        what = msgspec.json.encode(how).decode()
+        word = wire.Ask(f"{self.part.part}/{os.urandom(8).hex()}", order.stop, what)
+        self._asked[word.ask] = Question(word, progress, then, done)
+        self._wire.send(word)
+
+    def _answer(self, answer: words.Answer) -> None:
+        question = self._asked.get(answer.ask)
+        if question is None:
+            return
+        if not answer.ok:
+            self._fail(question, answer.text)
+            return
+        del self._asked[answer.ask]
+        self._reports += 1
+        part = self.part
+
+        def body() -> None:
+            from torpor.supervise import saving
+
+            result: dict[str, Any] | None = None
+            error: BaseException | None = None
+            try:
+                found = saving.whole_report(part.store, part.job, answer.attempt, answer.seconds, answer.text)
+                result = question.then(found)
+            except BaseException as caught:
+                error = caught
+            self._worker.post(lambda: finish(result, error))
+
+        def finish(result: dict[str, Any] | None, error: BaseException | None) -> None:
+            self._reports -= 1
+            question.done(result, error)
+            self._job.after()
+
+        threading.Thread(target=body, name="torpor-report", daemon=True).start()
+
+    def _fail(self, question: Question, reason: str) -> None:
+        del self._asked[question.word.ask]
+        question.done(None, CheckpointFailed(f"{self.part.job} was not saved: {reason}"))
+
+    # The end.
+
+    def root_ended(self, status: int) -> None:
+        """The root has ended here. That of the first part is the job's, and so its end is everybody's."""
+        if self._status is not None:
+            return
+        self._status = status
+        if self.part.first:
+            self._wire.send(wire.RootEnded(status))
+            self._end()
+        else:
+            self._look()
+
+    def _look(self) -> None:
+        """A part is there as long as something of the job is."""
+        if not self._ending and not self._emptied:
+            if self._worker.busy or self._living():
+                self._loop.later(LOOK, self._look)
+            else:
+                self._empty()
+
+    def _end(self) -> None:
+        """Everything of the job is to end here: first it is asked to."""
+        if not self._ending and not self._emptied:
+            self._ending = True
+            self._end_all()
+
+    def _end_all(self) -> None:
+        left = [] if self._worker.busy else self._living()
+        now = time.monotonic()
+        if self._worker.busy:
+            pass  # what is stopped now would find the signal when it comes back
+        elif not left:
+            self._empty()
+            return
+        elif not self._kill:
+            self._kill = now + GRACE
+            for pid in left:
+                _send(pid, signal.SIGTERM)
+                _send(pid, signal.SIGCONT)
+        elif now > self._kill:
+            for pid in left:
+                _send(pid, signal.SIGKILL)
+        self._loop.later(LOOK / 5, self._end_all)
+
+    def _living(self) -> list[int]:
+        return [pid for pid in self._job.processes() if Pid.of(pid).alive]
+
+    def _empty(self) -> None:
+        self._emptied = True
+        if self._trouble:
+            self._leave()
+            return
+        self._wire.send(words.Emptied())
+        self._loop.later(PARTING, self._leave)
+
+    def _leave(self) -> None:
+        if self.gone:
+            return
+        self.gone = True
+        for question in list(self._asked.values()):
+            self._fail(question, "the job has ended")
+        self._job.after()
+
+
+def _send(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except OSError:
+        pass
