@@ -1,5 +1,6 @@
 /* The first thread has ended (pthread_exit), others live on: the process shows as a zombie whose threads run. */
 #include "check.h"
+#include <poll.h>
 
 static pid_t tids[3];
 static atomic_int turn;
@@ -16,6 +17,10 @@ static void *work(void *arg)
     UNTIL(state_of(getpid()) == 'Z', 10, "the first thread to end");
     int fd = open("/dev/null", O_RDWR);
     MUST(fd >= 0 && dup2(fd, 77) == 77);
+    /* What the kernel keeps of the process by its number. */
+    int ends[2], self = (int)syscall(SYS_pidfd_open, getpid(), 0);
+    MUST(self >= 0 && pipe(ends) == 0);
+    MUST(fcntl(ends[0], F_SETOWN, getpid()) == 0 && fcntl(ends[0], F_SETSIG, SIGURG) == 0);
     ready();
     wait_go();
     CHECK(state_of(getpid()) == 'Z', "the first thread lives again");
@@ -24,6 +29,10 @@ static void *work(void *arg)
     UNTIL(turn > before + 3, 10, "the other threads to go on");
     CHECK(fcntl(77, F_GETFD) == 0, "descriptor 77");
     CHECK(fcntl(78, F_GETFD) == -1, "descriptor 78");
+    SAME(fcntl(ends[0], F_GETOWN), getpid(), "the owner of the pipe");
+    CHECK(syscall(SYS_pidfd_send_signal, self, 0, NULL, 0) == 0, "the pidfd of the process itself");
+    struct pollfd ended = {.fd = self, .events = POLLIN};
+    SAME(poll(&ended, 1, 0), 0, "the process has ended for its pidfd");
     ok();
 }
 

@@ -73,7 +73,9 @@ class Survey:
         return (dev, ino) in self._mapped
 
     def vpid(self, pid: int) -> int:
-        return proc.inner_pid(proc.status(pid)) if pid in self.pids else 0
+        if proc.face(pid) not in self.pids:
+            return 0
+        return proc.inner_pid(proc.status(int(proc.status(pid)["Tgid"])))
 
     def object_of(self, pid: int, number: int) -> int | None:
         raise AssertionError("a survey has no table of objects")

@@ -40,6 +40,7 @@ class View(Survey):
         self.parts: dict[int, Callable[[], msgspec.Struct]] = {}
         self.notes: list[str] = []
         self._frozen = frozen
+        self._by_number = {process.tgid: process for process in frozen.processes.values()}
         self._own: list[int] = []
         self.groups = descriptors.group(self.descriptors)
         self.groups = [part for whole in self.groups for part in self._by_role(whole)]
@@ -59,7 +60,8 @@ class View(Survey):
         self.notes.append(line)
 
     def vpid(self, pid: int) -> int:
-        process = self._frozen.processes.get(pid)
+        # The kernel tells the number of a process, also of one whose first thread has ended (proc.face).
+        process = self._frozen.processes.get(pid) or self._by_number.get(pid)
         if process is not None:
             return process.vpid
         return proc.inner_pid(proc.status(pid)) if pid in self._frozen.zombies else 0
