@@ -33,6 +33,9 @@ COMMANDS = {
     "completion": "print a completion script for a shell",
 }
 
+HIDDEN = ("rsh",)
+"""Commands that are not for everybody: inside a job over hosts, or started by torpor itself."""
+
 USAGE = "usage: torpor COMMAND [OPTIONS]   (torpor COMMAND --help)"
 
 HELP = f"""{USAGE}
@@ -89,12 +92,12 @@ def _dispatch(words: list[str]) -> int:
 
         say(f"torpor {__version__}")
         return 0
-    if name not in COMMANDS:
+    if name not in COMMANDS and name not in HIDDEN:
         complain(f"there is no command {name!r} (torpor --help)")
         return 2
     from torpor.model.errors import TorporError
 
-    as_json = "--json" in (rest[: rest.index("--")] if "--" in rest else rest)
+    as_json = name != "rsh" and "--json" in (rest[: rest.index("--")] if "--" in rest else rest)
     try:
         from torpor.cli.options import parse
 

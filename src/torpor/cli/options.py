@@ -2,7 +2,7 @@
 
 The module of a command has HELP (a sentence or more), EXAMPLE, `options(parser)` and `command(options) ->
 exit status`; one that takes a program's words after `--` has PROGRAM = True and finds them in
-`options.program`.
+`options.program`; one that reads its words by itself has RAW = True and finds them in `options.words`.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ def describe(parser: argparse.ArgumentParser, module: ModuleType) -> None:
 
 def parse(name: str, module: ModuleType, words: list[str]) -> argparse.Namespace:
     """The options of a command line. Ends the process (status 2) for one that makes no sense."""
+    if getattr(module, "RAW", False) and words[:1] not in (["-h"], ["--help"]):
+        return argparse.Namespace(words=words)
     parser = Parser(prog=f"torpor {name}", allow_abbrev=False, formatter_class=_formatter)
     describe(parser, module)
     if not getattr(module, "PROGRAM", False):
