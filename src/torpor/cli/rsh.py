@@ -16,8 +16,8 @@ about a host (HOSTNAME, TMPDIR, DISPLAY, ...) is the other host's. If this comma
 
 Exit status: the command's; 128+N if signal N ended it; 255 if it could not be run or the connection was lost."""
 EXAMPLE = """  torpor rsh node2 hostname
-  HYDRA_LAUNCHER_EXEC=torpor-rsh mpiexec -hosts node1,node2 ./solver
-  mpirun --mca plm_rsh_agent torpor-rsh --host node1,node2 ./solver"""
+  tar c data | torpor rsh node2 tar x
+  export HYDRA_LAUNCHER_EXEC=torpor-rsh      (where only the name of a program is taken)"""
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ from torpor.model.errors import UsageError
         ("-x h2 proxy --port h1:5 --id 1", Call("h2", "proxy --port h1:5 --id 1")),
         ("-xqn me@h2 a;b", Call("h2", "a;b", no_input=True)),
         ("-oStrictHostKeyChecking=no -o BatchMode=yes -p22 -i key h2 -l me ls -l", Call("h2", "ls -l")),
-        ("-f -- h2 ls", Call("h2", "ls", background=True)),
+        ("-f -- h2 ls", Call("h2", "ls", no_input=True, background=True)),
         ("-tt -4 -o User=me ssh://me@[fe80::1] ls", Call("fe80::1", "ls")),
     ],
 )
