@@ -221,6 +221,7 @@ class Takeover:
         process = self.process
         if self.record.leader_exited:
             process.lose_leader()
+            self._steps = None  # another thread makes the calls from now on
         process.run(self._process_calls(Stage.THREAD))
         for task, thread in zip(process.tasks, self.record.threads):
             own: list[Call] = self._thread_calls(task, thread.services, Stage.PROCESS)

@@ -105,7 +105,7 @@ def shadow_stack(seen: Seen) -> Iterator[Refusal]:
 def namespaces(seen: Seen) -> Iterator[Refusal]:
     """Namespaces that the job made for itself: other ones than its parent's (or, where we may not look at
     that, ours)."""
-    parent = int(seen.status["PPid"])
+    parent = proc.face(int(seen.status["PPid"]))
     for kind in ("user", "pid", "mnt", "net", "ipc", "uts", "time", "cgroup"):
         own = _namespace(seen.pid, kind)
         others = _namespace(parent, kind), _namespace(parent, f"{kind}_for_children")

@@ -59,15 +59,10 @@ class PendingService(ProcessBase):
         return Pending(signals) if signals else None
 
     def restore(self, record: Any, process: Process) -> Steps:
-        calls = []
+        # To the process of which this is a thread. Its own number would do only
+        # for the first thread, which may have ended.
         runner = process.leader.vtid
-        for info in record.signals:
-            number = siginfo.number(info)
-            if runner == process.vpid:
-                calls.append(call(NR.rt_sigqueueinfo, process.vpid, number, In(info)))
-            else:
-                # The first thread has ended, and only it may use any code for the process.
-                calls.append(call(NR.rt_tgsigqueueinfo, process.vpid, runner, number, In(info)))
+        calls = [call(NR.rt_sigqueueinfo, runner, siginfo.number(info), In(info)) for info in record.signals]
         return {Stage.CLOCKS: calls}
 
 
