@@ -262,8 +262,23 @@ class Running:
         return (
             f"--- {self.via} {self.name}: output ---\n{self.output()[-3000:]}\n"
             f"--- standard error ---\n{text(self.out + '.err')[-3000:]}\n--- processes: {processes}\n"
-            f"--- commands:\n" + "\n".join(self.bench.history[-12:])
+            f"--- {self._fate()}\n--- commands:\n" + "\n".join(self.bench.history[-12:])
         )
+
+    def _fate(self) -> str:
+        """Whether it runs, or how it has ended, as far as can be known; for a message."""
+        if self.popen is not None:
+            status = self.popen.poll()
+            return f"{self.popen.pid} runs" if status is None else f"{self.popen.pid} has ended with {status}"
+        try:
+            listed = self.bench.torpor("jobs", "--json", patience=20)
+            if f'"{self.name}"' in listed.out:
+                return f"it runs: {listed.out}"
+            ended = self.bench.torpor("wait", self.name, patience=20)
+            log = self.bench.torpor("logs", self.name, patience=20)
+        except Failed as error:
+            return f"what became of it is not known: {error}"
+        return f"it has ended with {ended.status} {ended.err!r}; its log: {log.out[-2000:]!r}"
 
 
 class Bench:
@@ -371,7 +386,10 @@ class Bench:
 
     def checkpoint(self, job: Running, *options: str) -> dict[str, Any]:
         """Save a job; what `--json` said. The whole thing is checked: it must be a checkpoint of that name."""
-        said = self.must("checkpoint", *job.which(), "--store", self.store, "--json", *options)
+        try:
+            said = self.must("checkpoint", *job.which(), "--store", self.store, "--json", *options)
+        except Failed as error:
+            raise Failed(f"{error}\n{job.trace()}") from None
         return said.json()  # type: ignore[no-any-return]
 
     def restart(self, name: str, *options: str, detach: bool = False, **popen: Any) -> Running:

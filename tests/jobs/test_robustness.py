@@ -138,9 +138,17 @@ def program_of(job: harness.Running) -> int:
 
 
 def kill_checkpoints(kind: str, via: str, times: int, bench: harness.Bench) -> None:
-    chance = random.Random(f"{SEED} {kind} {via} {bench.account.label}")
     job = bench.run(busy_command(kind, bench), via)
     job.ready()
+    try:
+        kill_checkpoints_of(job, kind, times)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{job.trace()}") from None
+
+
+def kill_checkpoints_of(job: harness.Running, kind: str, times: int) -> None:
+    bench, via = job.bench, job.via
+    chance = random.Random(f"{SEED} {kind} {via} {bench.account.label}")
     root = program_of(job)
     # The first checkpoint is undisturbed: it tells how long one takes, and what it changes must be nothing.
     before = picture(root, kind)

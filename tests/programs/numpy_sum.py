@@ -1,16 +1,18 @@
 """Threads and numpy: a result that depends on every step, from several threads and from random numbers of a seed.
 
-Usage: numpy_sum.py GO. Prints READY when under way and a digest at the end; ends by itself (GO is not
-needed: the result must not depend on when it is told anything).
+Usage: numpy_sum.py GO. Prints READY when under way and a digest at the end. It does not end before GO is there; the
+result does not depend on when that is.
 """
 
 import hashlib
+import os
 import sys
 import threading
+import time
 
 import numpy
 
-ROUNDS = 60
+ROUNDS = 45
 SIZE = 160
 results: list[str] = [""] * 4
 barrier = threading.Barrier(4)
@@ -22,6 +24,8 @@ def work(k: int) -> None:
     a = rng.standard_normal((SIZE, SIZE))
     digest = hashlib.sha256()
     for turn in range(ROUNDS):
+        while turn == ROUNDS * 3 // 4 and not os.path.exists(sys.argv[1]):
+            time.sleep(0.002)
         a = a @ rng.standard_normal((SIZE, SIZE))
         a /= numpy.abs(a).max()
         shared[k] = a

@@ -1,9 +1,12 @@
 // Goroutines, channels, timers and garbage; a digest that depends on every step.
+//
+// Usage: work GO. It does not end before GO is there.
 package main
 
 import (
 	"crypto/sha256"
 	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -11,10 +14,20 @@ import (
 
 var steps int64
 
+func told() bool {
+	_, err := os.Stat(os.Args[1])
+	return err == nil
+}
+
 func chain(seed byte, rounds int, out chan<- [32]byte) {
 	h := sha256.Sum256([]byte{seed})
 	var keep [][]byte
 	for i := 0; i < rounds; i++ {
+		if i == rounds*3/4 {
+			for !told() {
+				time.Sleep(2 * time.Millisecond)
+			}
+		}
 		h = sha256.Sum256(h[:])
 		keep = append(keep, append([]byte(nil), h[:]...))
 		if len(keep) > 5000 {
@@ -36,11 +49,11 @@ func main() {
 		go func(k int) {
 			defer wait.Done()
 			out := make(chan [32]byte)
-			go chain(byte(k), 400000, out)
+			go chain(byte(k), 200000, out)
 			results[k] = <-out
 		}(k)
 	}
-	for atomic.LoadInt64(&steps) < 200000 {
+	for atomic.LoadInt64(&steps) < 100000 {
 		time.Sleep(time.Millisecond)
 	}
 	fmt.Println("READY")
