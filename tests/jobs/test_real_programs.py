@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import glob
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -118,6 +119,10 @@ PIPELINE = (
 )
 
 
+OVER = "has (just )?ended|no job named"
+"""What a command says about a job that is over."""
+
+
 def undisturbed_pipeline(lines: int) -> tuple[list[str], str, float]:
     """The command for so many lines, its sum, and how many seconds it takes."""
     command = ["sh", "-c", PIPELINE.format(lines=lines)]
@@ -129,20 +134,20 @@ def undisturbed_pipeline(lines: int) -> tuple[list[str], str, float]:
 def pipeline(moments: int, via: str, bench: harness.Bench) -> None:
     """Saved and killed at moments spread over the run, each time with a second generation: always the same sum."""
     needs("seq", "awk", "sort", "gzip", "sha256sum", "sh")
-    lines = 200000
+    lines, saved = 200000, 0
     command, digest, took = undisturbed_pipeline(lines)
-    saved = 0
     for k in range(moments):
         job = bench.run(command, via)
         job.ready()
         time.sleep(took * k / moments)  # a moment of the run: the subject of this test
+        began = time.monotonic()
         said = bench.torpor("checkpoint", *job.which(), "--store", bench.store, "--json", "--stop")
         if said.status:
-            # The only good reason: it has just ended. Early in the test that means: it is over sooner than a command
-            # starts on this machine, just now.
+            assert re.search(OVER, said.err), said  # the only good reason
+            latency = time.monotonic() - began
             job.verified(says=digest)
-            if k < moments // 3:
-                lines *= 2
+            if not saved:  # it is over sooner than a command starts on this machine, just now
+                lines *= 1 + math.ceil(4 * latency / took)
                 command, digest, took = undisturbed_pipeline(lines)
             continue
         saved += 1
@@ -154,6 +159,7 @@ def pipeline(moments: int, via: str, bench: harness.Bench) -> None:
             lives.append(again)
             said = bench.torpor("checkpoint", job.name, "--store", bench.store, "--json", "--stop")
             if said.status:
+                assert re.search(OVER, said.err), said
                 assert again.finish() == 0, said
                 continue
             name = f"{job.name}@{said.json()['number']}"
@@ -161,7 +167,7 @@ def pipeline(moments: int, via: str, bench: harness.Bench) -> None:
         printed = any(digest in each.output() for each in lives)
         bench.restart(name).verified(says="OK" if printed else digest)
         bench.gone(f"after the restart of moment {k}")
-    assert saved >= moments // 3, f"only {saved} of {moments} moments fell into the run"
+    assert saved >= moments // 3, f"only {saved} of {moments} moments fell into the run:\n{bench.history}"
 
 
 @pytest.mark.diagonal

@@ -30,6 +30,13 @@ static void make(pthread_mutex_t *m, int type, int robustness, int protocol)
     MUST(pthread_mutex_init(m, &a) == 0);
 }
 
+/* Now and then: threads that never rest would starve whoever else is to be tested on this machine. */
+static void rest(void)
+{
+    struct timespec t = {0, 10000000};
+    nanosleep(&t, NULL);
+}
+
 static void *work(void *arg)
 {
     long i = (long)arg;
@@ -75,23 +82,29 @@ static void *work(void *arg)
         waiting++;
         pthread_barrier_wait(&barrier);
         passed++;
-    } else if (i < 95) { /* busy, never in the kernel */
+    } else if (i < 95) { /* busy, for long stretches not in the kernel */
         held++;
         volatile unsigned long x = 0;
-        while (!finish)
-            x = x * 3 + 1;
-    } else { /* contending all the time */
-        held++;
         while (!finish) {
+            for (int k = 0; k < 200000 && !finish; k++)
+                x = x * 3 + 1;
+            rest();
+        }
+    } else { /* contending */
+        held++;
+        for (int round = 1; !finish; round++) {
             pthread_mutex_lock(&gate);
             long seen = in_turn++;
             CHECK(in_turn == seen + 1, "two threads held one mutex");
             pthread_mutex_unlock(&gate);
-            sched_yield();
+            if (round % 200)
+                sched_yield();
+            else
+                rest();
         }
     }
     while (!finish)
-        short_sleep();
+        rest();
     if (WRONG(1) && i == 33)
         own++;
     if (WRONG(2) && i == 34)
