@@ -152,6 +152,11 @@ SANDBOX = [Program("sandbox.c", "all")]
 """Filters for system calls: root only."""
 
 
+def odd(program: Program) -> bool:
+    """Is it every second one of STATE?"""
+    return program in STATE and bool(STATE.index(program) % 2)
+
+
 def parameters(programs: list[Program]) -> list[object]:
     """For pytest.mark.parametrize."""
     return [pytest.param(p, id=p.label, marks=[pytest.mark.skip(p.skip)] if p.skip else []) for p in programs]

@@ -16,6 +16,7 @@ import pytest
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import accounts
+import catalogue
 import harness
 
 # Byte code makes a start of torpor fast; the environment of the tests must not switch it off.
@@ -66,11 +67,15 @@ def via(request: pytest.FixtureRequest) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`@pytest.mark.diagonal`: every account and every way is met in `make test`, all pairs of them in `make exam`."""
+    """`@pytest.mark.diagonal`: every account and every way is met in `make test`, all pairs of them in `make exam`.
+    `@pytest.mark.crosswise`: the same, and every second program is met in the two other pairs."""
     for item in items:
         params = item.callspec.params if hasattr(item, "callspec") else {}
         pair = params.get("account"), params.get("via", "run" if params.get("account") == "user" else "other")
-        if item.get_closest_marker("diagonal") and pair not in (("user", "run"), ("root", "pid")):
+        straight = pair in (("user", "run"), ("root", "pid"))
+        if item.get_closest_marker("crosswise") and catalogue.odd(params["program"]):
+            straight = not straight
+        if (item.get_closest_marker("diagonal") or item.get_closest_marker("crosswise")) and not straight:
             item.add_marker(pytest.mark.exam)
 
 

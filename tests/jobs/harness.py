@@ -76,7 +76,9 @@ def build(source: str, *flags: str, compiler: str | None = None, libs: Sequence[
         if done.returncode:
             raise Failed(f"{' '.join(command)}:\n{done.stderr}")
         os.chmod(temporary, 0o755)
-        os.replace(temporary, target)
+        with contextlib.suppress(FileExistsError):  # somebody was quicker, and may be running it already
+            os.link(temporary, target)
+        os.unlink(temporary)
     return target
 
 
@@ -447,7 +449,7 @@ class Bench:
     def gone(self, what: str) -> None:
         """Nothing of this test may be running any more (torpor may take a moment to end)."""
         try:
-            until(lambda: not self._left(), what, 10)
+            until(lambda: not self._left(), what)
         except Failed:
             raise Failed(f"{what}, left over: {describe(self._left())}") from None
 

@@ -79,7 +79,7 @@ def same_again(root: int, before: dict[str, Any], what: str) -> None:
         return False
 
     try:
-        harness.until(look, "the program as it was", 20)
+        harness.until(look, "the program as it was")
     except harness.Failed:
         raise AssertionError(f"{what}: " + "\n".join(found)) from None
 

@@ -66,12 +66,8 @@ class Outside:
         lines = text("/proc/locks").splitlines()
         self.locks = sorted(line.partition(":")[2] for line in lines if int(line.split()[-3].split(":")[2]) in inodes)
         self.sockets = sorted(os.readlink(f"/proc/{pid}/fd/{n}") for pid in pids for n in _numbers(pid))
-        self.ipc = [
-            line
-            for kind in ("shm", "msg")  # those of semaphores do not tell whose they are
-            for line in text(f"/proc/sysvipc/{kind}").splitlines()
-            if set(line.split()) & {str(pid) for pid in pids}
-        ]
+        # Those of semaphores do not tell whose they are.
+        self.ipc = [each for kind in ("shm", "msg") for each in _ipc(kind, pids)]
         self.mounts = text("/proc/self/mountinfo")
 
     def must_equal(self, other: Outside) -> None:
@@ -82,6 +78,19 @@ class Outside:
                 assert {k: v for k, v in now.items() if k not in value} == {}, name
             else:
                 assert now == value, name
+
+
+def _ipc(kind: str, pids: list[int]) -> list[dict[str, str]]:
+    """The System V objects of some processes, as /proc/sysvipc tells (proc_sysvipc(5)). How much of a segment is in
+    memory is left out: the job that runs touches it, and the kernel may take it away."""
+    titles, *lines = (line.split() for line in text(f"/proc/sysvipc/{kind}").splitlines())
+    found = (dict(zip(titles, line)) for line in lines)
+    whose = {"shm": ("cpid", "lpid"), "msg": ("lspid", "lrpid")}[kind]
+    return [
+        {title: value for title, value in each.items() if title not in ("rss", "swap")}
+        for each in found
+        if any(int(each[title]) in pids for title in whose)
+    ]
 
 
 def _numbers(pid: int) -> list[str]:

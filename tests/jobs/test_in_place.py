@@ -106,7 +106,7 @@ def test_who_made_sockets_is_not_known(root_bench: harness.Bench) -> None:
     job = bench.restart(job.name, "--in-place", *PATIENT, detach=True)
     assert "tell another process number (SO_PEERCRED)" in notes(bench)
     bench.tell()
-    harness.until(lambda: "FAIL" in job.output() and "a pair of" in job.output(), "the program notices", 20)
+    harness.until(lambda: "FAIL" in job.output() and "a pair of" in job.output(), "the program notices")
 
 
 def test_the_program_is_its_own(user_bench: harness.Bench) -> None:

@@ -7,6 +7,7 @@ import harness
 import pytest
 
 
+@pytest.mark.crosswise
 @pytest.mark.parametrize("program", catalogue.parameters(catalogue.STATE))
 def test_two_generations(program: catalogue.Program, via: str, bench: harness.Bench) -> None:
     bench.cycle(program.command(bench.go), via, rewind=program.rewind)

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import time
 
 import catalogue
 import harness
@@ -20,7 +19,7 @@ if pid == 0:
     os.environ["PS1"] = "$ "
     os.execvp("bash", ["bash", "--norc", "--noprofile", "-i"])
 seen = b""
-def until(pattern, patience=20):
+def until(pattern, patience=100):
     global seen
     end = time.time() + patience
     while not re.search(pattern, seen):
@@ -32,11 +31,24 @@ def until(pattern, patience=20):
     found = re.search(pattern, seen)
     seen = seen[found.end():]
     return found
+def in_front(name):
+    "Until the group in front of the terminal is led by that program: only then a key reaches it."
+    end = time.time() + 100
+    while time.time() < end:
+        try:
+            with open(f"/proc/{os.tcgetpgrp(master)}/comm") as file:
+                if file.read().strip() == name:
+                    return
+        except OSError:
+            pass
+        time.sleep(0.01)
+    print("FAIL:", name, "is not in front", flush=True)
+    os._exit(1)
 def type(text):
     os.write(master, text.encode())
 until(rb"\\$ ")
 type("sleep 9991 & sleep 9992\\n")
-time.sleep(0.3)
+in_front("sleep")
 type("\\x1a")
 until(rb"Stopped")
 type("tty; echo pid $$\\n")
@@ -58,7 +70,7 @@ assert until(rb"(/dev/pts/\\d+)").group(1) == tty
 assert until(rb"pid (\\d+)").group(1) == shell
 type("fg\\n")
 until(rb"sleep 9992\\r\\n")
-time.sleep(0.3)
+in_front("sleep")
 type("\\x03")
 until(rb"\\$ ")
 type("kill %1; wait; echo $?; exit 5\\n")
@@ -168,7 +180,6 @@ def test_a_server_of_windows(bench: harness.Bench) -> None:
         harness.until(
             lambda: re.search(pattern, ask("capture-pane", "-p", "-t", f"a:{window}"), re.MULTILINE),
             f"{pattern} in window {window}: {ask('capture-pane', '-p', '-t', f'a:{window}')}",
-            20,
         )
 
     def attach() -> subprocess.Popen[bytes]:
@@ -178,7 +189,7 @@ def test_a_server_of_windows(bench: harness.Bench) -> None:
         client = bench.popen([*tmux, "attach"], stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
         os.close(slave)
         terminals.append(master)
-        harness.until(lambda: ask("list-clients").strip(), "client", 20)
+        harness.until(lambda: ask("list-clients").strip(), "client")
         return client
 
     terminals: list[int] = []
@@ -189,7 +200,8 @@ def test_a_server_of_windows(bench: harness.Bench) -> None:
     ask("new-window", "top -d 0.5")
     ask("send-keys", "-t", "a:0", "ihello unsaved")
     ask("send-keys", "-t", "a:1", "sleep 9981 & sleep 9982", "Enter")
-    time.sleep(0.5)
+    running = ("display-message", "-p", "-t", "a:1", "#{pane_current_command}")
+    harness.until(lambda: ask(*running).strip() == "sleep", "the one that is to be stopped")
     ask("send-keys", "-t", "a:1", "C-z")
     shows(1, "Stopped")
     ask("send-keys", "-t", "a:1", "echo half")
@@ -212,9 +224,9 @@ def test_a_server_of_windows(bench: harness.Bench) -> None:
         shows(1, r"Running\s+sleep 9981")
         shows(1, r"Stopped\s+sleep 9982")
         before = ask("capture-pane", "-p", "-t", "a:2")
-        harness.until(lambda: ask("capture-pane", "-p", "-t", "a:2") != before, "top goes on", 20)
+        harness.until(lambda: ask("capture-pane", "-p", "-t", "a:2") != before, "top goes on")
         ask("send-keys", "-t", "a:0", " and saved", "Escape", ":wq", "Enter")
-        harness.until(lambda: harness.text(text) == "hello unsaved and saved\n", "text", 20)
+        harness.until(lambda: harness.text(text) == "hello unsaved and saved\n", "text")
         ask("kill-server")
         assert client.wait(20) is not None
     finally:

@@ -52,7 +52,7 @@ def again(bench: harness.Bench, job: harness.Running, more: int = 5, where: str 
     """Wait until the address that the program goes on asking for was asked for some more times; that address."""
     where = where or f"tcp 127.0.0.1:{job.wait_for(r'^AGAIN .*$').split()[1]}"
     before = services(bench, job.name)[where]["calls"]
-    harness.until(lambda: services(bench, job.name)[where]["calls"] >= before + more, "more calls", 30)
+    harness.until(lambda: services(bench, job.name)[where]["calls"] >= before + more, "more calls")
     return where
 
 
@@ -114,7 +114,7 @@ def test_a_killed_holder_is_replaced(bench: harness.Bench) -> None:
     for _ in range(5):
         holder = entry(bench, job.name)["holder"][0]
         os.kill(holder, signal.SIGKILL)
-        harness.until(lambda gone=holder: entry(bench, job.name)["holder"][0] != gone, "another holder", 30)
+        harness.until(lambda gone=holder: entry(bench, job.name)["holder"][0] != gone, "another holder")
         again(bench, job, 1)
     now = services(bench, job.name)
     assert set(before) <= set(now) and all(now[one]["first"] == before[one]["first"] for one in before)

@@ -29,17 +29,16 @@ def guarded(function):
 
 @guarded
 def compute():
-    digest, n = b"start", 0
+    digest = b"start"
     while not finish.is_set():
-        for _ in range(200):
+        start = again = digest
+        for _ in range(100):
             digest = hashlib.sha256(digest).digest()
-            n += 1
+        for _ in range(100):
+            again = hashlib.sha256(again).digest()
+        assert again == digest != start, "a computation went wrong"
         rounds[0] += 1
         time.sleep(0.0003)  # whoever watches needs a processor as well
-    again = b"start"
-    for _ in range(n):
-        again = hashlib.sha256(again).digest()
-    assert again == digest, "a computation went wrong"
 
 
 @guarded

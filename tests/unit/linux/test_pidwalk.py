@@ -30,7 +30,8 @@ def test_feigning_leaves_nothing_but_a_number() -> None:
 
 def test_walking_to_a_number() -> None:
     """Others take numbers as well: some of the attempts come out right."""
-    for _ in range(20):
+    end = time.monotonic() + 100
+    while time.monotonic() < end:
         wanted = pidwalk.last() + 150
         if wanted >= pidwalk.highest() - 10:
             wanted = pidwalk.RESERVED + 150
@@ -43,7 +44,7 @@ def test_walking_to_a_number() -> None:
         os.waitpid(made, 0)
         if made == wanted:
             return
-    pytest.fail("no number was met in 20 attempts")
+    pytest.fail("no number was met")
 
 
 def test_a_deadline_is_kept() -> None:
