@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import catalogue
 import harness
 import pytest
@@ -35,13 +37,43 @@ def test_a_member_that_may_not_be_traced_is_refused(via: str, user_bench: harnes
     job.verified()
 
 
+def test_what_others_make_is_not_the_jobs(bench: harness.Bench) -> None:
+    """A restarted job sees the processes outside no more: a message queue that one of them has made since, and used, is
+    not taken for the job's."""
+    job = bench.run(catalogue.Program("guard.c").command(bench.go))
+    job.ready()
+    saved = bench.checkpoint(job)
+    bench.kill()
+    again = bench.restart(f"{job.name}@{saved['number']}", detach=True)
+    other = bench.run([*catalogue.Program("call_later.c").command(f"{bench.go}.other"), "msgsnd"], "pid")
+    other.ready()
+    saved = bench.checkpoint(again)
+    with open(f"{bench.go}.other", "w"):
+        assert other.finish() == 0, other.trace()  # it removes the queue
+    bench.kill()
+    last = bench.restart(f"{job.name}@{saved['number']}", detach=True)
+    (pid,) = [each["pid"] for each in bench.must("jobs", "--json").json() if each["name"] == job.name]
+    assert os.readlink(f"/proc/{pid}/ns/ipc") == os.readlink("/proc/self/ns/ipc"), "it has a queue of its own"
+    last.verified()
+
+
 @pytest.mark.diagonal
 @pytest.mark.parametrize("program", catalogue.parameters(catalogue.PING_PONG))
 def test_no_wake_up_is_lost(program: catalogue.Program, bench: harness.Bench) -> None:
-    """Ten checkpoints while two processes wake each other thousands of times a second, then two restarts."""
+    """Five checkpoints while two processes wake each other thousands of times a second, then two restarts."""
+    wake_ups(5, program, bench)
+
+
+@pytest.mark.exam
+@pytest.mark.parametrize("program", catalogue.parameters(catalogue.PING_PONG))
+def test_no_wake_up_is_lost_in_many_checkpoints(program: catalogue.Program, bench: harness.Bench) -> None:
+    wake_ups(25, program, bench)
+
+
+def wake_ups(times: int, program: catalogue.Program, bench: harness.Bench) -> None:
     job = bench.run(program.command(bench.go))
     job.ready()
-    for _ in range(9):
+    for _ in range(times - 1):
         bench.checkpoint(job)
     saved = bench.checkpoint(job)
     job.verified()

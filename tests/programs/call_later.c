@@ -160,7 +160,7 @@ static void do_msgsnd(void)
 static void wake_msgsnd(void)
 {
     struct message m;
-    MUST(msgrcv(queue, &m, sizeof m.text, 1, 0) == 5);
+    MUST(msgrcv(queue, &m, sizeof m.text, 1, MSG_NOERROR) == sizeof m.text);
 }
 static void do_mq_receive(void)
 {
@@ -310,8 +310,11 @@ int main(int argc, char **argv)
     }
     if (strstr(mode_args[0], "msg") == mode_args[0]) {
         queue = msgget(IPC_PRIVATE, 0600);
-        struct message m = {1, "hello"};
-        while (is_mode("msgsnd") && msgsnd(queue, &m, 5, IPC_NOWAIT) == 0)
+        struct {
+            long type;
+            char text[512];
+        } large = {1, "hello"};
+        while (is_mode("msgsnd") && msgsnd(queue, &large, sizeof large.text, IPC_NOWAIT) == 0)
             ;
     }
     snprintf(path, sizeof path, "%s.%d.lock", go_path, (int)getpid());

@@ -9,8 +9,9 @@ who uses them either, apart from the last operations. So which of them belong to
         objects whose creator, or whose last user, is a process of the job that was alive at that time;
         objects on which a process of the job is waiting;
         objects that were created or changed since the job's first process started, by a user whose processes the job
-        has, and that nobody else who is alive has attached or was the last to use. (One that another job of this user
-        has made meanwhile and not used yet is saved with it: a restarted job has a namespace of its own.)
+        has, and that nobody else who is alive has attached or was the last to use; if the job is in a PID namespace of
+        its own, nobody outside of it, alive or not. (One that another job of this user has made meanwhile and not used
+        yet is saved with it: a restarted job has a namespace of its own.)
 
 An object that a process of the job *and* a living process outside use is refused: after a restart they would no longer
 be one. Only for shared memory can that be known for certain (the kernel counts attachments); of the other two the
@@ -105,8 +106,11 @@ class Members:
 
     def made_here(self, perm: Perm, ctime: int, used: Iterable[tuple[int, int]]) -> bool:
         """May it have been made by a process of the job that has ended? used: who did something with it, and when; what
-        a living process outside the job uses is not the job's."""
+        a living process outside the job uses is not the job's, nor what one outside its PID namespace has used, of
+        which the job sees the number 0 (pid_vnr in kernel/pid.c) for as long as the object is there."""
         if ctime < int(self.started) or perm.cuid not in self.uids:
+            return False
+        if not self.sees_all and any(when and not pid for pid, when in used):
             return False
         return not any(self.outsider(pid, when) for pid, when in used)
 

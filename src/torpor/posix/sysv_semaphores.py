@@ -83,7 +83,7 @@ class SemaphoreService(JobBase):
                     words = f"the semaphores {number} (key {mine.key:#x}) cannot be read"
                     raise members.refuse(f"{words} ({os.strerror(answers[0].error)})", "run torpor as root")
                 continue
-            used = [(pid, max(seen.otime, seen.ctime)) for pid in pids]
+            used = [(pid, max(seen.otime, seen.ctime)) for pid in pids if pid] or [(0, seen.otime)]
             if not members.own("the set of semaphores", mine, seen.perm, seen.ctime, used, waiting):
                 continue
             values = tuple(answer.value for answer in answers[: seen.semaphores])
