@@ -119,7 +119,7 @@ PIPELINE = (
 )
 
 
-OVER = "has (just )?ended|no job named"
+OVER = "has (just )?ended|no job named|no processes any more"
 """What a command says about a job that is over."""
 
 

@@ -307,7 +307,10 @@ class Takeover:
     def release(self) -> None:
         """Let all threads go."""
         for task in self.process.tasks[::-1]:
-            ptrace.request(ptrace.DETACH, task.tid)
+            try:
+                ptrace.request(ptrace.DETACH, task.tid)
+            except ProcessLookupError:
+                pass  # ended by one that was let go before and runs already
         self.process.close()
 
     # Helpers.

@@ -142,20 +142,48 @@ class PtyMasterService(DescriptorBase):
 
 
 class Ground:
-    """Where the job's pairs are made: the host's devpts, or one of the job's own."""
+    """Where the job's pairs are made: the host's devpts, or one of the job's own if a number is taken there.
+
+    All masters are opened at once, and kept until they are asked for: whether a number is free is known only then.
+    """
 
     def __init__(self, family: tuple[int, ...], restart: Restart) -> None:
         self.instance = -1
-        taken = next((index for index in family if os.path.lexists(f"{_PTS}/{index}")), -1)
+        self._kept = self._reserve(family)
+        taken = next((index for index in family if index not in self._kept), -1)
         if taken >= 0:
             try:
-                self.instance = restart.devpts()
+                instance = restart.devpts()
             except OSError:
                 return  # other numbers, then
+            self.close()
+            self.instance = instance
             restart.say(f"{_PTS}/{taken} is taken on this host: the job has pseudo-terminals of its own in {_PTS}")
+
+    def _reserve(self, family: tuple[int, ...]) -> dict[int, int]:
+        """Masters of those numbers, by number, as far as they are free: a new pair has the lowest free one."""
+        kept: dict[int, int] = {}
+        others: list[int] = []
+        got = -1
+        try:
+            while got < max(family, default=-1):
+                master = self._new()
+                got = pty.get(master, pty.TIOCGPTN)
+                if got in family:
+                    kept[got] = master
+                else:
+                    others.append(master)
+        except OSError:
+            pass  # no more are to be had
+        finally:
+            for fd in others:
+                os.close(fd)
+        return kept
 
     def open(self, wanted: int, restart: Restart) -> int:
         """A master of that number, if it is to be had. Raises OSError."""
+        if wanted in self._kept:
+            return self._kept.pop(wanted)
         low: list[int] = []
         got = -1
         try:
@@ -180,7 +208,9 @@ class Ground:
         return os.open("/dev/ptmx", flags) if self.instance < 0 else os.open("ptmx", flags, dir_fd=self.instance)
 
     def close(self) -> None:
-        """The instance is the restart's."""
+        """Give up what was kept and not asked for. The instance is the restart's."""
+        while self._kept:
+            os.close(self._kept.popitem()[1])
 
 
 def masters(job: Job) -> list[Descriptor]:

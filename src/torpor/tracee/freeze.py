@@ -153,10 +153,10 @@ def _stop_process(frozen: Frozen, pid: int, deadline: float) -> bool:
         known = LivingProcess(pid, proc.inner_pid(proc.status(tgid)))
         known.tgid = tgid
     try:
-        return _stop_threads(frozen, known, deadline)
+        # Has all of it ended before it could be stopped? There has to be another look: it finds a zombie, or nothing.
+        return _stop_threads(frozen, known, deadline) or not known.tasks
     finally:
         if not known.tasks:
-            # All of it ended before it could be stopped: the next look finds a zombie, or nothing.
             frozen.processes.pop(pid, None)
 
 

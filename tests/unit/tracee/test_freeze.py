@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 
 import pytest
 
+from torpor.linux import proc
 from torpor.tracee import freeze as module
 from torpor.tracee.freeze import freeze
 
@@ -26,3 +28,38 @@ def test_a_process_that_is_killed_and_reaped_while_it_is_being_stopped(monkeypat
     monkeypatch.setattr(module, "_seize", seize_and_kill)
     with freeze(lambda: [pid] if os.path.exists(f"/proc/{pid}") else []) as frozen:
         assert not frozen.processes and not frozen.zombies
+
+
+def test_a_child_that_ends_between_two_looks_is_a_zombie(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is found only when all others have been stopped, and ends after it was seized and before it has stopped: its
+    parent has not waited for it, so it is there, and must be saved."""
+    reading, writing = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        child = os.fork()
+        if child:
+            os.write(writing, child.to_bytes(4, "little"))
+        while True:
+            time.sleep(1)
+    child = int.from_bytes(os.read(reading, 4), "little")
+    seize = module._seize
+
+    def fatal(pid: int, tid: int) -> bool:
+        seized = seize(pid, tid)
+        if tid == child:
+            os.kill(child, signal.SIGKILL)
+            while proc.stat(child).state != "Z":
+                time.sleep(0.001)
+        return seized
+
+    monkeypatch.setattr(module, "_seize", fatal)
+    looks: list[list[int]] = [[parent]]
+    try:
+        with freeze(lambda: looks.pop() if looks else [parent, child]) as frozen:
+            assert list(frozen.processes) == [parent]
+            assert frozen.zombies == [child]
+    finally:
+        os.kill(parent, signal.SIGKILL)
+        os.waitpid(parent, 0)
+        os.close(reading)
+        os.close(writing)
