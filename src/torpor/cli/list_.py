@@ -59,7 +59,11 @@ def command(options: argparse.Namespace) -> int:
     if options.json:
         say_json(
             [
-                {**info._asdict(), **({} if waiting is None else {"drained": (info.job, info.number) not in waiting})}
+                {
+                    **info._asdict(),
+                    "parts": [part.name for part in info.parts],
+                    **({} if waiting is None else {"drained": (info.job, info.number) not in waiting}),
+                }
                 for info in found
             ]
         )

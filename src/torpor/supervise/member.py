@@ -362,7 +362,9 @@ class Member:
         self.loop.later(limit, end)
         if self._host is not None:
             self._lease.release()
-        if self._presence is not None:
+        if self._over_here and self.part.first and not self.part.nodes:
+            self.link.destroy(lambda _none, error: end(error))  # a site's servers do not end with the job
+        elif self._presence is not None:
             self._presence.leave(end)
         else:
             end()
