@@ -29,6 +29,7 @@ from torpor.model.path_map import PathMap
 from torpor.model.wrapping import Wrapping
 from torpor.posix import paths, terminal
 from torpor.posix.job_services import JOB_SERVICES
+from torpor.store.parts import whole
 from torpor.tracee.call import CallFailed
 from torpor.tracee.freeze import await_state
 from torpor.tracee.task import Gone
@@ -110,7 +111,7 @@ def restart(request: RestartRequest) -> Restarted:
     keep_session = request.terminal >= 0 and manifest.terminal is not None
     notes: list[str] = []
     footing, births = _footing(manifest, request, keep_session, notes.append)
-    name = f"{request.load.info.job}@{request.load.info.number}"
+    name = f"{whole(request.load.info.job)}@{request.load.info.number}"
     wrapping = request.wrap(manifest, notes.append)
     inventory = Inventory(
         manifest, request.load, name, request.standard, request.files, request.changed_files, notes.append,

@@ -33,7 +33,7 @@ COMMANDS = {
     "completion": "print a completion script for a shell",
 }
 
-HIDDEN = ("rsh",)
+HIDDEN = ("rsh", "member")
 """Commands that are not for everybody: inside a job over hosts, or started by torpor itself."""
 
 USAGE = "usage: torpor COMMAND [OPTIONS]   (torpor COMMAND --help)"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torpor.launch.detach import Report, Started
     from torpor.store import RootInfo, Store
     from torpor.store.load import Load
+    from torpor.supervise.membership import Membership
     from torpor.supervise.terminal import Terminal
     from torpor.watch.wrapper import Wrapper
 
@@ -193,15 +194,49 @@ def restart_detached(checkpoint: str | None, store: str, wishes: Wishes) -> Star
         raise
 
 
+def restart_part(
+    checkpoint: str, store: str, wishes: Wishes, entry: Entry, among: Among, membership: Membership,
+    released: Callable[[], None], report: Report | None,
+) -> int:  # fmt: skip
+    """Restart one part of a checkpoint of several hosts, under an entry that is there already, and supervise it.
+    Returns the wait status of its root. released: called once it runs.  report: of a part that goes on by itself.
+    Raises as
+    `restart`, and what `among.together` does; before `released` was called nothing is left of it."""
+    from torpor.supervise.terminal import Terminal, open_terminal
+
+    with _logged(checkpoint, store, wishes):
+        opened, info = _find(checkpoint, store)
+        entry = entry._replace(store=opened.location, origin=f"{info.job}@{info.number}")
+        standard = _standard(wishes, (0, 1, 2))
+        terminal = Terminal(open_terminal() if report is None else -1, relay=report is None)
+        try:
+            entry, job, info, wrapper = _restart(opened, info, wishes, standard, terminal.fd, entry, among)
+        except BaseException:
+            terminal.close(lambda: ())
+            raise
+    released()
+    for note in job.notes:
+        say(f"torpor: {note}")
+    if report is not None:
+        os.chdir("/")
+    return _supervise(entry, job, terminal, standard, report, info, wishes, report is not None, 0, wrapper, membership)
+
+
 def _resolve(checkpoint: str | None, store: str) -> tuple[Store, RootInfo]:
+    """A checkpoint that one host can restart."""
+    opened, info = _find(checkpoint, store)
+    if info.parts:
+        raise UsageError(of_hosts(info))
+    return opened, info
+
+
+def _find(checkpoint: str | None, store: str) -> tuple[Store, RootInfo]:
     from torpor.store import open_store
 
     opened = open_store(store or None, apart=True)
     info = opened.resolve(checkpoint)
     if info.damaged:
         raise Damaged(info.damaged)
-    if info.parts:
-        raise UsageError(of_hosts(info))
     return opened, info
 
 
@@ -405,6 +440,7 @@ def _packed(address: str) -> bytes:
 def _supervise(
     entry: Entry, job: Restarted, terminal: Terminal, standard: tuple[int, int, int], report: Report | None,
     info: RootInfo, wishes: Wishes, detached: bool, crashes: int, wrapper: Wrapper | None,
+    membership: Membership | None = None,
 ) -> int:  # fmt: skip
     """The job runs: everything from here on may take its time."""
     gc.enable()  # see cli/restart.py
@@ -415,7 +451,8 @@ def _supervise(
     signals = Signals(answered(entry.upkeep))
     known = info.label.get("seconds")
     seconds = (float(known),) if isinstance(known, (int, float)) else ()
-    supervisor = Supervisor(entry, signals, terminal, dict(enumerate(standard)), job.events, seconds, crashes, wrapper)
+    streams = dict(enumerate(standard))
+    supervisor = Supervisor(entry, signals, terminal, streams, job.events, seconds, crashes, wrapper, membership)
     if report is not None:
         from torpor.launch.detach import Started
 

@@ -1,0 +1,204 @@
+"""`torpor member`: begin one part of a job over hosts on this host, or bring it back, and supervise it to its end.
+
+Whoever starts it (launch/hosts.py, mostly over ssh) speaks to it in lines:
+
+    -> the job's secret (link/secret.py), and what this part is (supervise/part.py)
+    <- {"door": PORT}                       only for a job that is new: its door listens there
+    -> {"doors": {NAME: [ADDRESS, PORT]}}   those of all parts
+    <- {"started": true} or {"error": TEXT} from a part that goes on by itself (detached)
+
+A part in the foreground says nothing at the end: from there on its standard streams are the program's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torpor.launch import program
+from torpor.launch.run import answered, supervised
+from torpor.model.errors import RestartFailed, TorporError, UsageError
+from torpor.supervise import registry
+from torpor.supervise.membership import Membership
+from torpor.supervise.parent import become_subreaper, inherited
+from torpor.supervise.registry import Entry, Pid
+from torpor.supervise.signals import Signals
+
+if TYPE_CHECKING:
+    from torpor.launch.detach import Report
+    from torpor.link.secret import Secret
+    from torpor.link.server import Server
+    from torpor.supervise.part import Part
+
+PATIENCE = 60.0
+"""Seconds for the other hosts to come."""
+_LONGEST = 16 << 20
+
+
+def member(detached: bool) -> int:
+    """Read what this part is, and be its supervisor. Returns the wait status of its root; detached: returns once it
+    runs. Raises TorporError."""
+    from torpor.link import secret as secrets
+    from torpor.supervise import part as parts
+
+    secret = secrets.receive(0)
+    part = parts.receive(0)
+    program.hold_standard()
+    if not detached:
+        return _supervise(part, secret, None)
+    from torpor.launch.detach import detach
+    from torpor.supervise import state
+
+    answer = os.dup(1)
+    heard = os.dup(0)
+    log, _ = state.open_log(_names(part)[0], fresh=not part.checkpoint)
+
+    def body(report: Report) -> None:
+        os.dup2(heard, 0)
+        os.close(heard)
+        _supervise(part, secret, report, answer)
+
+    try:
+        detach(body, log)
+    except TorporError as error:
+        _say(answer, {"error": str(error)})
+        return 1 << 8
+    _say(answer, {"started": True})
+    return 0
+
+
+def _names(part: Part) -> tuple[str, ...]:
+    """What this part may be called on its host: two parts of a job may be on one."""
+    return part.job, f"{part.job}.{part.part}"
+
+
+def _supervise(part: Part, secret: Secret, report: Report | None, answer: int = 1) -> int:
+    given = Entry(name="", store=part.store, argv=tuple(map(os.fsdecode, part.argv)), upkeep=part.upkeep)
+    names: Iterator[str] = iter([registry.check_name(name) for name in _names(part)])
+    entry = registry.claim(given, names, lambda _: False)
+    if entry is None:
+        raise UsageError(f"a job named {part.job} is running already on {part.part}")
+    try:
+        server = _server(part, secret, entry.folder)
+        membership = Membership(part, secret, entry.folder, server)
+        if part.checkpoint:
+            return _restart(part, membership, entry, report)
+        return _begin(part, secret, membership, entry, report, answer)
+    except BaseException:
+        left = registry.read(entry.folder)
+        if left is None or not left.root.alive:
+            registry.release(entry)
+        raise
+
+
+def _server(part: Part, secret: Secret, folder: str) -> Server | None:
+    """One of the job's own NATS servers, if this host is to keep one."""
+    node = next((node for node in part.nodes if node.name == part.part), None)
+    if node is None:
+        return None
+    from torpor.link import server
+
+    return server.start(f"{folder}/nats", secret, node, part.nodes)
+
+
+def _begin(part: Part, secret: Secret, membership: Membership, entry: Entry, report: Report | None, answer: int) -> int:
+    from torpor.launch import door
+    from torpor.launch.travel import DOOR
+    from torpor.supervise.supervisor import Supervisor
+    from torpor.supervise.terminal import Terminal, open_terminal
+
+    become_subreaper()
+    streams = inherited() if report is None else {number: number for number in (0, 1, 2)}
+    signals = Signals(answered(part.upkeep))
+    env = {**program.environment(), **{os.fsencode(name): value for name, value in part.env.items()}}
+    opened = None
+    try:
+        opened = door.start(secret, part.part, part.address, {os.fsdecode(n): os.fsdecode(v) for n, v in env.items()})
+        _say(answer, {"door": opened.port})
+        doors: Mapping[str, Any] = _hear(0)["doors"]
+        door.introduce(opened, {name: (str(address), int(port)) for name, (address, port) in doors.items()})
+        membership.join(PATIENCE)
+        root = opened.pid
+        if part.argv:
+            if part.cwd:
+                os.chdir(part.cwd)
+            env[os.fsencode(DOOR)] = os.fsencode(opened.socket)
+            root = program.start(list(map(os.fsdecode, part.argv)), signals.before, env=env)
+        elif report is not None:
+            _quiet()
+    except BaseException:
+        signals.close()
+        if opened is not None:
+            os.kill(opened.pid, 9)
+        membership.close()
+        raise
+    entry = registry.update(entry._replace(supervisor=Pid.of(os.getpid()), root=Pid.of(root), root_vpid=root))
+    terminal = Terminal(open_terminal() if report is None else -1, relay=False)
+    supervisor = Supervisor(entry, signals, terminal, streams, membership=membership)
+    _started(report, entry)
+    return supervised(supervisor, detached=report is not None)
+
+
+def _restart(part: Part, membership: Membership, entry: Entry, report: Report | None) -> int:
+    from torpor.launch.restart import Among, Wishes, restart_part
+
+    given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in part.wishes.items()}
+    released = False
+
+    def runs() -> None:
+        nonlocal released
+        released = True
+        agreed.released()
+
+    try:
+        agreed = membership.recreate(PATIENCE)
+        among = Among(part.old, part.hosts, agreed)
+        return restart_part(part.checkpoint, part.store, Wishes(**given), entry, among, membership, runs, report)
+    except BaseException as error:
+        if released:
+            raise
+        reason = membership.give_up(str(error) or type(error).__name__)
+        if isinstance(error, TorporError) and not str(error):
+            raise RestartFailed(reason) from None
+        raise
+
+
+def _started(report: Report | None, entry: Entry) -> None:
+    if report is not None:
+        from torpor.launch.detach import Started
+
+        os.chdir("/")
+        report.started(Started(entry.name, entry.root.pid, entry.root_vpid, entry.log))
+
+
+def _quiet() -> None:
+    """Nobody speaks to us any more."""
+    null = os.open("/dev/null", os.O_RDWR)
+    os.dup2(null, 0)
+    os.close(null)
+
+
+def _say(fd: int, what: Mapping[str, Any]) -> None:
+    os.write(fd, json.dumps(what).encode() + b"\n")
+
+
+def _hear(fd: int, limit: float = PATIENCE) -> dict[str, Any]:
+    """A line, and not one byte beyond it. Raises TorporError."""
+    data = bytearray()
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    until = time.monotonic() + limit
+    while not data.endswith(b"\n"):
+        left = until - time.monotonic()
+        if left <= 0 or len(data) > _LONGEST or not poll.poll(left * 1000):
+            raise TorporError("whoever started this part does not speak to it any more")
+        byte = os.read(fd, 1)
+        if not byte:
+            raise TorporError("whoever started this part has gone")
+        data += byte
+    found: dict[str, Any] = json.loads(data)
+    return found
