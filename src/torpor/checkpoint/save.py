@@ -98,7 +98,7 @@ def save(request: SaveRequest) -> SaveReport:
     for number, pause in enumerate(_PAUSES):
         try:
             return _attempt(request, began, last, pause, number >= _PATIENT)
-        except _Changed:
+        except Changed:
             # A process ended in the middle of it, by a signal from outside or of its own accord. Once more, then.
             break
         except NotNow as error:
@@ -117,7 +117,7 @@ _PATIENT = 3
 """After so many attempts connections that wait to be accepted are looked into (posix/backlog.py)."""
 
 
-class _Changed(CheckpointFailed):
+class Changed(CheckpointFailed):
     """The job changed under our hands."""
 
 
@@ -147,7 +147,7 @@ def _attempt(request: SaveRequest, began: float, last: frozenset[int], grace: fl
                     )
                     captured = captured.watched(request.ledger())
                 except (CallFailed, Gone, ProcessLookupError, FileNotFoundError) as error:
-                    raise _Changed(f"the job changed while it was being saved ({error}); it runs on") from error
+                    raise Changed(f"the job changed while it was being saved ({error}); it runs on") from error
                 if together is not None:
                     together.captured()
                 if request.stop:

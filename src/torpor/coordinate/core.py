@@ -256,7 +256,7 @@ class Coordinator:
             return
         if last is not None and last.ask == ask:
             if self.ending is None:
-                self._answer(ask, last.ending is not Phase.UNDO, last.reason, last.number)
+                self._answer(ask, last.ending is not Phase.UNDO, last.reason, last.number, passing=last.passing)
             return
         found = requests.busy(record, self.attempt, self.ending) or request()
         if isinstance(found, str):
@@ -265,9 +265,10 @@ class Coordinator:
             self._begin(found)
 
     def _answer(
-        self, ask: str, ok: bool, text: str, number: int = 0, seconds: tuple[tuple[str, float], ...] = ()
-    ) -> None:
-        self._out.append(Answer(ask, ok, text, number, seconds))
+        self, ask: str, ok: bool, text: str, number: int = 0, seconds: tuple[tuple[str, float], ...] = (),
+        passing: bool = False,
+    ) -> None:  # fmt: skip
+        self._out.append(Answer(ask, ok, text, number, seconds, passing))
 
     # One attempt.
 
@@ -321,7 +322,7 @@ class Coordinator:
     def _failed(self, event: words.Failed) -> None:
         attempt = self._current(event)
         if attempt is not None and self._heard(event, attempt) and not self._safe(attempt, event.host):
-            self._abort(f"{event.host}: {event.reason} ({event.phase})")
+            self._abort(f"{event.host}: {event.reason} ({event.phase})", passing=event.passing)
 
     def _heard(self, event: words.Did | words.Alive | words.Failed, attempt: Attempt) -> bool:
         """Is that a word of a host that has part in the attempt? One that has none is told that it is over."""
@@ -423,17 +424,19 @@ class Coordinator:
         else:
             self._over(attempt, Phase.UNDO, f"{event.reason} ({Phase.COMMIT})")
 
-    def _abort(self, reason: str, without: tuple[str, ...] = ()) -> None:
-        """Give the attempt up. without: hosts from which no answer is awaited any more."""
+    def _abort(self, reason: str, without: tuple[str, ...] = (), passing: bool = False) -> None:
+        """Give the attempt up. without: hosts from which no answer is awaited any more.  passing: see `Failed`."""
         attempt = self.attempt
         if attempt is not None and (not attempt.decided or attempt.kind is Kind.RESTART):
-            self._over(attempt, Phase.UNDO, reason, without)
+            self._over(attempt, Phase.UNDO, reason, without, passing)
 
     # How it ends.
 
-    def _over(self, attempt: Attempt, ending: Phase, reason: str = "", without: tuple[str, ...] = ()) -> None:
+    def _over(
+        self, attempt: Attempt, ending: Phase, reason: str = "", without: tuple[str, ...] = (), passing: bool = False
+    ) -> None:
         found = attempt.open
-        over = Over(found.number, found.kind, found.ask, ending, reason)
+        over = Over(found.number, found.kind, found.ask, ending, reason, passing)
         self.attempt, self._inherited, self._commit_again = None, False, 0.0
         final = attempt.decided and attempt.kind is not Kind.RESTART
         early = ending is Phase.UNDO and attempt.written and not final
@@ -501,7 +504,7 @@ class Coordinator:
     def _ended(self, ending: Ending) -> None:
         over = ending.over
         self.ending = None
-        self._answer(over.ask, over.ending is not Phase.UNDO, ending.text(), over.number, ending.seconds)
+        self._answer(over.ask, over.ending is not Phase.UNDO, ending.text(), over.number, ending.seconds, over.passing)
 
     # What is said, and when.
 

@@ -101,8 +101,8 @@ class Host:
     def _did(self, attempt: int, phase: Phase, part: bytes = b"") -> None:
         self._say(words.Did(self.name, self.incarnation, attempt, phase, part))
 
-    def _no(self, attempt: int, phase: Phase, reason: str) -> None:
-        self._say(words.Failed(self.name, self.incarnation, attempt, phase, reason))
+    def _no(self, attempt: int, phase: Phase, reason: str, passing: bool = False) -> None:
+        self._say(words.Failed(self.name, self.incarnation, attempt, phase, reason, passing))
 
     # Being in the job.
 
@@ -238,7 +238,7 @@ class Host:
             self.done = True
             self._no(event.attempt, event.phase, event.reason)
         else:
-            self._give_up(event.reason)
+            self._give_up(event.reason, event.passing)
 
     # How an attempt ends here.
 
@@ -253,8 +253,8 @@ class Host:
         self._why = why
         self._do(Phase.UNDO)
 
-    def _give_up(self, why: str) -> None:
-        self._no(self.attempt, self.phase, why)
+    def _give_up(self, why: str, passing: bool = False) -> None:
+        self._no(self.attempt, self.phase, why, passing)
         self._undo(why)
 
     def _ending(self, order: Order) -> None:

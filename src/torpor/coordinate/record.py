@@ -40,13 +40,14 @@ class Open(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Over(msgspec.Struct, frozen=True, array_like=True):
-    """An attempt that has ended. ending: COMMIT, DONE or UNDO.  reason: why not."""
+    """An attempt that has ended. ending: COMMIT, DONE or UNDO.  reason: why not.  passing: see `words.Failed`."""
 
     number: int
     kind: Kind
     ask: str
     ending: Phase
     reason: str = ""
+    passing: bool = False
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True):

@@ -51,13 +51,15 @@ class Did(Word, frozen=True):
 
 
 class Failed(Word, frozen=True):
-    """A phase cannot be done there, and the host will have no more part in this attempt."""
+    """A phase cannot be done there, and the host will have no more part in this attempt. passing: what is in the way is
+    most likely over in a moment."""
 
     host: str
     incarnation: int
     attempt: int
     phase: Phase
     reason: str
+    passing: bool = False
 
 
 class Alive(Word, frozen=True):
@@ -216,13 +218,14 @@ class Commit(Word, frozen=True):
 
 class Answer(Word, frozen=True):
     """To whoever asked. text: what went wrong, or what there is to know beside it. seconds: how long each phase took,
-    from the order to the last host that had done it."""
+    from the order to the last host that had done it.  passing: not now, but another attempt may well succeed."""
 
     ask: str
     ok: bool
     text: str
     attempt: int = 0
     seconds: tuple[tuple[str, float], ...] = ()
+    passing: bool = False
 
 
 class Wake(Word, frozen=True):
@@ -250,11 +253,12 @@ class Finished(Word, frozen=True):
 
 
 class Broke(Word, frozen=True):
-    """A piece of work went wrong. Nothing is assumed of how far it came: UNDO follows."""
+    """A piece of work went wrong. Nothing is assumed of how far it came: UNDO follows.  passing: see `Failed`."""
 
     attempt: int
     phase: Phase
     reason: str
+    passing: bool = False
 
 
 class Emptied(Word, frozen=True):

@@ -19,7 +19,7 @@ import msgspec
 from torpor.coordinate import words
 from torpor.coordinate.phases import Kind, Phase
 from torpor.coordinate.words import Work
-from torpor.model.errors import CheckpointFailed, RestartFailed, TorporError, UsageError
+from torpor.model.errors import CheckpointFailed, NotNow, RestartFailed, TorporError, UsageError
 from torpor.supervise import member_start, wire
 from torpor.supervise import part as parts
 from torpor.supervise.agreeing import Restarting, Saving
@@ -41,6 +41,8 @@ LOOK = 0.1
 """Seconds between two looks whether something is left."""
 PARTING = 30.0
 """Seconds after which nobody waits for the member process to leave the job."""
+AGAIN = (0.05, 0.1, 0.2, 0.3, 0.5, 0.5, 0.5, 0.5)
+"""Seconds before each of the attempts after one that met something that passes."""
 DEATHS, SPAN, PAUSE = 5, 60.0, 10.0
 """A member process that dies so often within so many seconds is started again only after a pause."""
 
@@ -70,9 +72,10 @@ class Supervised(Protocol):
 
 
 class Question(NamedTuple):
-    """A checkpoint that somebody here has asked for."""
+    """A checkpoint that somebody here has asked for. tries: how often that was refused for something that passes."""
 
     word: wire.Ask
+    tries: int
     progress: Progress
     then: Callable[[dict[str, Any]], dict[str, Any]]
     done: Done
@@ -340,6 +343,8 @@ class Membership:
 
     def _saved(self, work: Work, saving: Saving, error: BaseException | None) -> None:
         """The save is over, one way or the other."""
+        from torpor.checkpoint.save import Changed
+
         if error is None:
             if saving.phase is Phase.COMMIT:
                 self._job.saved_as(f"{self.part.job}@{work.attempt}", True)
@@ -350,7 +355,8 @@ class Membership:
             self._wire.send(words.Finished(work.attempt, Phase.UNDO))
         else:
             reason = str(error) if isinstance(error, TorporError) else f"{type(error).__name__}: {error}"
-            self._wire.send(words.Broke(work.attempt, saving.phase, reason))
+            passing = isinstance(error, Changed | NotNow)
+            self._wire.send(words.Broke(work.attempt, saving.phase, reason, passing))
 
     def _kill_all(self) -> None:
         """What is here of the job is not to be any more."""
@@ -371,8 +377,8 @@ class Membership:
         with_files, compress = lasting(self.part.upkeep, order.with_files, order.compress)
         how = How(order.files, with_files, compress, order.encrypt_to, order.why)
         what = msgspec.json.encode(how).decode()
-        word = wire.Ask(f"{self.part.part}/{os.urandom(8).hex()}", order.stop, what)
-        self._asked[word.ask] = Question(word, progress, then, done)
+        word = wire.Ask(self._name(), order.stop, what)
+        self._asked[word.ask] = Question(word, 0, progress, then, done)
         self._wire.send(word)
 
     def _answer(self, answer: words.Answer) -> None:
@@ -380,7 +386,10 @@ class Membership:
         if question is None:
             return
         if not answer.ok:
-            self._fail(question, answer.text)
+            if answer.passing and question.tries < len(AGAIN):
+                self._ask_again(question)
+            else:
+                self._fail(question, answer.text)
             return
         del self._asked[answer.ask]
         self._reports += 1
@@ -404,6 +413,22 @@ class Membership:
             self._job.after()
 
         threading.Thread(target=body, name="torpor-report", daemon=True).start()
+
+    def _ask_again(self, question: Question) -> None:
+        """Under another name, after a while: what was in the way may have passed."""
+        del self._asked[question.word.ask]
+        word = msgspec.structs.replace(question.word, ask=self._name())
+        self._asked[word.ask] = question._replace(word=word, tries=question.tries + 1)
+
+        def ask() -> None:
+            if word.ask in self._asked:
+                self._wire.send(word)
+
+        self._loop.later(AGAIN[question.tries], ask)
+
+    def _name(self) -> str:
+        """Of a question."""
+        return f"{self.part.part}/{os.urandom(8).hex()}"
 
     def _fail(self, question: Question, reason: str) -> None:
         del self._asked[question.word.ask]

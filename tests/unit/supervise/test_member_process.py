@@ -134,6 +134,23 @@ def test_one_that_cannot_undoes_it_for_all(job: Job) -> None:
     assert all(job.of(name, Work)[-1].phase is Phase.UNDO for name in job.names) and not job.saved()
 
 
+def test_what_passes_is_said_to_pass(job: Job) -> None:
+    job.all_in()
+    refused: list[str] = []
+
+    def answer(name: str, work: Work) -> words.Finished | words.Broke | None:
+        if name == "h2" and work.phase is Phase.FREEZE and not refused:
+            refused.append(name)
+            return words.Broke(work.attempt, work.phase, "not now", True)
+        return job.obedient(name, work)
+
+    job.answer = answer
+    told = job.ask("h1", "now")
+    assert (told.ok, told.passing, told.text) == (False, True, "h2: not now (freeze)")
+    assert job.ask("h1", "now").passing, "the same question has the same answer"
+    assert job.ask("h1", "again").ok
+
+
 def test_the_coordinator_dies(job: Job) -> None:
     """Another answers; and the part whose member process was started again is in the job as before."""
     job.all_in()
