@@ -112,11 +112,12 @@ def test_vfork_that_does_not_end(bench: harness.Bench) -> None:
     job.verified()
 
 
-def test_memory_shared_without_threads_is_refused(bench: harness.Bench) -> None:
-    job = bench.run(catalogue.Program("vfork.c", "shared").command(bench.go))
+@pytest.mark.parametrize(("mode", "flag"), [("shared", "CLONE_VM"), ("files", "CLONE_FILES"), ("folder", "CLONE_FS")])
+def test_what_is_shared_without_threads_is_refused(mode: str, flag: str, user_bench: harness.Bench) -> None:
+    job = user_bench.run(catalogue.Program("vfork.c", mode).command(user_bench.go))
     job.ready()
-    said = bench.torpor("checkpoint", job.name, "--store", bench.store)
-    assert said.status == 1 and "CLONE_VM" in said.err, said
+    said = user_bench.torpor("checkpoint", job.name, "--store", user_bench.store)
+    assert said.status == 1 and flag in said.err and len(said.err.strip().splitlines()) == 1, said
     job.verified()
 
 

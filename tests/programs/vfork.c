@@ -1,6 +1,6 @@
 /* A vfork in progress: the parent waits, and cannot be stopped, until the child executes something or ends. Modes:
- * short (the child takes half a second), long (it takes for ever), shared (a child that shares the memory and stays:
- * to be refused). */
+ * short (the child takes half a second), long (it takes for ever), shared, files, folder (a child that shares memory,
+ * descriptors or working directory and stays: to be refused). */
 #include "check.h"
 #include <sched.h>
 
@@ -16,8 +16,9 @@ static int stay(void *unused)
 int main(int argc, char **argv)
 {
     begin(argc, argv);
-    if (is_mode("shared")) {
-        pid_t child = clone(stay, stack + sizeof stack, CLONE_VM | SIGCHLD, NULL);
+    int common = is_mode("shared") ? CLONE_VM : is_mode("files") ? CLONE_FILES : is_mode("folder") ? CLONE_FS : 0;
+    if (common) {
+        pid_t child = clone(stay, stack + sizeof stack, common | SIGCHLD, NULL);
         MUST(child > 0);
         ready();
         wait_go();

@@ -90,6 +90,25 @@ def shares_memory(seen: Seen) -> Iterator[Refusal]:
     )
 
 
+def shares_tables(seen: Seen) -> Iterator[Refusal]:
+    """A process that has its parent's descriptors, or its working directory and umask, without being a thread (clone
+    with CLONE_FILES, CLONE_FS): what one of them opens, the other one has."""
+    parent = proc.face(int(seen.status["PPid"]))
+    if seen.status["State"][0] in "ZX":
+        return
+    for kind, what in ((_KCMP_FILES, "table of descriptors"), (_KCMP_FS, "working directory")):
+        try:
+            same = syscall(NR.kcmp, seen.pid, parent, kind, 0, 0) == 0 and proc.stat(parent).state not in "ZX"
+        except OSError:
+            continue
+        if same:
+            flag = "CLONE_FILES" if kind == _KCMP_FILES else "CLONE_FS"
+            yield seen.refuse(
+                f"shares its {what} with process {parent} without being a thread of it ({flag})",
+                "not supported; run the program in a mode that uses threads",
+            )
+
+
 def tagged_addresses(seen: Seen) -> Iterator[Refusal]:
     """Linear address masking: pointers with tags in them."""
     if int(seen.status.get("untag_mask", "0xffffffffffffffff"), 16) != (1 << 64) - 1:
@@ -169,6 +188,7 @@ PROCESS: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     namespaces,
     tagged_addresses,
     shares_memory,
+    shares_tables,
 )
 THREAD: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (traced, shadow_stack, unshared, dispatch)
 
