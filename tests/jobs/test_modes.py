@@ -11,8 +11,11 @@ import harness
 import pytest
 
 SOME = [
-    p for p in catalogue.STATE if p.label in ("threads", "tree", "memory", "signals", "pipes", "events", "identity")
+    pytest.param(p, id=p.label, marks=[pytest.mark.exam] if p.label in ("threads", "tree") else [])
+    for p in catalogue.STATE
+    if p.label in ("threads", "tree", "memory", "signals", "pipes", "events", "identity")
 ]
+"""To a hundred numbers one walks for long, and others beside it as well: in make exam."""
 
 
 def masks() -> str:
@@ -29,7 +32,7 @@ def masks() -> str:
 
 @pytest.mark.diagonal
 @pytest.mark.usefixtures("one_walk")
-@pytest.mark.parametrize("program", catalogue.parameters(SOME))
+@pytest.mark.parametrize("program", SOME)
 def test_with_everything_masked(program: catalogue.Program, bench: harness.Bench) -> None:
     """As on the oldest kernel and the most locked-down machine: whatever is optional is not used."""
     bench.env["TORPOR_WITHOUT"] = masks()
@@ -40,7 +43,7 @@ def test_with_everything_masked(program: catalogue.Program, bench: harness.Bench
 @pytest.mark.parametrize("how", ["tee", "file", "closed", "pipe-out", "shared", "null"])
 def test_standard_streams(how: str, bench: harness.Bench) -> None:
     """Started in different ways; at the restart the streams are the restarter's own."""
-    program = catalogue.Program("threads.c").command(bench.go)
+    program = catalogue.Program("stack.c").command(bench.go)
     name = bench.new_name()
     words = [*bench.account.torpor, "run", "--name", name, "--store", bench.store, "--", *program]
     line = " ".join(f"'{word}'" for word in words)

@@ -7,12 +7,10 @@ compared before and after, and at the end the program verifies itself (tests/pro
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import time
 from typing import Any
@@ -169,16 +167,15 @@ def kill_checkpoints_of(job: harness.Running, kind: str, times: int) -> None:
         time.sleep(moment)  # a random moment: the subject of this test
         # Any torpor process: the command, or (once) the supervisor, which does the work of a job started with `run`.
         # When it is dead, the command does it.
-        victims = [command.pid]
+        victims = [command]
         if via == "run" and turn == times // 3 and job.popen is not None:
-            victims.append(job.popen.pid)
+            victims.append(job.popen)
         if command.poll() is None:
             hits += 1
         else:
             took *= 0.8  # too late: the machine was busier when it was measured
-        for pid in victims:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        for process in victims:
+            process.kill()  # not by number: one that has ended may have given it to another already
         command.wait()
         same_again(root, before, f"checkpoint {turn} killed after {moment:.3f} of {took:.3f} s", kind)
     assert hits > times // 3, f"only {hits} of {times} kills met a running command"
@@ -230,8 +227,7 @@ def kill_restarts(times: int, command: list[str], bench: harness.Bench) -> None:
         assert started.popen is not None
         moment = chance.uniform(0.2, 1.0) * took
         time.sleep(moment)  # a random moment: the subject of this test
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(started.popen.pid, signal.SIGKILL)
+        started.popen.kill()
         started.popen.wait()
         # Either nothing is left of it, or the job had come about: then it is complete and runs on without its
         # supervisor.

@@ -24,6 +24,7 @@ def key_of(bench: harness.Bench) -> str:
     return f"{bench.home}/.config/torpor/keys/default.key"
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("sealed", ["signed", "encrypted"])
 def test_memory_is_read_by_the_document_alone(sealed: str, bench: harness.Bench) -> None:
     job, name = start(bench, *(["--encrypt-to", "self"] if sealed == "encrypted" else []))
@@ -44,10 +45,12 @@ def test_memory_is_read_by_the_document_alone(sealed: str, bench: harness.Bench)
     assert stat.S_IMODE(os.stat(key_of(bench)).st_mode) == 0o600
 
 
+@pytest.mark.diagonal
 def test_an_encrypted_job_lives_on(bench: harness.Bench) -> None:
     bench.cycle([harness.build("digests.c"), bench.go], "run", save=("--encrypt-to", "self"))
 
 
+@pytest.mark.diagonal
 def test_who_is_trusted(bench: harness.Bench) -> None:
     """Saved by one, restarted by another."""
     _, name = start(bench, "--encrypt-to", "self")

@@ -127,7 +127,7 @@ terminal's number freed meanwhile, the folder of a relative name, a process kill
 
 def test_stress(user_bench: harness.Bench) -> None:
     needs("gcc", "ipcrm")
-    bounded(live(user_bench, SEED or 4, CYCLES or 20))
+    bounded(live(user_bench, SEED or 4, CYCLES or 12))
 
 
 def test_stress_as_root(root_bench: harness.Bench) -> None:

@@ -155,14 +155,14 @@ def restarts(seeds: range) -> None:
 
 
 def test_many_storms() -> None:
-    checkpoints(range(1000))
-    restarts(range(700))
+    checkpoints(range(500))
+    restarts(range(350))
 
 
 @pytest.mark.exam
 def test_very_many_storms() -> None:
-    checkpoints(range(1000, 20000))
-    restarts(range(1000, 12000))
+    checkpoints(range(500, 20000))
+    restarts(range(350, 12000))
 
 
 @settings(max_examples=50)
