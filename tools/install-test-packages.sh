@@ -46,6 +46,10 @@ need sbatch slurm-client
 need sshd openssh-server
 need ssh openssh-client
 need ip iproute2
+need mpicc.mpich libmpich-dev
+need mpirun.mpich mpich
+need mpicc.openmpi libopenmpi-dev
+need mpirun.openmpi openmpi-bin
 # Headers and libraries have no command: ask the compiler.
 if command -v gcc >/dev/null 2>&1; then
     printf '#include <stdio.h>\nint main(void){return 0;}\n' |

@@ -152,6 +152,10 @@ def test_a_thread_that_nobody_can_tell_any_more(user_bench: harness.Bench) -> No
     user_bench.cycle([harness.build("mqueue_notify.c"), user_bench.go, "0", "socket", "another"], "run")
 
 
+def test_a_process_whose_first_thread_has_ended(user_bench: harness.Bench) -> None:
+    user_bench.cycle([harness.build("mqueue_notify.c"), user_bench.go, "0", "leader"], "run")
+
+
 @pytest.mark.diagonal
 def test_notifications_go_on(bench: harness.Bench, via: str) -> None:
     bench.goes_on([harness.build("mqueue_notify.c"), bench.go], via, times=3)

@@ -132,6 +132,8 @@ def server(address: str, file: str) -> None:
     connections[HALF].sendall(b"thank you")
     connections[HALF].close()
     expect("closed", drained(connections[CLOSED]), pattern(11, 50_000))
+    late, _ = listener.accept()  # has waited for that all the time
+    expect("accepted late", drained(late), b"at last")
     expect("idle", connections[IDLE].recv(100), b"from client")
     expect("the other way", drained(connections[SHUT]), b"still open")
     connections[IDLE].sendall(struct.pack(">Q", down))
@@ -153,6 +155,7 @@ def client(address: str, file: str) -> None:
     connections[CLOSED].sendall(pattern(11, 50_000))
     connections[CLOSED].close()
     connections[IDLE].sendall(b"from client")
+    waiting = socket.create_connection((address, port))
     print("READY", flush=True)
     live = [Live(connections[n], n, asks=True) for n in range(LIVE)]
     while not told:
@@ -168,6 +171,8 @@ def client(address: str, file: str) -> None:
     expect("shut by the server", drained(connections[SHUT]), b"")
     connections[SHUT].sendall(b"still open")
     connections[SHUT].close()
+    waiting.sendall(b"at last")
+    waiting.close()
     idle = drained(connections[IDLE])
     expect("idle", idle[:11], b"from server")
     expect("all of it", struct.unpack(">Q", idle[11:])[0], len(down))

@@ -210,6 +210,9 @@ static void one_queue(void)
         if (mode_count > 1)
             MUST(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, 0) >= 0);
         close(gone);
+    } else if (is_mode("leader")) {
+        struct sigevent nobody = {.sigev_notify = SIGEV_NONE};
+        MUST(mq_notify(q[CLASSIC], &nobody) == 0);
     } else
         ask(CLASSIC, signal);
     if (is_mode("full")) {
@@ -239,6 +242,20 @@ static void one_queue(void)
     ok();
 }
 
+static void *behind_leader(void *unused)
+{
+    char path[64], state = 0;
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)getpid());
+    while (state != 'Z') { /* until the first thread has ended */
+        FILE *f = fopen(path, "re");
+        MUST(f && fscanf(f, "%*d %*s %c", &state) == 1);
+        fclose(f);
+        short_sleep();
+    }
+    one_queue();
+    return unused;
+}
+
 static void *bystander(void *unused)
 {
     (void)unused;
@@ -253,6 +270,11 @@ int main(int argc, char **argv)
     at_failure = clean;
     heard = shared_memory(4096);
     catch(SIGUSR1);
+    if (is_mode("leader")) {
+        pthread_t second;
+        MUST(pthread_create(&second, NULL, behind_leader, NULL) == 0);
+        pthread_exit(NULL);
+    }
     if (mode_count)
         one_queue();
     catch(SIGRTMAX);

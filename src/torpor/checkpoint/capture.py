@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, cast
 
 import msgspec
@@ -15,7 +15,7 @@ from torpor.checkpoint import descriptors, machine, memory
 from torpor.checkpoint.copies import Copies
 from torpor.checkpoint.together import SavedTogether
 from torpor.checkpoint.tree import Tree
-from torpor.checkpoint.view import View
+from torpor.checkpoint.view import Far, View
 from torpor.image.manifest import (
     ClockRecord,
     DescriptorRecord,
@@ -35,7 +35,6 @@ from torpor.model.ledger import Ledger
 from torpor.posix import cpu, descriptor_services, inet_far, owner, paths, regular, scratch, terminal
 from torpor.posix.backlog import Backlogs, Turning
 from torpor.posix.contents import store_file
-from torpor.posix.far import Told
 from torpor.posix.job_services import JOB_SERVICES
 from torpor.posix.memory import layout, vdso
 from torpor.posix.memory.area import FILE, PROT_WRITE, AreaRecord
@@ -142,7 +141,7 @@ def capture(
     order = [pid for pid in tree.find() if pid in frozen.processes or pid in frozen.zombies]
     # Not in a job whose connects are answered by somebody else (--watch): its tasks could not do it without them.
     backlogs = Backlogs(may_turn_over and not tree.watched)
-    far: Mapping[int, Told] = {}
+    far = Far()
 
     def look() -> View:
         return View(frozen, order, streams, files_policy, sink, tree.watched, backlogs, far)
@@ -191,15 +190,16 @@ def capture(
     return Captured(manifest, view.parts, finish_scratch, lambda records: copies.read(records, sink), tuple(view.notes))
 
 
-def _settle(view: View, together: SavedTogether) -> Mapping[int, Told]:
+def _settle(view: View, together: SavedTogether) -> Far:
     """Find out which connections lead to other hosts of the job, and let what is under way on them arrive. Raises
     Refused, GivenUp."""
     found = inet_far.ends(view)
-    told = {one.key: one for one in together.frozen(found, inet_far.addresses(found))}
-    with inet_far.Settling(view, told) as settling:
+    told = together.frozen(found, inet_far.addresses(found))
+    by_ino = {one.key: one for one in told}
+    with inet_far.Settling(view, by_ino) as settling:
         settling.arrive()
         together.settled()
-    return told
+    return Far(by_ino, inet_far.waiting(found, told))
 
 
 class _Objects(NamedTuple):

@@ -69,6 +69,8 @@ class Inventory:
         self._post: list[socket.socket] = []
         self.connected: dict[int, int] = {}
         """Connections with other hosts of the job, by the inode number that this end had."""
+        self.last: list[Callable[[], None]] = []
+        """What is done right before the release."""
 
     # What services see.
 
@@ -85,6 +87,9 @@ class Inventory:
 
     def far(self, ino: int) -> int:
         return self.connected.pop(ino, -1)
+
+    def at_release(self, do: Callable[[], None]) -> None:
+        self.last.append(do)
 
     def devpts(self) -> int:
         if self.instance < 0:

@@ -145,6 +145,8 @@ def restart(request: RestartRequest) -> Restarted:
             request.before_release(job)
         if request.together is not None:
             request.together.filled()
+        for do in inventory.last:
+            do()
         _let_go(takeovers)
     except BaseException as error:
         if planted is not None:

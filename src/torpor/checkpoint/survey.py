@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -18,6 +18,7 @@ from torpor.posix.far import Told
 from torpor.posix.memory import obstacles
 from torpor.posix.process_services import PROCESS_SERVICES, THREAD_SERVICES
 from torpor.posix.service import Descriptor, Stream
+from torpor.posix.socket_address import Address
 
 LOOKS = 3
 """How often something has to be seen in a running job before it is believed to be in the way."""
@@ -46,6 +47,7 @@ class Survey:
         self.sink: Sink = NoSink()
         self.backlogs = Backlogs()
         self.far: Mapping[int, Told] = {}
+        self.far_waiting: Collection[tuple[Address, Address]] = ()
         self._mapped: set[tuple[int, int]] | None = None
         found: list[Descriptor] = []
         for pid in pids:

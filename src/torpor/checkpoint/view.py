@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -15,7 +16,15 @@ from torpor.posix import descriptor_services
 from torpor.posix.backlog import Backlogs
 from torpor.posix.far import Told
 from torpor.posix.service import Descriptor, Stream
+from torpor.posix.socket_address import Address
 from torpor.tracee.freeze import Frozen
+
+
+class Far(NamedTuple):
+    """What is known of connections with other hosts: see `Job.far` and `Job.far_waiting`."""
+
+    connected: Mapping[int, Told] = {}
+    waiting: Collection[tuple[Address, Address]] = ()
 
 
 class View(Survey):
@@ -30,12 +39,12 @@ class View(Survey):
         sink: Sink,
         watched: bool,
         backlogs: Backlogs,
-        far: Mapping[int, Told],
+        far: Far,
     ) -> None:
         super().__init__([pid for pid in order if pid in frozen.processes], streams, files, watched)
         self.sink = sink
         self.backlogs = backlogs
-        self.far = far
+        self.far, self.far_waiting = far
         self.at = 0
         self.parts: dict[int, Callable[[], msgspec.Struct]] = {}
         self.notes: list[str] = []

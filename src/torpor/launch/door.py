@@ -83,7 +83,7 @@ def start(secret: Secret, host: str, address: str, env: Mapping[str, str], limit
         os.close(its_output)
     try:
         os.write(writing, secret.line() + json.dumps({"host": host, "address": address}).encode() + b"\n")
-        said = json.loads(_line(reading, limit) or b'{"error": "it ended without a word"}')
+        said = json.loads(line(reading, limit) or b'{"error": "it ended without a word"}')
         if "error" in said:
             raise TorporError(f"no door on {host}: {said['error']}")
         return Started(pid, said["port"], said["socket"], writing)
@@ -109,7 +109,7 @@ def introduce(door: Started, hosts: Mapping[str, Address]) -> None:
         os.close(door.input)
 
 
-def _line(fd: int, limit: float) -> bytes:
+def line(fd: int, limit: float) -> bytes:
     """One line from a pipe, and not a byte more; b'' at its end. Raises LinkDown."""
     data = bytearray()
     poll = select.poll()
@@ -132,14 +132,14 @@ def main() -> int:
 
     try:
         key = secret.receive(0)
-        said = json.loads(_line(0, 30.0))
+        said = json.loads(line(0, 30.0))
         door = Door(key, said["host"], said["address"])
     except (OSError, TorporError) as error:
         _answer({"error": str(getattr(error, "strerror", None) or error)})
         return 1
     del key
     _answer({"port": door.port, "socket": door.name})
-    table = _line(0, float(1 << 20))
+    table = line(0, float(1 << 20))
     if not table:
         return 1  # whoever started us has given up
     door.hosts.update({name: (address, port) for name, (address, port) in json.loads(table).items()})

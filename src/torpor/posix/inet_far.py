@@ -8,28 +8,27 @@ here. Once all hosts have, everything is in a receive queue, where it can be loo
 from __future__ import annotations
 
 import _socket
+import errno
+import os
+import select
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from torpor.linux import sock_diag
 from torpor.linux.sock_diag import CLOSE, CLOSE_WAIT, ESTABLISHED, LISTEN, SYN_SENT
 from torpor.model.errors import NotNow, Refusal, Refused, RestartFailed
-from torpor.posix import inet_table, socket_kinds, socket_options, socket_queue
+from torpor.posix import inet_table, socket_options, socket_queue
 from torpor.posix.far import TCP, End, Told, name
 from torpor.posix.inet_table import InetTable, TcpSeen
 from torpor.posix.service import Job
-from torpor.posix.socket_address import link, packed
-
-if TYPE_CHECKING:
-    from torpor.posix.inet_stream import TcpSocket
+from torpor.posix.socket_address import Address, link, packed
 
 _SENT_ALL = (sock_diag.FIN_WAIT1, sock_diag.FIN_WAIT2, sock_diag.CLOSING, sock_diag.LAST_ACK)
 _SLACK = 2
 """SYN and FIN may count in what a host says that it has sent (`far.End`)."""
-_NO_KEY = 0
-"""Of ends that no process has."""
+_SYN = 1
+"""What counts as sent on a connection on which nothing was."""
 
 
 def ends(job: Job) -> list[End]:
@@ -53,18 +52,25 @@ def ends(job: Job) -> list[End]:
 
 
 def _ownerless(table: InetTable) -> list[End]:
-    """Those that no process has: they wait to be accepted by the job, or the kernel still sends what they had sent."""
-    found = []
+    """Those that no process has: they wait to be accepted by the job, or the kernel still sends what they had sent.
+    Their keys are below zero."""
+    found: list[End] = []
     for end in table.world():
         local, remote = packed(*end.local), packed(*end.remote)
         if end.ino or end.state in (LISTEN, CLOSE, SYN_SENT) or (remote, local) in table.by_ends:
             continue
         waits = end.state in (ESTABLISHED, CLOSE_WAIT) and table.listener_at(local) is not None
         if waits or end.unsent:
-            found.append(
-                End(_NO_KEY, TCP, local, remote, end.unsent, not waits, waiting=waits, orphan=not waits, accepted=waits)
-            )
+            key = -1 - len(found)
+            found.append(End(key, TCP, local, remote, end.unsent, not waits, waits, orphan=not waits, accepted=waits))
     return found
+
+
+def waiting(found: Sequence[End], told: Sequence[Told]) -> frozenset[tuple[Address, Address]]:
+    """Which connections of other hosts wait here to be accepted: address here, address there."""
+    ownerless = {end.key: end for end in found if end.waiting}
+    ends_here = (ownerless[one.key] for one in told if one.key in ownerless)
+    return frozenset((end.local, end.remote) for end in ends_here)
 
 
 def addresses(found: Sequence[End]) -> list[bytes]:
@@ -126,17 +132,42 @@ class Settling:
         return me.seen.refuse(f"a connection with {host} with more under way than fits its buffer", way_out)
 
 
-def look_at(record: TcpSocket, me: TcpSeen, told: Told, job: Job) -> tuple[bool, str]:
-    """Of a connection with another host: is this the end that waits at the restart, and which host has the other one?
-    Raises NotNow where it cannot be saved at this moment."""
-    if told.waiting:
-        thing = f"a connection to {told.host} that waits there to be accepted"
-        raise NotNow([me.seen.refuse(thing, "try again")], socket_kinds.holders(record.ino, job))
+def accepted(me: TcpSeen, told: Told, job: Job) -> bool:
+    """Of a connection with another host: is this the end that waits at the restart?"""
     assert me.local is not None and me.remote is not None
     mine = inet_table.of(job).listener_at(me.local) is not None
     # Both ends have to come to opposite answers.
-    accepted = mine if mine != told.accepted else bool(name(TCP, me.local, me.remote)[1])
-    return accepted, told.host
+    return mine if mine != told.accepted else bool(name(TCP, me.local, me.remote)[1])
+
+
+def refuse_unread(me: TcpSeen, told: Told, job: Job) -> None:
+    """Raises NotNow where a connection waits on another host to be accepted, and something was sent on it: only who
+    accepts it can look at that."""
+    if _sent(me.fd) > _SYN:
+        thing = f"a connection to {told.host} that waits there to be accepted, with data in it"
+        raise NotNow([me.seen.refuse(thing, "try again")])
+
+
+def connect(fd: int, remote: Address, seconds: float = 10.0) -> None:
+    """Connect a socket to a listener of another host, which has not run yet. Raises RestartFailed."""
+    one = link(fd)
+    flags = os.get_blocking(fd)
+    try:
+        os.set_blocking(fd, False)
+        try:
+            one.connect(remote.of_family(one.family))
+        except BlockingIOError:
+            poll = select.poll()
+            poll.register(fd, select.POLLOUT)
+            poll.poll(seconds * 1000)
+        error = one.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
+        if error or _state(fd) != ESTABLISHED:
+            raise OSError(error or errno.ETIMEDOUT, os.strerror(error or errno.ETIMEDOUT))
+    except OSError as error:
+        raise RestartFailed(f"the connection to {remote}: {error.strerror}") from None
+    finally:
+        os.set_blocking(fd, flags)
+        one.detach()
 
 
 def shut(fd: int, how: int, seconds: float = 10.0) -> None:

@@ -56,7 +56,7 @@ from torpor.tracee.process import LivingProcess
 FRESH, BOUND, LISTENING, CONNECTING, CONNECTED, CLOSED, FAILED = (
     "fresh", "bound", "listening", "connecting", "connected", "closed", "failed",
 )  # fmt: skip
-IN_JOB, FAR, WAITING, GONE, OUTSIDE = "job", "far", "waiting", "gone", "outside"
+IN_JOB, FAR, FAR_WAITING, WAITING, GONE, OUTSIDE = "job", "far", "far waiting", "waiting", "gone", "outside"
 
 _SENT_ALL = (FIN_WAIT1, FIN_WAIT2, CLOSING, LAST_ACK)
 
@@ -76,8 +76,8 @@ class TcpSocket(msgspec.Struct, frozen=True, kw_only=True):
 
     state: 'fresh', 'bound', 'listening', 'connecting', 'connected', 'closed' (was connected; both directions are
     over), 'failed' (a connection that was refused or reset, and the program has not been told yet). other: what became
-    of the other end: 'job', 'far' (on another host of the job), 'waiting' (to be accepted by the job), 'gone' (closed),
-    'outside'.
+    of the other end: 'job', 'far' (on another host of the job), 'waiting' (to be accepted by the job), 'far
+    waiting' (to be accepted there), 'gone' (closed), 'outside'.
     """
 
     ino: int
@@ -165,7 +165,7 @@ class TcpService(DescriptorBase):
                 found = table.listener_at(local)
                 if found is None or found[0] != record.ino:
                     continue
-                if job.backlogs.tcp(remote, local) is not None:
+                if job.backlogs.tcp(remote, local) is not None or (local, remote) in job.far_waiting:
                     continue
                 if end.received > (end.state == CLOSE_WAIT):  # the end itself counts as one
                     why = NotNow([_unread(seen, f"from {remote}", local)], socket_kinds.holders(record.ino, job))
@@ -254,7 +254,11 @@ class TcpService(DescriptorBase):
             )  # fmt: skip
         told = job.far.get(seen.ino)
         if told is not None and not told.orphan:
-            accepted, host = inet_far.look_at(record, me, told, job)
+            host = told.host
+            if told.waiting:
+                inet_far.refuse_unread(me, told, job)
+                return replace(record, other=FAR_WAITING, host=host)
+            accepted = inet_far.accepted(me, told, job)
             queue = self._queue(fd, seen, job, record)
             if queue is not None and any(message.urgent for message in queue.messages):
                 way_out = "let it be read before the checkpoint"
@@ -390,6 +394,8 @@ class TcpService(DescriptorBase):
             return fd
         if record.other == FAR:
             return self._far(record, restart)
+        if record.other == FAR_WAITING:
+            return self._bound(record)
         return self._pair(record, restart, connect)
 
     def _far(self, record: TcpSocket, restart: Restart) -> int:
@@ -404,6 +410,32 @@ class TcpService(DescriptorBase):
             works(restart).add(Step.SHUT, lambda: inet_far.shut(mine, record.shut))
             works(restart).add(Step.LEAVE, lambda: os.close(mine))
         return fd
+
+    def _bound(self, record: TcpSocket) -> int:
+        """A socket that is connected at the very end."""
+        one = _socket.socket(record.family, STREAM | _socket.SOCK_CLOEXEC, 0)
+        try:
+            one.setsockopt(socket_options.SOL_SOCKET, socket_options.SO_REUSEADDR, 1)
+            if record.local is not None:
+                one.bind(record.local.of_family(record.family))
+        except OSError:
+            pass  # it gets another address
+        return one.detach()
+
+    def finish(self, record: TcpSocket, fd: int, restart: Restart) -> None:
+        if record.other == FAR_WAITING:
+            remote, kept = record.remote, os.dup(fd)
+            assert remote is not None
+
+            def connect() -> None:
+                try:
+                    inet_far.connect(kept, remote)
+                    if record.shut:
+                        inet_far.shut(kept, record.shut)
+                finally:
+                    os.close(kept)
+
+            restart.at_release(connect)
 
     def _come_and_go(self, record: TcpSocket, restart: Restart, connect: Connector) -> None:
         for one in record.gone_before:

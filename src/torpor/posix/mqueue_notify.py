@@ -132,7 +132,7 @@ class NotifyService(JobBase):
                 if how is not None:
                     found.append(_look(seen, ours[-1], how, job, living))
             # Nothing has been touched yet, and nothing is in the way any more.
-            notices = tuple(one for one in (_notice(asked, job) for asked in found) if one is not None)
+            notices = tuple(one for one in (_notice(asked, job.say) for asked in found) if one is not None)
         finally:
             for own in ours:
                 os.close(own)
@@ -211,12 +211,12 @@ def _sockets(asked: _Asked, job: Job) -> dict[int, int]:
     return silent
 
 
-def _notice(asked: _Asked, job: Job) -> Notice | None:
+def _notice(asked: _Asked, say: Callable[[str], None]) -> Notice | None:
     """The record of one. None if it was never going to be told."""
-    plain = Notice(job.vpid(asked.actor.tgid), asked.number, asked.how.kind, asked.how.signal)
+    plain = Notice(asked.actor.vpid, asked.number, asked.how.kind, asked.how.signal)
     if asked.plain:
         return plain
-    return _told_by_socket(asked, plain) if asked.how.kind == mqueue.THREAD else _told_by_signal(asked, plain, job.say)
+    return _told_by_socket(asked, plain) if asked.how.kind == mqueue.THREAD else _told_by_signal(asked, plain, say)
 
 
 def _told_by_signal(asked: _Asked, plain: Notice, say: Callable[[str], None]) -> Notice | None:

@@ -20,7 +20,7 @@ all services into one batch for each task.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -35,6 +35,7 @@ from torpor.tracee.task import Task
 if TYPE_CHECKING:
     from torpor.posix.backlog import Backlogs
     from torpor.posix.far import Told
+    from torpor.posix.socket_address import Address
 
 T = TypeVar("T")
 
@@ -117,6 +118,8 @@ class Job(Protocol):
     """What is known of connections that wait to be accepted (capture only)."""
     far: Mapping[int, Told]
     """Connections with other hosts of the job, by the inode number of their end here (capture only)."""
+    far_waiting: Collection[tuple[Address, Address]]
+    """Those that wait here to be accepted: address here, address there (capture only)."""
 
     def save_contents(self, path: str) -> bool:
         """Does the policy ask for the contents of the regular file `path` to be saved?"""
@@ -196,6 +199,11 @@ class Restart(Protocol):
 
     def host_pid(self, vpid: int) -> int:
         """`finish` only: the host pid of a recreated process (or thread)."""
+        ...
+
+    def at_release(self, do: Callable[[], None]) -> None:
+        """`finish` only: to be done at the very last, when the job is whole on all its hosts, and nothing of it has run
+        yet. What it raises fails the restart; where that happens on another host, it is not called."""
         ...
 
     def as_process(self, pid: int, do: Callable[..., Any], *arguments: Any) -> Any:

@@ -13,6 +13,7 @@ from torpor.posix.backlog import Backlogs
 from torpor.posix.descriptor_services import service_for, service_named
 from torpor.posix.far import Told
 from torpor.posix.service import Descriptor, DescriptorService, Stream
+from torpor.posix.socket_address import Address
 
 
 class Store:
@@ -67,6 +68,7 @@ class FakeJob:
         self.held: list[int] = []
         self.backlogs = Backlogs()
         self.far: dict[int, Told] = {}
+        self.far_waiting: set[tuple[Address, Address]] = set()
         self.part: Any = None
         self.said: list[str] = []
 
@@ -151,6 +153,12 @@ class FakeRestart:
 
     def object(self, number: int) -> int:
         return self.made[number]
+
+    def at_release(self, do: Callable[[], None]) -> None:
+        raise AssertionError("there are no other hosts")
+
+    def far(self, ino: int) -> int:
+        return -1
 
     def host_pid(self, vpid: int) -> int:
         return vpid
