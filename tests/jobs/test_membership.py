@@ -105,6 +105,8 @@ class Whole:
 
     def checkpoints(self) -> dict[int, list[str]]:
         """Number, and names of parts, of all that exist."""
+        if not os.path.exists(self.bench.store):
+            return {}
         said = self.bench.must("list", "--store", self.bench.store, "--json").json()
         return {each["number"]: sorted(each["parts"]) for each in said}
 
@@ -268,6 +270,8 @@ def test_a_host_whose_supervisor_is_dead_is_named(whole: Whole) -> None:
     whole.supervisors["h2"].kill()
     whole.supervisors["h2"].wait()
     whole.until(lambda: "h2 cannot be reached" in _why(whole), "h2 is missed")
+    said = whole.torpor("h2", "checkpoint", "train")
+    assert said.status == 1 and "part h2 has died" in said.err and not whole.checkpoints(), said
     whole.run_on()
     os.kill(whole.entry("h2")["root"][0], signal.SIGKILL)
     os.kill(whole.entry("h1")["root"][0], signal.SIGUSR1)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torpor.model.errors import NotFound, TorporError, UsageError
+from torpor.model.errors import CheckpointFailed, NotFound, TorporError, UsageError
 from torpor.supervise import registry, state
 from torpor.supervise.registry import Entry, Pid
 from torpor.supervise.saving import Progress
@@ -137,6 +137,11 @@ class Job:
         def direct() -> dict[str, Any]:
             from torpor.supervise import saving
 
+            if self.entry.part:
+                raise CheckpointFailed(
+                    f"{self.name}: the supervisor of its part {self.entry.part} has died, so that it cannot be saved "
+                    "any more; it can be restarted from its last checkpoint"
+                )
             plain = saving.save(
                 registry.check_name(name or self.name), self._reach(), _absolute(store) or self.entry.store,
                 stop=stop, files=files, with_files=with_files, compress=compress, encrypt_to=readers,

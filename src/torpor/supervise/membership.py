@@ -41,6 +41,8 @@ LOOK = 0.1
 """Seconds between two looks whether something is left."""
 PARTING = 30.0
 """Seconds after which nobody waits for the member process to leave the job."""
+SHORTLY = 3.0
+"""The same for one that is of no use any more."""
 AGAIN = (0.05, 0.1, 0.2, 0.3, 0.5, 0.5, 0.5, 0.5)
 """Seconds before each of the attempts after one that met something that passes."""
 DEATHS, SPAN, PAUSE = 5, 60.0, 10.0
@@ -210,14 +212,14 @@ class Membership:
                 self._await(lambda word: isinstance(word, Work) and word.phase is Phase.UNDO, 5.0, "")
             if found is not None:
                 self._wire.send(words.Finished(found.number, Phase.UNDO))
-            if self.part.first:
+            if self.part.first and found is not None:
                 self._await(lambda word: False, self.part.limits.ending, "")
         except TorporError as error:
             reason = str(error) or reason
         self._emptied = True
         try:
             self._wire.send(words.Emptied())
-            self._await(lambda word: isinstance(word, wire.Gone), PARTING, "")
+            self._await(lambda word: isinstance(word, wire.Gone), SHORTLY if self._trouble else PARTING, "")
         except TorporError:
             pass
         self.close()
@@ -322,6 +324,7 @@ class Membership:
     def _begin(self, work: Work) -> None:
         part, stop = self.part, work.kind is Kind.STOP
         self._keep_key()
+        self._job.set_own(self.pids)  # a server that crashed was started again by its keeper
         saving = self._saving = Saving(part.part, part.address, work.attempt, stop, part.limits.host, self._post)
         how = msgspec.json.decode(work.what, type=How) if work.what else How()
         order = Order(stop, how.files, how.with_files, how.compress, how.encrypt_to, why=how.why)

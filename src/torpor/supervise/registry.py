@@ -75,8 +75,8 @@ class Entry(NamedTuple):
     parent_is_reaper: with `anchor`, whether the root's parent is where the job's orphans go.
     store: absolute location of the store, '' for the default one.  started, saved_at: seconds since the
     epoch. saved: the newest checkpoint made in this run, `train@3`, or ''.  origin: the checkpoint it was
-    restarted from.  holder: who answers for the filter of a job that is watched
-    (watch/).  upkeep: what is done for it unasked, as `upkeep.encode` writes it.
+    restarted from.  part: which part of a job over hosts this is.  holder: who answers for the filter of a job that is
+    watched (watch/).  upkeep: what is done for it unasked, as `upkeep.encode` writes it.
     """
 
     name: str
@@ -98,6 +98,7 @@ class Entry(NamedTuple):
     saved: str = ""
     saved_at: float = 0.0
     upkeep: str = ""
+    part: str = ""
     boot: str = ""
     pid_namespace: int = 0
     folder: str = ""

@@ -75,6 +75,8 @@ class Supervisor:
         self._streams = streams
         self._wrapper = wrapper
         self._membership = membership
+        if membership is not None:
+            self.entry = entry._replace(part=membership.part.part)
         self._events = events
         self._skip = entry.skip
         self._own: tuple[int, ...] = ()
