@@ -30,11 +30,12 @@ COMMANDS = {
     "copy": "copy a checkpoint to another store",
     "key": "keys: who signs checkpoints, who is trusted, who can read",
     "doctor": "what this machine allows",
+    "rsh": "inside a job over hosts: run a command on another of them",
     "completion": "print a completion script for a shell",
 }
 
-HIDDEN = ("rsh", "member")
-"""Commands that are not for everybody: inside a job over hosts, or started by torpor itself."""
+HIDDEN = ("member",)
+"""Commands that torpor itself starts."""
 
 USAGE = "usage: torpor COMMAND [OPTIONS]   (torpor COMMAND --help)"
 

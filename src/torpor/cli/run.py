@@ -30,7 +30,8 @@ EXAMPLE = """  torpor run --name train -- python3 train.py --epochs 90
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"""torpor run [--name NAME] [--detach] [--store FOLDER] [--resume-or-start [--untrusted]]
-                  [--watch[=sendmsg]] {upkeep.USAGE}
+                  [--watch[=sendmsg]] [--hosts HOST,... [--engine URL] [--remote-torpor PATH]]
+                  {upkeep.USAGE}
                   -- PROGRAM [ARGUMENT ...]"""
     parser.add_argument("--name", help="name of the job (default: the program's)")
     parser.add_argument("--detach", action="store_true", help="without a terminal; output goes to a log")
@@ -45,6 +46,16 @@ def options(parser: argparse.ArgumentParser) -> None:
         "that only sendmsg names, which makes that call slow. Without root, programs that are set-user-ID lose their "
         "privilege (docs/watch.md)",
     )  # fmt: skip
+    parser.add_argument(
+        "--hosts", metavar="HOST,...", help="a job over these hosts: the program runs on the first, which is this one; "
+        "torpor rsh brings its processes to the others, which are reached by ssh (docs/hosts.md)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--engine", metavar="URL", default="", help="with --hosts: a site's NATS servers, in place of one of the job's"
+    )
+    parser.add_argument(
+        "--remote-torpor", metavar="PATH", default="", help="with --hosts: torpor on the others (default: as here)"
+    )
     add_untrusted(parser)
     add_store(parser)
     add_json(parser)
@@ -58,6 +69,10 @@ def command(options: argparse.Namespace) -> int:
         raise UsageError("run: --resume-or-start needs --name")
     if options.untrusted and not options.resume_or_start:
         raise UsageError("run: --untrusted is for --resume-or-start")
+    if options.hosts:
+        return _start_over_hosts(options)
+    if options.engine or options.remote_torpor:
+        raise UsageError("run: --engine and --remote-torpor are for --hosts")
     names, notes = _saved(options) if options.resume_or_start else ([], [])
     if not options.detach:
         from torpor.supervise.signals import exit_with
@@ -80,6 +95,22 @@ def _start(options: argparse.Namespace) -> int:
     from torpor.launch import run
 
     return run.run(options.program, options.name, store(options), upkeep.encoded(options), options.watch)
+
+
+def _start_over_hosts(options: argparse.Namespace) -> int:
+    from torpor.launch import hosts
+    from torpor.supervise.signals import exit_with
+
+    for flag in ("detach", "resume_or_start", "watch", "on_crash"):
+        if getattr(options, flag):
+            raise UsageError(f"run: --{flag.replace('_', '-')} is not for a job over hosts yet")
+    names = [host.strip() for host in options.hosts.split(",") if host.strip()]
+    return exit_with(
+        hosts.run(
+            options.program, options.name, store(options), upkeep.encoded(options), names, options.engine,
+            options.remote_torpor,
+        )
+    )  # fmt: skip
 
 
 def _start_detached(options: argparse.Namespace) -> Started:

@@ -7,7 +7,8 @@ Whoever starts it (launch/hosts.py, mostly over ssh) speaks to it in lines:
     -> {"doors": {NAME: [ADDRESS, PORT]}}   those of all parts
     <- {"started": true} or {"error": TEXT} from a part that goes on by itself (detached)
 
-A part in the foreground says nothing at the end: from there on its standard streams are the program's.
+A part in the foreground says nothing at the end: from there on its standard streams are the program's. (The first part
+where it is not started over ssh has other descriptors for these lines, and says that it has started.)
 """
 
 from __future__ import annotations
@@ -71,12 +72,18 @@ def member(detached: bool) -> int:
     return 0
 
 
+def first(secret: Secret, part: Part, heard: int, answer: int) -> int:
+    """Be the supervisor of the first part, in the foreground: whoever starts the others speaks to us through these two
+    descriptors, and our standard streams are the program's. Returns the wait status of its root. Raises TorporError."""
+    return _supervise(part, secret, None, answer, heard)
+
+
 def _names(part: Part) -> tuple[str, ...]:
     """What this part may be called on its host: two parts of a job may be on one."""
     return part.job, f"{part.job}.{part.part}"
 
 
-def _supervise(part: Part, secret: Secret, report: Report | None, answer: int = 1) -> int:
+def _supervise(part: Part, secret: Secret, report: Report | None, answer: int = 1, heard: int = 0) -> int:
     given = Entry(name="", store=part.store, argv=tuple(map(os.fsdecode, part.argv)), upkeep=part.upkeep)
     names: Iterator[str] = iter([registry.check_name(name) for name in _names(part)])
     entry = registry.claim(given, names, lambda _: False)
@@ -87,7 +94,7 @@ def _supervise(part: Part, secret: Secret, report: Report | None, answer: int = 
         membership = Membership(part, secret, entry.folder, server)
         if part.checkpoint:
             return _restart(part, membership, entry, report)
-        return _begin(part, secret, membership, entry, report, answer)
+        return _begin(part, secret, membership, entry, report, answer, heard)
     except BaseException:
         left = registry.read(entry.folder)
         if left is None or not left.root.alive:
@@ -105,7 +112,9 @@ def _server(part: Part, secret: Secret, folder: str) -> Server | None:
     return server.start(f"{folder}/nats", secret, node, part.nodes)
 
 
-def _begin(part: Part, secret: Secret, membership: Membership, entry: Entry, report: Report | None, answer: int) -> int:
+def _begin(
+    part: Part, secret: Secret, membership: Membership, entry: Entry, report: Report | None, answer: int, heard: int
+) -> int:
     from torpor.launch import door
     from torpor.launch.travel import DOOR
     from torpor.supervise.supervisor import Supervisor
@@ -119,7 +128,7 @@ def _begin(part: Part, secret: Secret, membership: Membership, entry: Entry, rep
     try:
         opened = door.start(secret, part.part, part.address, {os.fsdecode(n): os.fsdecode(v) for n, v in env.items()})
         _say(answer, {"door": opened.port})
-        doors: Mapping[str, Any] = _hear(0)["doors"]
+        doors: Mapping[str, Any] = _hear(heard)["doors"]
         door.introduce(opened, {name: (str(address), int(port)) for name, (address, port) in doors.items()})
         membership.join(PATIENCE)
         root = opened.pid
@@ -128,6 +137,10 @@ def _begin(part: Part, secret: Secret, membership: Membership, entry: Entry, rep
                 os.chdir(part.cwd)
             env[os.fsencode(DOOR)] = os.fsencode(opened.socket)
             root = program.start(list(map(os.fsdecode, part.argv)), signals.before, env=env)
+            if heard:
+                _say(answer, {"started": True})
+                os.close(answer)
+                os.close(heard)
         elif report is not None:
             _quiet()
     except BaseException:
@@ -183,7 +196,10 @@ def _quiet() -> None:
 
 
 def _say(fd: int, what: Mapping[str, Any]) -> None:
-    os.write(fd, json.dumps(what).encode() + b"\n")
+    try:
+        os.write(fd, json.dumps(what).encode() + b"\n")
+    except OSError:
+        raise TorporError("whoever started this part has gone") from None
 
 
 def _hear(fd: int, limit: float = PATIENCE) -> dict[str, Any]:
@@ -201,4 +217,6 @@ def _hear(fd: int, limit: float = PATIENCE) -> dict[str, Any]:
             raise TorporError("whoever started this part has gone")
         data += byte
     found: dict[str, Any] = json.loads(data)
+    if "error" in found:
+        raise TorporError(str(found["error"]))
     return found

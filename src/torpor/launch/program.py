@@ -126,6 +126,15 @@ def _found(program: str) -> str:
     return program
 
 
+def check(name: str) -> None:
+    """Is there such a program? For whoever has much to do before it is started. Raises CannotStart."""
+    path = _found(name)
+    if not os.path.isfile(path):
+        raise CannotStart(name, FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
+    if not os.access(path, os.X_OK):
+        raise CannotStart(name, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
 def fresh(code: str) -> list[str]:
     """The beginning of a command line that has our own Python execute `code`, which may import `sys` and this package.
 

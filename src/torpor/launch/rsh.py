@@ -67,7 +67,7 @@ def _ask(host: str) -> _Way:
     """Ask the door of this host."""
     name = os.environ.get(DOOR, "")
     if not name:
-        raise TorporError("rsh: this is not a job over hosts: there is no other host to reach")
+        raise TorporError("rsh: this is not a job over hosts (torpor run --hosts): there is no other host to reach")
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as near:
             near.settimeout(LIMIT)

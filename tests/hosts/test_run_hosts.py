@@ -1,0 +1,77 @@
+"""`torpor run --hosts` over hosts that are apart, started by ssh."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from bed import Host, bed
+
+pytest.importorskip("nats")
+pytestmark = [
+    pytest.mark.skipif(os.getuid() != 0, reason="needs root"),
+    pytest.mark.skipif(not all(map(shutil.which, ("ip", "unshare", "nsenter", "ssh", "/usr/sbin/sshd"))),
+                       reason="needs ip, unshare, nsenter and sshd"),
+]  # fmt: skip
+TORPOR = os.path.join(os.path.dirname(sys.executable), "torpor")
+COUNT = "n=0; while ! [ -e {go} ]; do n=$((n+1)); echo $n; sleep 0.02; done; hostname"
+
+
+def torpor(host: Host, *words: str) -> str:
+    return host.run([TORPOR, *words])
+
+
+def test_saved_from_two_hosts_and_goes_on() -> None:
+    with bed(["h1", "h2", "h3"]) as made:
+        one, two, three = made.hosts.values()
+        go, out, store = (f"{made.folder}/{name}" for name in ("go", "out", "store"))
+        count = COUNT.format(go=go)
+        script = "; ".join(f"{TORPOR}-rsh {host} '{count}' > {out}.{host} &" for host in ("h2", "h3")).replace(
+            "&;", "&"
+        )
+        with open(f"{out}.err", "wb") as err:
+            job = one.popen([TORPOR, "run", "--name", "far", "--store", store, "--hosts", "h1,h2,h3", "--",
+                             "sh", "-c", f"{script} wait; exit 6"], stderr=err)  # fmt: skip
+        for host in ("h2", "h3"):
+            _until(lambda host=host: "5\n" in _text(f"{out}.{host}"), f"{out}.err")  # type: ignore[misc]
+        assert torpor(one, "checkpoint", "far").startswith("saved far@1,")
+        assert torpor(two, "checkpoint", "far").startswith("saved far@2,")
+        assert "far" in torpor(three, "jobs")
+        open(go, "w").close()
+        assert job.wait(60) == 6, _text(f"{out}.err")
+        for host in ("h2", "h3"):
+            *numbers, name = _text(f"{out}.{host}").split()
+            assert numbers == [str(n + 1) for n in range(len(numbers))] and name == host
+        for each in made.hosts.values():
+            assert torpor(each, "jobs") == "no job is running\n"
+
+
+def test_a_host_that_does_not_answer() -> None:
+    with bed(["h1", "h2"]) as made:
+        one = made.hosts["h1"]
+        made.hosts["h2"].run(["sh", "-c", "mount --bind /dev/null /run/home/.ssh/authorized_keys"])
+        done = subprocess.run(one.command([TORPOR, "run", "--hosts", "h1,h2", "--", "true"]), capture_output=True,
+                              text=True, timeout=60)  # fmt: skip
+        assert done.returncode == 1 and done.stderr.startswith("torpor: h2: ") and "denied" in done.stderr, done
+        assert done.stderr.count("\n") == 1
+        assert torpor(one, "jobs") == "no job is running\n"
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
+
+
+def _until(condition: object, err: str) -> None:
+    end = time.monotonic() + 60
+    assert callable(condition)
+    while not condition():
+        assert time.monotonic() < end, _text(err)
+        time.sleep(0.02)
