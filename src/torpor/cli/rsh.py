@@ -6,13 +6,14 @@ import argparse
 import sys
 
 RAW = True
-HELP = """Run a command on another host of the job that this is run in: what ssh is for programs that start others on
-other hosts, but of the job, and so saved with it. It understands ssh's options and ignores those that are about login,
-encryption or terminals; what comes after HOST goes to the shell there.
+HELP = """Run a command on another host of the job that this is run in: what ssh is for programs that start others
+on other hosts, but of the job, and so saved with it. It understands ssh's options and ignores those that are about
+login, encryption or terminals; what comes after HOST goes to the shell there.
 
-Standard input, output and error, the exit status, SIGINT, SIGTERM and SIGHUP, the environment and the working folder
-(the home folder where there is no such folder) are as if the command ran here; there is no terminal. A variable that is
-about a host (HOSTNAME, TMPDIR, DISPLAY, ...) is the other host's. If this command is killed, the other gets SIGHUP.
+Standard input, output and error, the exit status, SIGINT, SIGTERM and SIGHUP, the environment and the working
+folder (the home folder where there is no such folder) are as if the command ran here; there is no terminal. A
+variable that is about a host (HOSTNAME, TMPDIR, DISPLAY, ...) is the other host's. If this command is killed, the
+other gets SIGHUP.
 
 Exit status: the command's; 128+N if signal N ended it; 255 if it could not be run or the connection was lost."""
 EXAMPLE = """  torpor rsh node2 hostname
