@@ -234,7 +234,9 @@ class InPlace:
                     if pid == init or proc.stat(pid).ppid == os.getpid():
                         os.kill(pid, signal.SIGKILL)
                     # A first time as its tracer, then as the one to whom orphans fall.
-                    os.waitpid(pid, ptrace.WALL | os.WNOHANG)
+                    ended, _ = os.waitpid(pid, ptrace.WALL | os.WNOHANG)
+                    if ended == init:
+                        left.discard(init)  # reaped: from now on the number may be anybody's
                 except (ChildProcessError, FileNotFoundError, ProcessLookupError):
                     if not _alive(pid) or (pid != init and not _below_us(pid)):
                         left.discard(pid)
