@@ -160,6 +160,10 @@ def test_saved_from_either_and_restarted_twice(whole: Whole) -> None:
     for name in whole.names:
         assert whole.supervisors[name].wait(harness.PATIENCE) == 75, harness.text(whole.err(name))
         assert not os.path.exists(f"{whole.bench.folder}/run-{name}/train")
+    log = [json.loads(line) for line in harness.text(f"{whole.bench.home}/.local/state/torpor/log.jsonl").splitlines()]
+    named = [line["checkpoint"] for line in log if line["event"] == "checkpoint" and line["outcome"] == "done"]
+    assert named == ["train@1", "train@2", "train@3"], log
+    assert sorted(line["part"] for line in log if line["event"] == "part") == ["h1"] * 3 + ["h2"] * 3, log
     before = {name: len(counted(whole.out(name))) for name in whole.names}
     whole.start(checkpoint="train@3")
     whole.until(lambda: all(len(counted(whole.out(n))) > before[n] + 3 for n in whole.names), "it has come back")

@@ -28,8 +28,8 @@ def path() -> str:
 
 
 def record(event: str, error: BaseException | None = None, **fields: Any) -> None:
-    """Append a line. event: 'checkpoint', 'restart', 'drill', 'remove', 'prune', 'copy', 'crash'.  error: what it
-    came to instead, if it was not done.  fields: numbers and strings; empty ones are left out. Never raises."""
+    """Append a line. event: 'checkpoint', 'part', 'restart', 'drill', 'remove', 'prune', 'copy', 'crash'.  error: what
+    it came to instead, if it was not done.  fields: numbers and strings; empty ones are left out. Never raises."""
     now = time.time()
     line: dict[str, Any] = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03}Z",

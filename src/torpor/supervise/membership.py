@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -20,9 +20,10 @@ from torpor.coordinate import words
 from torpor.coordinate.phases import Kind, Phase
 from torpor.coordinate.words import Work
 from torpor.model.errors import CheckpointFailed, NotNow, RestartFailed, TorporError, UsageError
-from torpor.supervise import member_start, wire
+from torpor.supervise import asked, member_start, wire
 from torpor.supervise import part as parts
 from torpor.supervise.agreeing import Restarting, Saving
+from torpor.supervise.asked import Question
 from torpor.supervise.keeper import Done, Order
 from torpor.supervise.loop import Loop
 from torpor.supervise.part import Part
@@ -71,16 +72,6 @@ class Supervised(Protocol):
     def after(self) -> None:
         """Something has changed: is it over?"""
         ...
-
-
-class Question(NamedTuple):
-    """A checkpoint that somebody here has asked for. tries: how often that was refused for something that passes."""
-
-    word: wire.Ask
-    tries: int
-    progress: Progress
-    then: Callable[[dict[str, Any]], dict[str, Any]]
-    done: Done
 
 
 class Membership:
@@ -371,8 +362,7 @@ class Membership:
     def ask(
         self, order: Order, progress: Progress, then: Callable[[dict[str, Any]], dict[str, Any]], done: Done
     ) -> None:
-        """Have the job saved, on all hosts. then: called with the report, in a thread; returns it.  done: see `Keeper`.
-        Raises TorporError if it cannot be asked for."""
+        """Have the job saved, on all hosts. then, done: see `Question`. Raises TorporError if that cannot be asked."""
         if order.name or order.store:
             raise UsageError("a job over hosts is saved under its own name and into its own store")
         if self._trouble:
@@ -381,7 +371,7 @@ class Membership:
         how = How(order.files, with_files, compress, order.encrypt_to, order.why)
         what = msgspec.json.encode(how).decode()
         word = wire.Ask(self._name(), order.stop, what)
-        self._asked[word.ask] = Question(word, 0, progress, then, done)
+        self._asked[word.ask] = Question(word, order, 0, progress, then, done)
         self._wire.send(word)
 
     def _answer(self, answer: words.Answer) -> None:
@@ -399,20 +389,17 @@ class Membership:
         part = self.part
 
         def body() -> None:
-            from torpor.supervise import saving
-
             result: dict[str, Any] | None = None
             error: BaseException | None = None
             try:
-                found = saving.whole_report(part.store, part.job, answer.attempt, answer.seconds, answer.text)
-                result = question.then(found)
+                result = asked.report(part, question, answer)
             except BaseException as caught:
                 error = caught
             self._worker.post(lambda: finish(result, error))
 
         def finish(result: dict[str, Any] | None, error: BaseException | None) -> None:
             self._reports -= 1
-            question.done(result, error)
+            asked.finish(part, question, result, error)
             self._job.after()
 
         threading.Thread(target=body, name="torpor-report", daemon=True).start()
@@ -435,7 +422,7 @@ class Membership:
 
     def _fail(self, question: Question, reason: str) -> None:
         del self._asked[question.word.ask]
-        question.done(None, CheckpointFailed(f"{self.part.job} was not saved: {reason}"))
+        asked.finish(self.part, question, None, CheckpointFailed(f"{self.part.job} was not saved: {reason}"))
 
     # The end.
 

@@ -84,6 +84,7 @@ def save(
     from torpor.store import behind, open_store
     from torpor.supervise import audit
 
+    event = "part" if together else "checkpoint"
     told: dict[str, Any] = {"job": name, "why": why, "store": store, "part": together.part if together else ""}
     try:
         opened = open_store(store or None)
@@ -97,7 +98,7 @@ def save(
         request.together, request.first = together, first
         report = run(request)
     except BaseException as error:
-        audit.record("checkpoint", error, **told)
+        audit.record(event, error, **told)
         raise
     if guard is None or stop:
         behind.start(opened.location)
@@ -105,7 +106,7 @@ def save(
         behind.start_thread(opened.location)  # a process of ours would count as one of the job's
     plain = plain_report(report)
     numbers = {key: round(plain[key], 4) for key in ("seconds", "pause_seconds", "bytes_total", "bytes_new")}
-    audit.record("checkpoint", **told, checkpoint=f"{name}@{report.number}", stopped=stop, **numbers)
+    audit.record(event, **told, checkpoint=f"{name}@{report.number}", stopped=stop, **numbers)
     return plain
 
 
