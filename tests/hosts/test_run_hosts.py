@@ -18,6 +18,7 @@ pytestmark = [
                        reason="needs ip, unshare, nsenter and sshd"),
 ]  # fmt: skip
 TORPOR = os.path.join(os.path.dirname(sys.executable), "torpor")
+SOURCE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "programs", "mpi_sum.c")
 COUNT = "n=0; while ! [ -e {go} ]; do n=$((n+1)); echo $n; sleep 0.02; done; hostname"
 
 
@@ -48,6 +49,29 @@ def test_saved_from_two_hosts_and_goes_on() -> None:
             assert numbers == [str(n + 1) for n in range(len(numbers))] and name == host
         for each in made.hosts.values():
             assert torpor(each, "jobs") == "no job is running\n"
+
+
+@pytest.mark.exam
+def test_ranks_are_saved_in_the_middle_and_come_to_the_same_result() -> None:
+    """The program checks every sum and every token itself."""
+    if not shutil.which("mpicc.openmpi") or not shutil.which("mpirun.openmpi"):
+        pytest.skip("needs openmpi")
+    with bed(["h1", "h2", "h3"]) as made:
+        one, two, _ = made.hosts.values()
+        program, store, out = (f"{made.folder}/{name}" for name in ("mpi_sum", "store", "out"))
+        subprocess.run(["mpicc.openmpi", "-O1", "-o", program, SOURCE], check=True)
+        ranks = ["mpirun.openmpi", "--mca", "plm_rsh_agent", f"{TORPOR}-rsh", "--mca", "btl", "tcp,self", "--mca",
+                 "mpi_yield_when_idle", "1", "--host", "h1,h2,h3", "-n", "3", program, "20000"]  # fmt: skip
+        root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+        with open(out, "wb") as file:
+            words = [TORPOR, "run", "--name", "far", "--store", store, "--hosts", "h1,h2,h3", "--", *ranks]
+            job = one.popen(words, root, stdout=file, stderr=file)
+        _until(lambda: "READY" in _text(out), out)
+        assert torpor(two, "checkpoint", "far").startswith("saved far@1,")
+        assert torpor(one, "checkpoint", "far").startswith("saved far@2,")
+        assert job.poll() is None and "OK" not in _text(out)
+        assert job.wait(300) == 0, _text(out)
+        assert _text(out) == "READY\n3 ranks on 3 hosts\nOK\n"
 
 
 def test_a_host_that_does_not_answer() -> None:

@@ -87,7 +87,7 @@ def test_ranks_are_started_through_it(doors: Doors, kind: str) -> None:
     one = doors.bed.hosts["h1"]
     process = one.popen([f"mpirun.{kind}", *how[kind], "-n", "6", program, "200"],
                         {**doors.env["h1"], "HYDRA_LAUNCHER_EXEC": RSH}, stdout=subprocess.PIPE)  # fmt: skip
-    assert [process.stdout.readline() for _ in range(2)] == [b"6 ranks on 3 hosts\n", b"OK\n"]
+    assert [process.stdout.readline() for _ in range(3)] == [b"READY\n", b"6 ranks on 3 hosts\n", b"OK\n"]
     # Debian's MPICH (with UCX) often does not come out of MPI_Finalize on these hosts, over ssh neither.
     if kind != "mpich":
         assert process.wait(60) == 0
