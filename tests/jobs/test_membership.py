@@ -41,7 +41,7 @@ class Whole:
         self.servers: list[server.Server] = []
         self.python = os.path.join(os.path.dirname(bench.account.torpor[0]), "python")
 
-    def start(self, *more: str, checkpoint: str = "", limits: Limits = HASTY, breaks: str = "") -> None:
+    def start(self, *more: str, checkpoint: str = "", breaks: str = "", upkeep: str = "") -> None:
         """Every run of a job has a secret and servers of its own."""
         secret = secrets.fresh()
         (port,) = server.free_ports("127.0.0.1", 1)
@@ -53,7 +53,8 @@ class Whole:
             part = parts.Part(
                 job="train", part=name, first=name == self.names[0], address="127.0.0.1",
                 hosts=dict.fromkeys(self.names, "127.0.0.1"), nodes=(node,), store=self.bench.store,
-                argv=tuple(map(os.fsencode, argv)), checkpoint=checkpoint, limits=limits, lease=2.0, silent=3.0,
+                argv=tuple(map(os.fsencode, argv)), checkpoint=checkpoint, limits=HASTY, upkeep=upkeep,
+                lease=2.0, silent=3.0,
             )  # fmt: skip
             with open(self.err(name), "w") as err:
                 self.supervisors[name] = self.bench.popen(
@@ -206,6 +207,21 @@ def test_a_restart_that_fails_on_one_host_leaves_nothing_on_any(whole: Whole) ->
         assert whole.supervisors[name].wait(harness.PATIENCE) == 1
     assert "h2: the test wants it so" in harness.text(whole.err("h1"))
     whole.until(lambda: not harness.tagged(whole.bench.tag), "nothing is left")
+
+
+@pytest.mark.exam
+def test_it_is_saved_unasked(whole: Whole) -> None:
+    """By the first part only: all others have been told the same."""
+    whole.start(upkeep='{"every": 1.0, "keep": 2}')
+    whole.ready()
+    whole.until(lambda: max(whole.checkpoints(), default=0) >= 4, "four checkpoints")
+    whole.until(lambda: len(whole.checkpoints()) <= 3, "two are kept")
+    log = [json.loads(line) for line in harness.text(f"{whole.bench.home}/.local/state/torpor/log.jsonl").splitlines()]
+    assert {line["why"] for line in log if line["event"] == "checkpoint"} == {"every"}
+    times = [line for line in log if line["event"] == "checkpoint"]
+    assert [line["outcome"] for line in times] == ["done"] * len(times), times
+    whole.run_on()
+    whole.finish()
 
 
 @pytest.mark.exam

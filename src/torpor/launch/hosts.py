@@ -124,7 +124,7 @@ def describe(
     return [
         Part(
             job=job, part=name, first=name == first, address=address, hosts=dict(hosts), nodes=nodes, engine=engine,
-            settings=settings, store=store, key=keys.text_of(key), upkeep=keep_up if name == first else "",
+            settings=settings, store=store, key=keys.text_of(key), upkeep=keep_up,
             argv=tuple(map(os.fsencode, argv)) if name == first else (), env=env if name == first else abroad,
             cwd=os.getcwdb() if name == first else b"/",
         )

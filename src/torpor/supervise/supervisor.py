@@ -67,7 +67,8 @@ class Supervisor:
         self.crashes = crashes
         self.again = False
         """The job has crashed and is to be restarted: its entry is kept, and who waits for its end goes on waiting."""
-        self._upkeep = upkeep.decode(entry.upkeep)
+        first = membership is None or membership.part.first
+        self._upkeep = upkeep.decode(entry.upkeep) if first else upkeep.Upkeep()
         self._told: set[int] = set()
         """Signals that the job was sent from outside, as far as we know."""
         self._signals = signals
