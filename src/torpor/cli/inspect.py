@@ -68,15 +68,18 @@ def _whole(options: argparse.Namespace) -> bool:
     from torpor.cli.text import duration, moment, plural, say, say_json, size, table
     from torpor.launch.checkpoint import open_whole
 
-    whole = open_whole(options.checkpoint, store(options) or None, options.untrusted)
-    if whole is None:
+    found = open_whole(options.checkpoint, store(options) or None, options.untrusted)
+    if found is None:
         return False
+    info, whole = found
     if options.json:
         import msgspec
 
         say_json(msgspec.to_builtins(whole))
         return True
-    say(f"{whole.job}, saved {moment(whole.created)} on {plural(len(whole.parts), 'host')} by torpor {whole.torpor}")
+    say(
+        f"{info.job}@{info.number}, saved {moment(whole.created)} on {plural(len(whole.parts), 'host')} by torpor {whole.torpor}"
+    )
     rows = [
         [
             record.part.name + (" *" if record.part.name == whole.first else ""), record.host, record.address,

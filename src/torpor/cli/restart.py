@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from torpor.cli import upkeep
 from torpor.cli.options import add_files, add_json, add_map_path, add_store, add_untrusted, store
 from torpor.model.errors import UsageError
+
+if TYPE_CHECKING:
+    from torpor.launch.restart import Wishes
 
 HELP = """Start a saved job again where it was when it was saved.
 
@@ -15,11 +19,15 @@ only one job has been saved. The job's standard streams become the command's own
 given.
 
 What was done for the job unasked (--every, --on-signal, ...) goes on, but for what is given here: --every 0
-ends it. Exit status: as torpor run."""
+ends it. Exit status: as torpor run.
+
+A job over several hosts comes back on those that --hosts names, the first of which is this one: in the order in which
+torpor inspect lists its parts, several on one host if these are fewer. PART=HOST says it for one part."""
 EXAMPLE = """  torpor restart train
   torpor restart train --every 30m --on-signal TERM=checkpoint-stop
   torpor restart train@3 --clone --name what-if --detach
-  torpor restart --stdout out.txt"""
+  torpor restart --stdout out.txt
+  torpor restart sim --hosts node1,node7,node8"""
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +57,9 @@ def options(parser: argparse.ArgumentParser) -> None:
         help="connections and datagrams that the job begins from now on to the address OLD go to NEW; numeric, both "
         "with a port or none; may be repeated (docs/watch.md)",
     )
+    parser.add_argument("--hosts", metavar="HOST,...", help="of a job over hosts: where it comes back")
+    parser.add_argument("--engine", metavar="URL", default="", help="with --hosts: as for torpor run")
+    parser.add_argument("--remote-torpor", metavar="PATH", default="", help="with --hosts: as for torpor run")
     add_untrusted(parser)
     parser.add_argument("--in-place", action="store_true", help="without a PID namespace")
     parser.add_argument(
@@ -95,6 +106,10 @@ def command(options: argparse.Namespace) -> int:
         progress=progress,
         upkeep=upkeep.given(options),
     )
+    if options.hosts:
+        return _over_hosts(options, wishes)
+    if options.engine or options.remote_torpor:
+        raise UsageError("restart: --engine and --remote-torpor are for --hosts")
     if not options.detach:
         try:
             status = restart.restart(options.checkpoint, store(options), wishes, progress.clear)
@@ -116,6 +131,23 @@ def command(options: argparse.Namespace) -> int:
         complain(note)
     say(f"restarted {started.name} in {duration(started.seconds)}, pid {started.pid}, log {started.log}")
     return 0
+
+
+def _over_hosts(options: argparse.Namespace, wishes: Wishes) -> int:
+    from torpor.launch import hosts
+    from torpor.supervise.signals import exit_with
+
+    for flag in ("detach", "clone", "name", "in_place", "map_host"):
+        if getattr(options, flag):
+            raise UsageError(f"restart: --{flag.replace('_', '-')} is not for a job over hosts yet")
+    if upkeep.given(options):
+        raise UsageError(
+            "restart: a job over hosts goes on with what was done for it unasked; that cannot be changed yet"
+        )
+    names = [host.strip() for host in options.hosts.split(",") if host.strip()]
+    return exit_with(
+        hosts.restart(options.checkpoint, store(options), wishes, names, options.engine, options.remote_torpor)
+    )
 
 
 def _be_quick() -> None:

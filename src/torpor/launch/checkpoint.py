@@ -153,7 +153,9 @@ def open_checkpoint(
         load.close()
 
 
-def open_whole(name: str | None = None, store: str | None = None, untrusted: bool = False) -> Whole | None:
+def open_whole(
+    name: str | None = None, store: str | None = None, untrusted: bool = False
+) -> tuple[RootInfo, Whole] | None:
     """What a checkpoint of a job over hosts consists of; None if it was saved on one host. Raises as
     `open_checkpoint`."""
     opened = open_store(store)
@@ -162,7 +164,7 @@ def open_whole(name: str | None = None, store: str | None = None, untrusted: boo
         return None
     load = opened.load(info.job, info.number, Opening(untrusted))
     try:
-        return codec.decode(load.body, Whole, f"checkpoint {info.job}@{info.number}")
+        return load.info, codec.decode(load.body, Whole, f"checkpoint {info.job}@{info.number}")
     finally:
         load.close()
 

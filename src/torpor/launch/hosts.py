@@ -1,5 +1,6 @@
-"""`torpor run --hosts`: a job over several hosts. This host has the first part, with the program; the others are
-started over ssh, each with a door (door.py) and nothing else, until `torpor rsh` brings something there.
+"""`torpor run --hosts`, `torpor restart --hosts`: a job over several hosts. This host has the first part, with the
+program; the others are started over ssh: a new one has a door (door.py) and nothing else, until `torpor rsh` brings
+something there.
 
 This process becomes the supervisor of the first part (part.py). What it has to know of the others comes from a
 *starter*, a process of its own that is no child of ours, since our children are the job: it makes the ssh connections
@@ -26,6 +27,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from torpor.launch import door, program
 from torpor.launch.travel import travelling
 from torpor.link.link import LinkDown
@@ -35,6 +38,7 @@ from torpor.supervise import registry
 if TYPE_CHECKING:
     from subprocess import Popen
 
+    from torpor.launch.restart import Wishes
     from torpor.link.secret import Secret
     from torpor.supervise.part import Part
 
@@ -55,22 +59,77 @@ def run(
     hosts: as others call them.  engine: a site's NATS servers; '': one of the job's own, here.  remote: the command
     `torpor` on the other hosts, by default the same as here. Raises CannotStart, UsageError, TorporError.
     """
-    from torpor.launch import part as parts
+    program.check(argv[0])
+    found = places(hosts)
+    parts = describe(argv, _name(argv, name, store), store, keep_up, found, engine)
+    return _started(parts, {part: part for part in found}, remote)
+
+
+def restart(
+    checkpoint: str | None, store: str, wishes: Wishes, hosts: Sequence[str], engine: str = "", remote: str = ""
+) -> int:
+    """Bring a job over hosts back, its first part on this host; the wait status of its root.
+
+    hosts: where its parts come back, in the order in which `torpor inspect` lists them, several on one if these are
+    fewer; 'PART=HOST' for a part by its name.  engine, remote: as for `run`. Raises as restart.restart.
+    """
+    from torpor.launch.checkpoint import open_whole
+
+    opened = open_whole(checkpoint, store or None, wishes.untrusted)
+    if opened is None:
+        raise UsageError("it was saved on one host, and comes back on one: without --hosts")
+    info, whole = opened
+    if whole.job in {entry.name for entry in registry.jobs()}:
+        raise UsageError(f"a job named {whole.job} is running already on this host")
+    names = [whole.first, *(record.part.name for record in whole.parts if record.part.name != whole.first)]
+    where = assign(names, hosts)
+    found = places(list(dict.fromkeys(where[part] for part in names)))
+    number = f"{info.job}@{info.number}"
+    addresses = {part: found[where[part]] for part in names}
+    parts = describe((), whole.job, store, "", addresses, engine)
+    given = {"files": wishes.files, "changed_files": wishes.changed_files, "untrusted": wishes.untrusted,
+             "map_path": list(wishes.map_path)}  # fmt: skip
+    streams = {key: value for key in ("stdin", "stdout", "stderr") if (value := getattr(wishes, key)) is not None}
+    each = [
+        msgspec.structs.replace(
+            part, checkpoint=number, old=part.part, env={}, wishes={**given, **(streams if part.first else {})}
+        )
+        for part in parts
+    ]
+    return _started(each, where, remote)
+
+
+def assign(parts: Sequence[str], hosts: Sequence[str]) -> dict[str, str]:
+    """On which host each part comes back. Pure. Raises UsageError."""
+    named = dict(word.split("=", 1) for word in hosts if "=" in word)
+    rest = [word for word in hosts if "=" not in word]
+    for part in named:
+        if part not in parts:
+            raise UsageError(f"--hosts: it has no part {part} ({', '.join(parts)})")
+    left = [part for part in parts if part not in named]
+    if left and not rest:
+        raise UsageError(f"--hosts: where is {left[0]} to come back?")
+    if len(rest) > len(left):
+        raise UsageError(f"--hosts: {len(rest)} hosts for {len(left)} parts ({', '.join(left)})")
+    return {**{part: rest[n % len(rest)] for n, part in enumerate(left)}, **named}
+
+
+def _started(parts: Sequence[Part], hosts: Mapping[str, str], remote: str) -> int:
+    """Start all parts, and be the first one. hosts: by part, how its host is called."""
+    from torpor.launch import part as launched
     from torpor.link import secret as secrets
 
-    program.check(argv[0])
     secret = secrets.fresh()
-    each = describe(argv, _name(argv, name, store), store, keep_up, places(hosts), engine)
-    first, *others = each
+    first, *others = parts
     to_us, from_starter = os.pipe()
     to_starter, from_us = os.pipe()
     if _starter_is_us():
         os.close(to_us)
         os.close(from_us)
-        _start_others(first.job, secret, others, (first.part, first.address), to_starter, from_starter, remote)
+        _start_others(secret, first, others, hosts, to_starter, from_starter, remote)
     os.close(from_starter)
     os.close(to_starter)
-    return parts.first(secret, first, to_us, from_us)
+    return launched.first(secret, first, to_us, from_us)
 
 
 def places(hosts: Sequence[str]) -> dict[str, str]:
@@ -160,32 +219,42 @@ def _starter_is_us() -> bool:
 
 
 def _start_others(
-    job: str, secret: Secret, parts: Sequence[Part], first: tuple[str, str], reading: int, writing: int, remote: str
+    secret: Secret, first: Part, parts: Sequence[Part], hosts: Mapping[str, str], reading: int, writing: int,
+    remote: str,
 ) -> None:  # fmt: skip
-    """Be the starter; does not return. reading, writing: to and from the first part."""
+    """Be the starter; does not return. reading, writing: from and to the first part."""
     status = 1
     started: list[Remote] = []
     try:
-        # The first has the job's NATS server: that runs before anybody looks for it.
-        name, address = first
-        doors: dict[str, door.Address] = {name: (address, int(_said(door.line(reading, LIMIT), name)["door"]))}
+        doors: dict[str, door.Address] = {}
+        if not first.checkpoint:
+            # The first has the job's NATS server: that runs before anybody looks for it.
+            port = int(_said(door.line(reading, LIMIT), first.part)["door"])
+            doors[first.part] = first.address, port
         for part in parts:
-            started.append(Remote(part.part, remote))
+            started.append(Remote(hosts[part.part], remote))
         for part, each in zip(parts, started):
             each.send(_opening(secret, part))
         for part, each in zip(parts, started):
-            doors[part.part] = part.address, int(each.hear()["door"])
+            said = each.hear()
+            if not first.checkpoint:
+                doors[part.part] = part.address, int(said["door"])
         table = json.dumps({"doors": doors}).encode() + b"\n"
+        if first.checkpoint:
+            os.write(writing, table)
+            for each in started:
+                each.wait()  # what goes wrong from here on the parts tell each other
+            os._exit(0)
         for each in started:
             each.send(table)
         for each in started:
             each.hear()
         os.write(writing, table)
-        _said(door.line(reading, 2 * LIMIT), name)
+        _said(door.line(reading, 2 * LIMIT), first.part)
         status = 0
     except BaseException as error:
         for each in started:
-            each.undo(job)
+            each.undo(first.job)
         text = str(error) if isinstance(error, TorporError) else f"{type(error).__name__}: {error}"
         os.write(writing, json.dumps({"error": text}).encode() + b"\n")
     finally:
@@ -256,6 +325,10 @@ class Remote:
                 self._there |= "started" in said
                 return said
         raise self._failed()
+
+    def wait(self) -> None:
+        """Until it needs ssh no more."""
+        self._process.communicate()
 
     def _line(self, until: float) -> bytes:
         assert self._process.stdout is not None

@@ -5,6 +5,7 @@ Whoever starts it (launch/hosts.py, mostly over ssh) speaks to it in lines:
     -> the job's secret (link/secret.py), and what this part is (supervise/part.py)
     <- {"door": PORT}                       only for a job that is new: its door listens there
     -> {"doors": {NAME: [ADDRESS, PORT]}}   those of all parts
+    <- {"ready": true}                      only for one that is brought back: it waits for the others
     <- {"started": true} or {"error": TEXT} from a part that goes on by itself (detached)
 
 A part in the foreground says nothing at the end: from there on its standard streams are the program's. (The first part
@@ -54,6 +55,8 @@ def member(detached: bool) -> int:
     from torpor.launch.detach import detach
     from torpor.supervise import state
 
+    if part.checkpoint:
+        _say(1, {"ready": True})
     answer = os.dup(1)
     heard = os.dup(0)
     log, _ = state.open_log(_names(part)[0], fresh=not part.checkpoint)
@@ -90,6 +93,10 @@ def _supervise(part: Part, secret: Secret, report: Report | None, answer: int = 
     if entry is None:
         raise UsageError(f"a job named {part.job} is running already on {part.part}")
     try:
+        if part.checkpoint and heard:
+            _hear(heard)
+            os.close(answer)
+            os.close(heard)
         server = _server(part, secret, entry.folder)
         membership = Membership(part, secret, entry.folder, server)
         if part.checkpoint:

@@ -1,0 +1,117 @@
+"""`torpor restart --hosts`: a conversation between two hosts is brought back on others, and twice over."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from bed import Bed, Host, bed
+
+pytest.importorskip("nats")
+pytestmark = [
+    pytest.mark.skipif(os.getuid() != 0, reason="needs root"),
+    pytest.mark.skipif(not all(map(shutil.which, ("ip", "unshare", "nsenter", "ssh", "/usr/sbin/sshd"))),
+                       reason="needs ip, unshare, nsenter and sshd"),
+]  # fmt: skip
+TORPOR = os.path.join(os.path.dirname(sys.executable), "torpor")
+TALK = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "programs", "far_talk.py")
+
+
+def start(made: Bed, host: Host, *words: str) -> subprocess.Popen[bytes]:
+    with open(f"{made.folder}/err", "ab") as err:
+        process: subprocess.Popen[bytes] = host.popen([TORPOR, *words], stdin=subprocess.DEVNULL, stderr=err)
+    return process
+
+
+def until(path: str, word: str, made: Bed) -> None:
+    deadline = time.monotonic() + 60
+    while not os.path.exists(path) or word not in open(path).read():
+        assert time.monotonic() < deadline, open(f"{made.folder}/err").read()
+        time.sleep(0.02)
+
+
+def running(made: Bed, host: Host, word: str) -> None:
+    """Until the job runs there."""
+    deadline = time.monotonic() + 60
+    while word not in host.run([TORPOR, "jobs"]):
+        assert time.monotonic() < deadline, open(f"{made.folder}/err").read()
+        time.sleep(0.1)
+
+
+def talkers(host: Host) -> list[int]:
+    """Host pids, as that host counts, of the processes that talk."""
+    found = []
+    for job in json.loads(host.run([TORPOR, "jobs", "--json"])):
+        for process in job["processes"]:
+            words = host.run(["cat", f"/proc/{process['pid']}/cmdline"]).split("\0")
+            if len(words) > 2 and words[1] == TALK:
+                found.append(process["pid"])
+    return found
+
+
+def test_on_other_hosts_and_on_one() -> None:
+    with bed(["h1", "h2", "h3", "h4"]) as made:
+        h1, h2, h3, h4 = made.hosts.values()
+        store, port = f"{made.folder}/store", f"{made.folder}/port"
+        outputs = [f"{made.folder}/{name}.out" for name in ("server", "client")]
+        server = f"exec {sys.executable} {TALK} server 0.0.0.0 {port} > {outputs[0]} 2>&1"
+        client = f"exec {sys.executable} {TALK} client h1 {port} > {outputs[1]} 2>&1"
+        script = f"{TORPOR}-rsh h2 '{client}' & {server}"
+        job = start(made, h1, "run", "--name", "far", "--store", store, "--hosts", "h1,h2", "--", "sh", "-c", script)
+        for output in outputs:
+            until(output, "READY", made)
+        assert h2.run([TORPOR, "checkpoint", "far"]).startswith("saved far@1,")
+        h1.crash()
+        h2.crash()
+        job.wait(30)
+        # Other hosts, other addresses.
+        job = start(made, h3, "restart", "far", "--store", store, "--hosts", "h3,h4")
+        running(made, h4, "far")
+        saved = h4.run([TORPOR, "checkpoint", "far", "--stop"])
+        job.wait(30)
+        number = saved.split("far@")[1].split(",")[0]
+        # Both on one host.
+        job = start(made, h4, "restart", f"far@{number}", "--store", store, "--hosts", "h4")
+        running(made, h4, "far.h2")
+        h4.run([TORPOR, "checkpoint", "far"])
+        pids = talkers(h4)
+        assert len(pids) == 2
+        for pid in pids:
+            h4.run(["kill", f"-{signal.SIGUSR1.value}", str(pid)])
+        for output in outputs:
+            until(output, "OK", made)
+        assert job.wait(30) == 0
+        assert open(outputs[0]).read() == open(outputs[1]).read()
+        assert h4.run([TORPOR, "jobs"]) == "no job is running\n"
+
+
+def test_what_cannot_be_is_said() -> None:
+    with bed(["h1", "h2"]) as made:
+        h1 = made.hosts["h1"]
+        store = f"{made.folder}/store"
+        job = start(made, h1, "run", "--name", "far", "--store", store, "--hosts", "h1,h2", "--", "sleep", "1000")
+        running(made, h1, "far")
+        h1.run([TORPOR, "checkpoint", "far", "--stop"])
+        job.wait(30)
+        for hosts, word in (
+            ("h1,nowhere", "nowhere"),
+            ("h2,h1", "this one"),
+            ("h1,h2,h2x", "3 hosts"),
+            ("h9=h1", "h9"),
+        ):
+            done = subprocess.run(
+                h1.command([TORPOR, "restart", "far", "--store", store, "--hosts", hosts]), capture_output=True,
+                text=True, timeout=60,
+            )  # fmt: skip
+            assert done.returncode == 2 and word in done.stderr and done.stderr.count("\n") == 1, done
+        made.hosts["h2"].run(["sh", "-c", "mount --bind /dev/null /run/home/.ssh/authorized_keys"])
+        done = subprocess.run(h1.command([TORPOR, "restart", "far", "--store", store, "--hosts", "h1,h2"]),
+                              capture_output=True, text=True, timeout=60)  # fmt: skip
+        assert done.returncode == 1 and done.stderr.startswith("torpor: h2: ") and done.stderr.count("\n") == 1, done
+        assert h1.run([TORPOR, "jobs"]) == "no job is running\n"
