@@ -25,8 +25,15 @@ TALK = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
 
 def start(made: Bed, host: Host, *words: str) -> subprocess.Popen[bytes]:
     with open(f"{made.folder}/err", "ab") as err:
-        process: subprocess.Popen[bytes] = host.popen([TORPOR, *words], stdin=subprocess.DEVNULL, stderr=err)
+        process: subprocess.Popen[bytes] = host.popen(
+            [TORPOR, *words], keys(made), stdin=subprocess.DEVNULL, stderr=err
+        )
     return process
+
+
+def keys(made: Bed) -> dict[str, str]:
+    """One user, who has the same keys on all hosts."""
+    return {"XDG_CONFIG_HOME": f"{made.folder}/config"}
 
 
 def until(path: str, word: str, made: Bed) -> None:
@@ -36,10 +43,11 @@ def until(path: str, word: str, made: Bed) -> None:
         time.sleep(0.02)
 
 
-def running(made: Bed, host: Host, word: str) -> None:
+def running(made: Bed, job: subprocess.Popen[bytes], host: Host, word: str) -> None:
     """Until the job runs there."""
     deadline = time.monotonic() + 60
     while word not in host.run([TORPOR, "jobs"]):
+        assert job.poll() is None, open(f"{made.folder}/err").read()
         assert time.monotonic() < deadline, open(f"{made.folder}/err").read()
         time.sleep(0.1)
 
@@ -72,13 +80,13 @@ def test_on_other_hosts_and_on_one() -> None:
         job.wait(30)
         # Other hosts, other addresses.
         job = start(made, h3, "restart", "far", "--store", store, "--hosts", "h3,h4")
-        running(made, h4, "far")
+        running(made, job, h4, "far")
         saved = h4.run([TORPOR, "checkpoint", "far", "--stop"])
         job.wait(30)
         number = saved.split("far@")[1].split(",")[0]
         # Both on one host.
         job = start(made, h4, "restart", f"far@{number}", "--store", store, "--hosts", "h4")
-        running(made, h4, "far.h2")
+        running(made, job, h4, "far.h2")
         h4.run([TORPOR, "checkpoint", "far"])
         pids = talkers(h4)
         assert len(pids) == 2
@@ -91,27 +99,24 @@ def test_on_other_hosts_and_on_one() -> None:
         assert h4.run([TORPOR, "jobs"]) == "no job is running\n"
 
 
+def refused(made: Bed, hosts: str, store: str) -> subprocess.CompletedProcess[str]:
+    words = [TORPOR, "restart", "far", "--store", store, "--hosts", hosts]
+    return subprocess.run(made.hosts["h1"].command(words, keys(made)), capture_output=True, text=True, timeout=60)
+
+
 def test_what_cannot_be_is_said() -> None:
     with bed(["h1", "h2"]) as made:
         h1 = made.hosts["h1"]
         store = f"{made.folder}/store"
         job = start(made, h1, "run", "--name", "far", "--store", store, "--hosts", "h1,h2", "--", "sleep", "1000")
-        running(made, h1, "far")
+        running(made, job, h1, "far")
         h1.run([TORPOR, "checkpoint", "far", "--stop"])
         job.wait(30)
-        for hosts, word in (
-            ("h1,nowhere", "nowhere"),
-            ("h2,h1", "this one"),
-            ("h1,h2,h2x", "3 hosts"),
-            ("h9=h1", "h9"),
-        ):
-            done = subprocess.run(
-                h1.command([TORPOR, "restart", "far", "--store", store, "--hosts", hosts]), capture_output=True,
-                text=True, timeout=60,
-            )  # fmt: skip
+        wrong = {"h1,nowhere": "nowhere", "h2,h1": "this one", "h1,h2,h2x": "3 hosts", "h9=h1": "h9"}
+        for hosts, word in wrong.items():
+            done = refused(made, hosts, store)
             assert done.returncode == 2 and word in done.stderr and done.stderr.count("\n") == 1, done
         made.hosts["h2"].run(["sh", "-c", "mount --bind /dev/null /run/home/.ssh/authorized_keys"])
-        done = subprocess.run(h1.command([TORPOR, "restart", "far", "--store", store, "--hosts", "h1,h2"]),
-                              capture_output=True, text=True, timeout=60)  # fmt: skip
+        done = refused(made, "h1,h2", store)
         assert done.returncode == 1 and done.stderr.startswith("torpor: h2: ") and done.stderr.count("\n") == 1, done
         assert h1.run([TORPOR, "jobs"]) == "no job is running\n"

@@ -77,9 +77,8 @@ def _whole(options: argparse.Namespace) -> bool:
 
         say_json(msgspec.to_builtins(whole))
         return True
-    say(
-        f"{info.job}@{info.number}, saved {moment(whole.created)} on {plural(len(whole.parts), 'host')} by torpor {whole.torpor}"
-    )
+    hosts = plural(len(whole.parts), "host")
+    say(f"{info.job}@{info.number}, saved {moment(whole.created)} on {hosts} by torpor {whole.torpor}")
     rows = [
         [
             record.part.name + (" *" if record.part.name == whole.first else ""), record.host, record.address,

@@ -141,9 +141,7 @@ def _over_hosts(options: argparse.Namespace, wishes: Wishes) -> int:
         if getattr(options, flag):
             raise UsageError(f"restart: --{flag.replace('_', '-')} is not for a job over hosts yet")
     if upkeep.given(options):
-        raise UsageError(
-            "restart: a job over hosts goes on with what was done for it unasked; that cannot be changed yet"
-        )
+        raise UsageError("restart: what is done unasked for a job over hosts cannot be changed yet")
     names = [host.strip() for host in options.hosts.split(",") if host.strip()]
     return exit_with(
         hosts.restart(options.checkpoint, store(options), wishes, names, options.engine, options.remote_torpor)
