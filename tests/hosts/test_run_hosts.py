@@ -53,7 +53,7 @@ def test_saved_from_two_hosts_and_goes_on() -> None:
 
 @pytest.mark.exam
 def test_ranks_are_saved_in_the_middle_and_come_to_the_same_result() -> None:
-    """The program checks every sum and every token itself."""
+    """Saved twice, then ended and brought back. The program checks every sum and every token itself."""
     if not shutil.which("mpicc.openmpi") or not shutil.which("mpirun.openmpi"):
         pytest.skip("needs openmpi")
     with bed(["h1", "h2", "h3"]) as made:
@@ -61,7 +61,7 @@ def test_ranks_are_saved_in_the_middle_and_come_to_the_same_result() -> None:
         program, store, out = (f"{made.folder}/{name}" for name in ("mpi_sum", "store", "out"))
         subprocess.run(["mpicc.openmpi", "-O1", "-o", program, SOURCE], check=True)
         ranks = ["mpirun.openmpi", "--mca", "plm_rsh_agent", f"{TORPOR}-rsh", "--mca", "btl", "tcp,self", "--mca",
-                 "mpi_yield_when_idle", "1", "--host", "h1,h2,h3", "-n", "3", program, "20000"]  # fmt: skip
+                 "mpi_yield_when_idle", "1", "--host", "h1,h2,h3", "-n", "3", program, "8000"]  # fmt: skip
         root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
         with open(out, "wb") as file:
             words = [TORPOR, "run", "--name", "far", "--store", store, "--hosts", "h1,h2,h3", "--", *ranks]
@@ -69,9 +69,15 @@ def test_ranks_are_saved_in_the_middle_and_come_to_the_same_result() -> None:
         _until(lambda: "READY" in _text(out), out)
         assert torpor(two, "checkpoint", "far").startswith("saved far@1,")
         assert torpor(one, "checkpoint", "far").startswith("saved far@2,")
-        assert job.poll() is None and "OK" not in _text(out)
+        assert torpor(two, "checkpoint", "far", "--stop").startswith("saved far@3,")
+        assert job.wait(60) == 75
+        assert _text(out) == "READY\ntorpor: saved as far@3 and stopped (torpor restart far@3)\n"
+        out += ".again"
+        with open(out, "wb") as file:
+            again = [TORPOR, "restart", "far", "--store", store, "--hosts", "h1,h2,h3"]
+            job = one.popen(again, root, stdout=file, stderr=file)
         assert job.wait(300) == 0, _text(out)
-        assert _text(out) == "READY\n3 ranks on 3 hosts\nOK\n"
+        assert _text(out) == "3 ranks on 3 hosts\nOK\n"
 
 
 def test_a_host_that_does_not_answer() -> None:
