@@ -164,6 +164,7 @@ def _begin(
 
 
 def _restart(part: Part, membership: Membership, entry: Entry, report: Report | None) -> int:
+    from torpor.checkpoint.together import GivenUp
     from torpor.launch.restart import Among, Wishes, restart_part
 
     given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in part.wishes.items()}
@@ -182,8 +183,8 @@ def _restart(part: Part, membership: Membership, entry: Entry, report: Report | 
         if released:
             raise
         reason = membership.give_up(str(error) or type(error).__name__)
-        if isinstance(error, TorporError) and not str(error):
-            raise RestartFailed(reason) from None
+        if isinstance(error, GivenUp) or (isinstance(error, TorporError) and not str(error)):
+            raise RestartFailed(reason) from None  # another host's: it tells more
         raise
 
 
