@@ -62,6 +62,8 @@ class Apart:
                 self._tell(name, json.dumps({"doors": doors}).encode() + b"\n")
         for name in self.names:
             if name != FIRST:
+                if "checkpoint" in more:
+                    assert self._said(name) == {"ready": True}
                 assert self._said(name) == {"started": True}
         return self._running[FIRST]
 
