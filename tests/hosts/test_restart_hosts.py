@@ -8,10 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from bed import Bed, Host, bed
+from over import TORPOR, keys, running, start, until
 
 pytest.importorskip("nats")
 pytestmark = [
@@ -19,37 +19,7 @@ pytestmark = [
     pytest.mark.skipif(not all(map(shutil.which, ("ip", "unshare", "nsenter", "ssh", "/usr/sbin/sshd"))),
                        reason="needs ip, unshare, nsenter and sshd"),
 ]  # fmt: skip
-TORPOR = os.path.join(os.path.dirname(sys.executable), "torpor")
 TALK = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "programs", "far_talk.py")
-
-
-def start(made: Bed, host: Host, *words: str) -> subprocess.Popen[bytes]:
-    with open(f"{made.folder}/err", "ab") as err:
-        process: subprocess.Popen[bytes] = host.popen(
-            [TORPOR, *words], keys(made), stdin=subprocess.DEVNULL, stderr=err
-        )
-    return process
-
-
-def keys(made: Bed) -> dict[str, str]:
-    """One user, who has the same keys on all hosts."""
-    return {"XDG_CONFIG_HOME": f"{made.folder}/config"}
-
-
-def until(path: str, word: str, made: Bed) -> None:
-    deadline = time.monotonic() + 60
-    while not os.path.exists(path) or word not in open(path).read():
-        assert time.monotonic() < deadline, open(f"{made.folder}/err").read()
-        time.sleep(0.02)
-
-
-def running(made: Bed, job: subprocess.Popen[bytes], host: Host, word: str) -> None:
-    """Until the job runs there."""
-    deadline = time.monotonic() + 60
-    while word not in host.run([TORPOR, "jobs"]):
-        assert job.poll() is None, open(f"{made.folder}/err").read()
-        assert time.monotonic() < deadline, open(f"{made.folder}/err").read()
-        time.sleep(0.1)
 
 
 def talkers(host: Host) -> list[int]:

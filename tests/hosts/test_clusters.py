@@ -1,0 +1,110 @@
+"""Real programs over several hosts: saved in the middle, killed on every host, and brought back on other hosts with
+other addresses, with the result of an undisturbed run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from bed import bed
+from over import TORPOR, said, start, text, until
+
+pytest.importorskip("nats")
+pytestmark = [
+    pytest.mark.exam,
+    pytest.mark.skipif(os.getuid() != 0, reason="needs root"),
+    pytest.mark.skipif(not all(map(shutil.which, ("ip", "unshare", "nsenter", "ssh", "/usr/sbin/sshd"))),
+                       reason="needs ip, unshare, nsenter and sshd"),
+]  # fmt: skip
+PROGRAMS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "programs")
+STAGE = os.environ.get("TORPOR_TEST_STAGE", f"/var/tmp/torpor-tests-{os.getuid()}")
+
+
+def environment(name: str, *packages: str) -> str:
+    """The folder with the programs of a virtual environment that is made once."""
+    target = f"{STAGE}/venv-{name}"
+    if not os.path.exists(f"{target}/made"):
+        os.makedirs(STAGE, exist_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "venv", target], check=True)
+        done = subprocess.run([f"{target}/bin/pip", "install", "-q", *packages], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"{' '.join(packages)} cannot be installed: {done.stderr.strip()[-200:]}")
+        open(f"{target}/made", "w").close()
+    return f"{target}/bin"
+
+
+def test_dask_in_the_middle_of_a_computation() -> None:
+    programs = environment("dask", "dask", "distributed")
+    with bed(["h1", "h2", "h3", "h4", "h5", "h6"]) as made:
+        hosts, folder = made.hosts, made.folder
+        store, out, ran = (f"{folder}/{name}" for name in ("store", "out", "ran"))
+        for host in hosts.values():
+            host.run(["mkdir", "/tmp/work", "/scratch/work"])
+        quiet = "--no-dashboard"
+        worker = f"{programs}/dask worker tcp://h1:8786 --no-nanny --nthreads 1 {quiet} --local-directory /scratch/work"
+        script = (
+            "export TMPDIR=/tmp/work; "
+            f"{programs}/dask scheduler --host h1 --port 8786 {quiet} > {folder}/scheduler.out 2>&1 & "
+            + "".join(f"{TORPOR}-rsh {name} '{worker} > {folder}/{name}.out 2>&1' & " for name in ("h2", "h3"))
+            + f"exec {programs}/python {PROGRAMS}/dask_work.py tcp://h1:8786 {folder} > {out} 2>&1"
+        )
+        job = start(made, hosts["h1"], "run", "--name", "dask", "--store", store, "--hosts", "h1,h2,h3", "--",
+                    "sh", "-c", script)  # fmt: skip
+        until(out, "SUBMITTED", made)
+        deadline = time.monotonic() + 60
+        while len(text(ran).splitlines()) < 20:
+            assert time.monotonic() < deadline, said(made)
+            time.sleep(0.05)
+        before = set(text(ran).splitlines())  # these have finished before it is saved
+        hosts["h2"].run([TORPOR, "checkpoint", "dask", "--files=save:/tmp/work,/scratch/work"])
+        for name in ("h1", "h2", "h3"):
+            hosts[name].crash()
+        job.wait(30)
+        at_crash = set(text(ran).splitlines())
+        job = start(made, hosts["h4"], "restart", "dask", "--store", store, "--hosts", "h4,h5,h6")
+        assert job.wait(180) == 0, said(made) + text(out)
+        squares = sum(number * number for number in range(120))
+        assert text(out).splitlines() == ["SUBMITTED", f"TOTAL {squares}", "NEW 1275", "DONE"]
+        after = set(text(ran).splitlines()) - at_crash
+        numbers = [line.split()[0] for line in after]
+        finished = {line.split()[0] for line in before}
+        assert len(numbers) == len(set(numbers)) and not finished & set(numbers), "a task has run twice"
+        assert {line.split()[1] for line in after} == {"h5", "h6"}
+
+
+@pytest.mark.parametrize("kind", ["openmpi", "mpich"])
+def test_mpi_inside_of_collectives(kind: str) -> None:
+    if not shutil.which(f"mpicc.{kind}") or not shutil.which(f"mpirun.{kind}"):
+        pytest.skip(f"needs {kind}")
+    with bed(["h1", "h2", "h3", "h4", "h5", "h6", "h7", "h8"]) as made:
+        hosts, folder = made.hosts, made.folder
+        program, store = f"{folder}/heat", f"{folder}/store"
+        subprocess.run([f"mpicc.{kind}", "-O1", "-o", program, f"{PROGRAMS}/mpi_heat.c", "-lm"], check=True)
+        how = {
+            "openmpi": f"--mca plm_rsh_agent {TORPOR}-rsh --mca btl tcp,self --mca mpi_yield_when_idle 1 "
+                       "--allow-run-as-root --host h1:2,h2:2,h3:2,h4:2",
+            "mpich": "-hosts h1,h2,h3,h4",
+        }[kind]  # fmt: skip
+        hydra = f"export HYDRA_LAUNCHER=ssh HYDRA_LAUNCHER_EXEC={TORPOR}-rsh; "
+
+        def run(out: str) -> subprocess.Popen[bytes]:
+            script = f"{hydra}exec mpirun.{kind} {how} -n 8 {program} 3000 > {out} 2>&1"
+            return start(made, hosts["h1"], "run", "--name", "heat", "--store", store, "--hosts", "h1,h2,h3,h4", "--",
+                         "sh", "-c", script)  # fmt: skip
+
+        undisturbed, out = f"{folder}/undisturbed", f"{folder}/out"
+        assert run(undisturbed).wait(200) == 0, said(made) + text(undisturbed)
+        job = run(out)
+        until(out, "step 500", made, 120)
+        hosts["h3"].run([TORPOR, "checkpoint", "heat"])
+        until(out, "step 1000", made, 120)
+        hosts["h1"].run([TORPOR, "checkpoint", "heat", "--stop"])
+        job.wait(30)
+        job = start(made, hosts["h5"], "restart", "heat", "--store", store, "--hosts", "h5,h6,h7,h8")
+        assert job.wait(200) == 0, said(made) + text(out)
+        assert text(out) == text(undisturbed)
