@@ -12,7 +12,7 @@ from torpor.checkpoint.tree import Tree
 from torpor.linux import proc
 from torpor.model.data import Buffer, Ref, Sink
 from torpor.model.errors import Refusal
-from torpor.posix import descriptor_services, seccomp_filters
+from torpor.posix import descriptor_services, scratch, seccomp_filters
 from torpor.posix.backlog import Backlogs
 from torpor.posix.far import Told
 from torpor.posix.memory import obstacles
@@ -99,7 +99,7 @@ class Survey:
 
     def refusals(self) -> list[Refusal]:
         """Everything that stands in the way."""
-        found: list[Refusal] = []
+        found: list[Refusal] = scratch.survey(self.folders)
         for pid in self.pids:
             try:
                 if proc.stat(pid).state in "ZX" and len(proc.threads(pid)) <= 1:

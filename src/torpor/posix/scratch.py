@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 import msgspec
 
 from torpor.model.data import Sink, Source
-from torpor.model.errors import RestartFailed
+from torpor.model.errors import Refusal, RestartFailed
 from torpor.posix.contents import Contents, chunks, load_file, read_at, reflink, store_file
 from torpor.posix.service import Job, Restart
 
@@ -70,6 +70,15 @@ class Scratch(msgspec.Struct, frozen=True):
 
 
 # -- capture ----------------------------------------------------------------------------------------------------------
+
+
+def survey(folders: Iterable[str]) -> list[Refusal]:
+    """Folders that cannot be saved whole: at a restart another one is put in their place (`restore`)."""
+    return [
+        Refusal(0, "", f"the folder {path} is a mount point, which cannot be exchanged as a whole", "name one in it")
+        for path in folders
+        if os.path.ismount(path)
+    ]
 
 
 def capture(folders: Iterable[str], saved: Iterable[bytes], job: Job) -> Callable[[], Scratch]:

@@ -127,3 +127,8 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     (top / "secret").touch(mode=0)
     with pytest.raises(OSError, match="secret"):
         captured(FakeJob([]), [top])
+
+
+def test_a_mount_point_cannot_be_exchanged(tmp_path: Path) -> None:
+    (refusal,) = scratch.survey([str(tmp_path), "/proc"])
+    assert "/proc is a mount point" in str(refusal) and "name one in it" in str(refusal)
