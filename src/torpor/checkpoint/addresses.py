@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from torpor.linux import capability, proc, sock_diag
 from torpor.linux.sock_diag import LISTEN, InetSeen, UnixSeen
 from torpor.model.errors import Refusal
-from torpor.posix import inet_stream, socket_options
+from torpor.posix import inet_record, socket_options
 from torpor.posix.socket_address import AF_INET, AF_INET6, DATAGRAM, STREAM, Address, packed
 from torpor.posix.socket_options import SO_REUSEADDR, SO_REUSEPORT, SOL_SOCKET
 from torpor.posix.unix_name import Name, answering
@@ -71,7 +71,7 @@ class _Search:
         there = address.any or _assigned(address)
         if there and not address.any:
             self.local.add(address.ip)
-        bound = (inet_stream.LISTENING, inet_stream.BOUND)
+        bound = (inet_record.LISTENING, inet_record.BOUND)
         must = state.state in bound if service == "tcp" else state.remote is None
         if not must or (service, address) in self._looked:
             return

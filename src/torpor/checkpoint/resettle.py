@@ -15,7 +15,7 @@ import msgspec
 from torpor.image.manifest import Manifest, ObjectRecord
 from torpor.posix import inet_datagram, inet_stream
 from torpor.posix.inet_datagram import UdpSocket
-from torpor.posix.inet_stream import FAR, TcpSocket
+from torpor.posix.inet_record import FAR, TcpSocket
 from torpor.posix.socket_address import Address
 
 Moves = Mapping[bytes, bytes]

@@ -35,7 +35,7 @@ from torpor.image.manifest import Manifest
 from torpor.linux import sock_diag
 from torpor.model.data import Source
 from torpor.model.errors import RestartFailed
-from torpor.posix import far, inet_connect, inet_stream, socket_queue
+from torpor.posix import far, inet_connect, inet_record, inet_stream, socket_queue
 from torpor.posix.socket_address import AF_INET, AF_INET6, STREAM, Address, inet, link
 from torpor.posix.socket_options import IPV6, IPV6_V6ONLY, SO_REUSEADDR, SOL_SOCKET
 
@@ -75,8 +75,8 @@ def far_ends(manifest: Manifest, source: Source) -> list[FarEnd]:
     for kept in manifest.objects:
         if kept.service != inet_stream.SERVICE.name:
             continue
-        record = msgspec.msgpack.decode(kept.state, type=inet_stream.TcpSocket)
-        if record.other != inet_stream.FAR:
+        record = msgspec.msgpack.decode(kept.state, type=inet_record.TcpSocket)
+        if record.other != inet_record.FAR:
             continue
         assert record.local is not None and record.remote is not None
         named, _ = far.name(far.TCP, record.local, record.remote)

@@ -20,7 +20,6 @@ arrived still to be read.
 from __future__ import annotations
 
 import _socket
-import os
 import select
 import struct
 from collections.abc import Iterable, Mapping
@@ -41,73 +40,35 @@ from torpor.linux.sock_diag import (
     SYN_SENT,
 )  # fmt: skip
 from torpor.model.errors import NotNow, Refusal, Refused, RestartFailed
-from torpor.posix import inet_far, inet_table, inet_turnover, socket_kinds, socket_options, socket_queue
+from torpor.posix import inet_create, inet_far, inet_table, inet_turnover, socket_kinds, socket_options, socket_queue
 from torpor.posix.backlog import Backlogs
 from torpor.posix.descriptors import set_status, status_flags
-from torpor.posix.inet_connect import Connector, connector, failed_connect
+from torpor.posix.inet_connect import connector
+from torpor.posix.inet_record import (
+    BOUND,
+    CLOSED,
+    CONNECTED,
+    CONNECTING,
+    FAILED,
+    FAR,
+    FAR_WAITING,
+    FRESH,
+    GONE,
+    IN_JOB,
+    LISTENING,
+    OUTSIDE,
+    WAITING,
+    Gone,
+    TcpSocket,
+)
 from torpor.posix.inet_table import InetTable, TcpSeen
 from torpor.posix.service import Descriptor, DescriptorBase, Job, Restart
-from torpor.posix.socket_address import AF_INET, AF_INET6, STREAM, Address, link, packed
-from torpor.posix.socket_options import Options
+from torpor.posix.socket_address import AF_INET, AF_INET6, Address, link, packed
 from torpor.posix.socket_queue import Queue
-from torpor.posix.socket_works import Step, close_all, listen, options_later, send_later, shut, shut_later, works
+from torpor.posix.socket_works import options_later
 from torpor.tracee.process import LivingProcess
 
-FRESH, BOUND, LISTENING, CONNECTING, CONNECTED, CLOSED, FAILED = (
-    "fresh", "bound", "listening", "connecting", "connected", "closed", "failed",
-)  # fmt: skip
-IN_JOB, FAR, FAR_WAITING, WAITING, GONE, OUTSIDE = "job", "far", "far waiting", "waiting", "gone", "outside"
-
 _SENT_ALL = (FIN_WAIT1, FIN_WAIT2, CLOSING, LAST_ACK)
-
-
-class Gone(msgspec.Struct, frozen=True, array_like=True):
-    """A client that waits to be accepted and is closed already: its own address, the listener's as it saw it, and what
-    it has sent."""
-
-    local: Address
-    remote: Address
-    family: int
-    sent: Queue | None = None
-
-
-class TcpSocket(msgspec.Struct, frozen=True, kw_only=True):
-    """A TCP socket.
-
-    state: 'fresh', 'bound', 'listening', 'connecting', 'connected', 'closed' (was connected; both directions are
-    over), 'failed' (a connection that was refused or reset, and the program has not been told yet). other: what became
-    of the other end: 'job', 'far' (on another host of the job), 'waiting' (to be accepted by the job), 'far
-    waiting' (to be accepted there), 'gone' (closed), 'outside'.
-    """
-
-    ino: int
-    family: int
-    flags: int
-    state: str
-    local: Address | None = None
-    remote: Address | None = None
-    accepted: bool = False
-    other: str = ""
-    peer: int = 0
-    """Inode number of the other end, if it is in the job."""
-    peer_family: int = AF_INET
-    host: str = ""
-    """Where the other end is, if it is on another host."""
-    shut: int = 0
-    """1: it receives no more; 2: it sends no more."""
-    error: bool = False
-    backlog: int = 0
-    gone_waiting: int = 0
-    """For a listener: connections that wait to be accepted and were closed by the other end already."""
-    sent: Queue | None = None
-    """Of one that waits to be accepted: what it has sent, where the job's own data does not tell."""
-    gone_before: tuple[Gone, ...] = ()
-    """Those that are closed and wait right in front of this one; for a listener, behind all others. `gone_waiting` are
-    others, of which nothing is known."""
-    after: tuple[int, ...] = ()
-    """Objects that must exist first."""
-    options: Options = Options()
-    queue: Queue | None = None
 
 
 class TcpService(DescriptorBase):
@@ -354,96 +315,15 @@ class TcpService(DescriptorBase):
 
     def create(self, record: TcpSocket, restart: Restart) -> int:
         try:
-            fd = self._make(record, restart, connector(restart))
+            fd = inet_create.make(record, restart, connector(restart))
         except OSError as error:
             raise RestartFailed(f"a TCP socket at {record.local}: {error.strerror}") from None
         set_status(fd, record.flags)
         options_later(fd, record.options, restart)
         return fd
 
-    def _make(self, record: TcpSocket, restart: Restart, connect: Connector) -> int:
-        if record.state in (FRESH, BOUND, LISTENING):
-            one = _socket.socket(record.family, STREAM | _socket.SOCK_CLOEXEC, 0)
-            fd = one.detach()
-            socket_options.restore_early(fd, record.options)
-            if record.state == FRESH:
-                return fd
-            assert record.local is not None
-            connect.bind(fd, record.family, record.local, listening=record.state == LISTENING)
-            if record.state == LISTENING:
-                socket_options.restore_buffers(fd, record.options)
-                listen(fd, record.backlog)
-                address = record.local
-                for _ in range(record.gone_waiting):
-                    connect.and_close(record.family, address)
-                if record.gone_before:
-                    works(restart).add(Step.FILL, lambda: self._come_and_go(record, restart, connect))
-            return fd
-        if record.state == CONNECTING:
-            if record.other == WAITING and record.remote is not None:
-                return connect.start(record.family, record.local, record.remote, record.options)
-            return failed_connect(record.family, record.local)
-        if record.other == WAITING:
-            assert record.local is not None and record.remote is not None
-            self._come_and_go(record, restart, connect)
-            fd = connect.start(record.family, record.local, record.remote, record.options)
-            if record.sent is not None:
-                send_later(os.dup(fd), record.sent, False, restart)
-            if record.shut:
-                shut_later(fd, record.shut, restart)
-            return fd
-        if record.other == FAR:
-            return self._far(record, restart)
-        if record.other == FAR_WAITING:
-            return self._bound(record)
-        return self._pair(record, restart, connect)
-
-    def _far(self, record: TcpSocket, restart: Restart) -> int:
-        """The end of a connection that was made with another host, with what is in its queue."""
-        fd = restart.far(record.ino)
-        if fd < 0:
-            raise RestartFailed(
-                f"the connection {record.local} - {record.remote} leads to {record.host}: restart the whole job"
-            )
-        if record.shut:
-            mine = os.dup(fd)
-            works(restart).add(Step.SHUT, lambda: inet_far.shut(mine, record.shut))
-            works(restart).add(Step.LEAVE, lambda: os.close(mine))
-        return fd
-
-    def _bound(self, record: TcpSocket) -> int:
-        """A socket that is connected at the very end."""
-        one = _socket.socket(record.family, STREAM | _socket.SOCK_CLOEXEC, 0)
-        try:
-            one.setsockopt(socket_options.SOL_SOCKET, socket_options.SO_REUSEADDR, 1)
-            if record.local is not None:
-                one.bind(record.local.of_family(record.family))
-        except OSError:
-            pass  # it gets another address
-        return one.detach()
-
     def finish(self, record: TcpSocket, fd: int, restart: Restart) -> None:
-        if record.other == FAR_WAITING:
-            remote, kept = record.remote, os.dup(fd)
-            assert remote is not None
-
-            def connect() -> None:
-                try:
-                    inet_far.connect(kept, remote)
-                    if record.shut:
-                        inet_far.shut(kept, record.shut)
-                finally:
-                    os.close(kept)
-
-            restart.at_release(connect)
-
-    def _come_and_go(self, record: TcpSocket, restart: Restart, connect: Connector) -> None:
-        for one in record.gone_before:
-            fd = connect.start(one.family, one.local, one.remote, Options())
-            if one.sent is not None:
-                send_later(fd, one.sent, False, restart)
-            else:
-                os.close(fd)
+        inet_create.last(record, fd, restart)
 
     # Looking into what waits (posix/backlog.py).
 
@@ -484,46 +364,6 @@ class TcpService(DescriptorBase):
         sent_all = 2 if one.state in _SENT_ALL else 0
         received = socket_queue.readable(one.fd) & select.POLLRDHUP and one.state in (ESTABLISHED, *_SENT_ALL[:2])
         return sent_all | (1 if received else 0)  # shut by itself: the other end has not finished
-
-    def _pair(self, record: TcpSocket, restart: Restart, connect: Connector) -> int:
-        todo = works(restart)
-        key = min(record.ino, record.peer or record.ino)
-        local, remote = record.local, record.remote
-        ends: list[int] = restart.shared(
-            ("tcp", key),
-            lambda: (
-                connect.pair(record.peer_family, remote, record.family, local)
-                if record.accepted
-                else connect.pair(record.family, local, record.peer_family, remote)
-            ),
-            lambda made: None,
-        )
-        mine, other = ends[::-1] if record.accepted else ends
-        if record.queue is not None:
-            queue = record.queue
-            todo.add(Step.FILL, lambda: socket_queue.send_stream(other, mine, queue, restart))
-        if record.other == IN_JOB:
-            if record.shut:
-                todo.add(Step.SHUT, lambda: shut(mine, record.shut))
-        elif record.state == FAILED or record.other == OUTSIDE:
-            linger = struct.pack("ii", 1, 0)
-            if record.shut & 2:
-                todo.add(Step.SHUT, lambda: shut(mine, 2))
-            todo.add(Step.SHUT, lambda: socket_options.put(other, 1, socket_options.SO_LINGER, linger))
-            if record.state == CONNECTED:
-                restart.say(f"the connection {record.local} - {record.remote} to outside the job is reset")
-        elif record.state == CLOSED:
-            todo.add(Step.SHUT, lambda: shut(other, 2))
-            todo.add(Step.SHUT, lambda: shut(mine, 3))
-        else:
-            # The other end is closed. Where this one does not know all of it yet, closing tells it.
-            todo.add(Step.SHUT, lambda: shut(other, 2))
-            if record.shut:
-                todo.add(Step.SHUT, lambda: shut(mine, record.shut))
-        if record.other != IN_JOB or record.ino <= record.peer:
-            # Last, both are closed here: the job has the ends it had.
-            todo.add(Step.LEAVE, lambda: close_all(ends))
-        return os.dup(mine)
 
 
 _WAY_OUT = "close it before the checkpoint"

@@ -11,9 +11,9 @@ import pytest
 
 from torpor.checkpoint import addresses, room
 from torpor.linux import capability, proc
-from torpor.posix import inet_stream
+from torpor.posix import inet_record
 from torpor.posix.inet_datagram import UdpSocket
-from torpor.posix.inet_stream import TcpSocket
+from torpor.posix.inet_record import TcpSocket
 from torpor.posix.locks import FLOCK, OFD, POSIX, Lock, in_the_way
 from torpor.posix.socket_address import AF_INET, Address, inet
 from torpor.posix.unix_name import Name
@@ -55,7 +55,7 @@ def test_a_real_lock_in_the_way(tmp_path: Path) -> None:
         assert in_the_way(Lock(FLOCK, True), st.st_dev, st.st_ino, proc.text("/proc/locks")) == os.getpid()
 
 
-def tcp(address: Address, state: str = inet_stream.LISTENING) -> tuple[str, TcpSocket]:
+def tcp(address: Address, state: str = inet_record.LISTENING) -> tuple[str, TcpSocket]:
     return "tcp", TcpSocket(ino=1, family=AF_INET, flags=0, state=state, local=address)
 
 
@@ -70,7 +70,7 @@ def test_an_address_of_another_host() -> None:
     udp = UdpSocket(family=AF_INET, flags=0, local=there)
     assert look(("udp", udp))[0] == ["the job's UDP address 192.0.2.1:8080 is not one of this host"]
     # Connections within the job have others then.
-    assert look(tcp(there, inet_stream.CONNECTED)) == ([], [])
+    assert look(tcp(there, inet_record.CONNECTED)) == ([], [])
 
 
 def test_a_port_that_is_in_use() -> None:
