@@ -22,8 +22,9 @@ from torpor.tracee.process import Process
 
 VALUE = 0xFEDCBA9876543210
 SIGNAL = signal.SIGRTMIN + 6
-OWN = 99
-"""The number under which the child has a descriptor of the queue for both directions."""
+OWN = 999
+"""The number under which the child has a descriptor of the queue for both directions; nobody else's, also in a test run
+that has many open."""
 
 
 class Stopped(NamedTuple):
