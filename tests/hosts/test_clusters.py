@@ -77,6 +77,56 @@ def test_dask_in_the_middle_of_a_computation() -> None:
         assert {line.split()[1] for line in after} == {"h5", "h6"}
 
 
+def test_spark_in_the_middle_of_a_shuffle() -> None:
+    if not shutil.which("java"):
+        pytest.skip("needs java")
+    programs = environment("spark", "pyspark")
+    home = f"{os.path.dirname(programs)}/lib/python3.{sys.version_info.minor}/site-packages/pyspark"
+    with bed(["h1", "h2", "h3", "h4", "h5", "h6"]) as made:
+        hosts, folder = made.hosts, made.folder
+        store, out, ran = (f"{folder}/{name}" for name in ("store", "out", "ran"))
+        for host in hosts.values():
+            host.run(["mkdir", "/tmp/work", "/scratch/work", "/tmp/hsperfdata_root"])
+        own = (
+            f"export SPARK_HOME={home} PYSPARK_PYTHON={programs}/python TMPDIR=/tmp/work SPARK_DAEMON_MEMORY=256m "
+            "SPARK_LOCAL_DIRS=/scratch/work SPARK_WORKER_DIR=/scratch/work "
+            "SPARK_DAEMON_JAVA_OPTS=-Djava.io.tmpdir=/tmp/work; cd /scratch/work; "
+        )
+        run = f"{home}/bin/spark-class org.apache.spark.deploy"
+        workers = "".join(
+            f"{TORPOR}-rsh {name} '{own} exec {run}.worker.Worker --host {name} --cores 1 --memory 1g spark://h1:7077 "
+            f"> {folder}/{name}.out 2>&1' & "
+            for name in ("h2", "h3")
+        )
+        script = (
+            f"{own} {run}.master.Master --host h1 --port 7077 > {folder}/master.out 2>&1 & {workers}"
+            f"until grep -c 'Registering worker' {folder}/master.out | grep -q 2; do sleep 0.1; done; "
+            f"exec {programs}/python {PROGRAMS}/spark_shuffle.py spark://h1:7077 {folder} > {out} 2> {folder}/driver.out"
+        )
+        job = start(made, hosts["h1"], "run", "--name", "spark", "--store", store, "--hosts", "h1,h2,h3", "--",
+                    "sh", "-c", script)  # fmt: skip
+        until(out, "SUBMITTED", made, 120)
+        deadline = time.monotonic() + 120
+        while len(text(ran).splitlines()) < 12:
+            assert time.monotonic() < deadline, said(made)
+            time.sleep(0.05)
+        before = {line.split()[0] for line in text(ran).splitlines()}
+        saved = "/tmp/work,/scratch/work,/tmp/hsperfdata_root"
+        hosts["h2"].run([TORPOR, "checkpoint", "spark", "--with-files", f"--files=save:{saved}"], timeout=120)
+        for name in ("h1", "h2", "h3"):
+            hosts[name].crash()
+        job.wait(30)
+        at_crash = set(text(ran).splitlines())
+        job = start(made, hosts["h4"], "restart", "spark", "--store", store, "--hosts", "h4,h5,h6")
+        assert job.wait(200) == 0, said(made) + text(f"{folder}/driver.out")
+        sums = [(digit, sum(n * n for n in range(240) if n % 10 == digit)) for digit in range(10)]
+        assert text(out).splitlines() == ["SUBMITTED", f"SUMS {sums}", "NEW 500500", "DONE"]
+        after = [line.split() for line in set(text(ran).splitlines()) - at_crash]
+        numbers = [words[0] for words in after]
+        assert len(numbers) == len(set(numbers)) and not before & set(numbers), "a task has run twice"
+        assert {words[1] for words in after} == {"h5", "h6"}
+
+
 @pytest.mark.parametrize("kind", ["openmpi", "mpich"])
 def test_mpi_inside_of_collectives(kind: str) -> None:
     if not shutil.which(f"mpicc.{kind}") or not shutil.which(f"mpirun.{kind}"):
