@@ -101,7 +101,8 @@ def test_spark_in_the_middle_of_a_shuffle() -> None:
         script = (
             f"{own} {run}.master.Master --host h1 --port 7077 > {folder}/master.out 2>&1 & {workers}"
             f"until grep -c 'Registering worker' {folder}/master.out | grep -q 2; do sleep 0.1; done; "
-            f"exec {programs}/python {PROGRAMS}/spark_shuffle.py spark://h1:7077 {folder} > {out} 2> {folder}/driver.out"
+            f"exec {programs}/python {PROGRAMS}/spark_shuffle.py spark://h1:7077 {folder} "
+            f"> {out} 2> {folder}/driver.out"
         )
         job = start(made, hosts["h1"], "run", "--name", "spark", "--store", store, "--hosts", "h1,h2,h3", "--",
                     "sh", "-c", script)  # fmt: skip
@@ -137,13 +138,15 @@ def test_mpi_inside_of_collectives(kind: str) -> None:
         subprocess.run([f"mpicc.{kind}", "-O1", "-o", program, f"{PROGRAMS}/mpi_heat.c", "-lm"], check=True)
         how = {
             "openmpi": f"--mca plm_rsh_agent {TORPOR}-rsh --mca btl tcp,self --mca mpi_yield_when_idle 1 "
-                       "--allow-run-as-root --host h1:2,h2:2,h3:2,h4:2",
+                       "--mca orte_tmpdir_base /tmp/work --allow-run-as-root --host h1:2,h2:2,h3:2,h4:2",
             "mpich": "-hosts h1,h2,h3,h4",
         }[kind]  # fmt: skip
-        hydra = f"export HYDRA_LAUNCHER=ssh HYDRA_LAUNCHER_EXEC={TORPOR}-rsh; "
+        for host in hosts.values():
+            host.run(["mkdir", "/tmp/work"])
+        own = f"export TMPDIR=/tmp/work HYDRA_LAUNCHER=ssh HYDRA_LAUNCHER_EXEC={TORPOR}-rsh; "
 
         def run(out: str) -> subprocess.Popen[bytes]:
-            script = f"{hydra}exec mpirun.{kind} {how} -n 8 {program} 3000 > {out} 2>&1"
+            script = f"{own}exec mpirun.{kind} {how} -n 8 {program} 3000 > {out} 2>&1"
             return start(made, hosts["h1"], "run", "--name", "heat", "--store", store, "--hosts", "h1,h2,h3,h4", "--",
                          "sh", "-c", script)  # fmt: skip
 
@@ -151,9 +154,9 @@ def test_mpi_inside_of_collectives(kind: str) -> None:
         assert run(undisturbed).wait(200) == 0, said(made) + text(undisturbed)
         job = run(out)
         until(out, "step 500", made, 120)
-        hosts["h3"].run([TORPOR, "checkpoint", "heat"])
+        hosts["h3"].run([TORPOR, "checkpoint", "heat", "--files=save:/tmp/work"])
         until(out, "step 1000", made, 120)
-        hosts["h1"].run([TORPOR, "checkpoint", "heat", "--stop"])
+        hosts["h1"].run([TORPOR, "checkpoint", "heat", "--stop", "--files=save:/tmp/work"])
         job.wait(30)
         job = start(made, hosts["h5"], "restart", "heat", "--store", store, "--hosts", "h5,h6,h7,h8")
         assert job.wait(200) == 0, said(made) + text(out)
