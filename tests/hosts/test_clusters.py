@@ -146,7 +146,7 @@ def test_mpi_inside_of_collectives(kind: str) -> None:
         own = f"export TMPDIR=/tmp/work HYDRA_LAUNCHER=ssh HYDRA_LAUNCHER_EXEC={TORPOR}-rsh; "
 
         def run(out: str) -> subprocess.Popen[bytes]:
-            script = f"{own}exec mpirun.{kind} {how} -n 8 {program} 3000 > {out} 2>&1"
+            script = f"{own}exec mpirun.{kind} {how} -n 8 {program} 3000 > {out} 2>> {folder}/mpirun.err"
             return start(made, hosts["h1"], "run", "--name", "heat", "--store", store, "--hosts", "h1,h2,h3,h4", "--",
                          "sh", "-c", script)  # fmt: skip
 
