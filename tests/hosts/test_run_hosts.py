@@ -71,7 +71,7 @@ def test_ranks_are_saved_in_the_middle_and_come_to_the_same_result() -> None:
         assert torpor(one, "checkpoint", "far").startswith("saved far@2,")
         assert torpor(two, "checkpoint", "far", "--stop").startswith("saved far@3,")
         assert job.wait(60) == 75
-        assert _text(out) == "READY\ntorpor: saved as far@3 and stopped (torpor restart far@3)\n"
+        assert _text(out) == "READY\ntorpor: saved as far@3 and stopped (torpor restart far@3 --hosts ...)\n"
         out += ".again"
         with open(out, "wb") as file:
             again = [TORPOR, "restart", "far", "--store", store, "--hosts", "h1,h2,h3"]

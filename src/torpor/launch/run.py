@@ -140,7 +140,8 @@ def supervised(supervisor: Supervisor, detached: bool = False, wishes: Mapping[s
         again.become(supervisor.entry, supervisor.crashes, status, detached, wishes or {})
         registry.release(supervisor.entry)
     if supervisor.stopped_as:
-        say(f"torpor: saved as {supervisor.stopped_as} and stopped (torpor restart {supervisor.stopped_as})")
+        where = " --hosts ..." if supervisor.over_hosts else ""
+        say(f"torpor: saved as {supervisor.stopped_as} and stopped (torpor restart {supervisor.stopped_as}{where})")
     return status
 
 

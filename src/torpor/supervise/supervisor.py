@@ -116,6 +116,11 @@ class Supervisor:
             self._loop.run()
         return self._end()
 
+    @property
+    def over_hosts(self) -> bool:
+        """Is it one part of a job over hosts?"""
+        return self._membership is not None
+
     # -- the root
     # ---------------------------------------------------------------------------------------------
 
