@@ -11,7 +11,7 @@ import time
 
 import pytest
 from bed import bed
-from over import TORPOR, said, start, text, until
+from over import TORPOR, running, said, start, text, until
 
 pytest.importorskip("nats")
 pytestmark = [
@@ -126,6 +126,42 @@ def test_spark_in_the_middle_of_a_shuffle() -> None:
         numbers = [words[0] for words in after]
         assert len(numbers) == len(set(numbers)) and not before & set(numbers), "a task has run twice"
         assert {words[1] for words in after} == {"h5", "h6"}
+
+
+def test_redis_and_its_clients() -> None:
+    if not shutil.which("redis-server") or not shutil.which("redis-cli"):
+        pytest.skip("needs redis")
+    with bed(["h1", "h2", "h3", "h4", "h5", "h6"]) as made:
+        hosts, folder = made.hosts, made.folder
+        store, go = f"{folder}/store", f"{folder}/go"
+        for host in hosts.values():
+            host.run(["mkdir", "/scratch/work"])
+        clients = "".join(
+            f"{TORPOR}-rsh {name} 'exec {sys.executable} {PROGRAMS}/redis_far.py h1 {name} {go} > {folder}/{name}.out "
+            f'2>&1\' & pids="$pids $!"; '
+            for name in ("h2", "h3")
+        )
+        server = "redis-server --bind 0.0.0.0 --protected-mode no --appendonly yes --dir /scratch/work"
+        script = (
+            f"{server} > {folder}/server.out 2>&1 & {clients} wait $pids; "
+            "redis-cli GET h2; redis-cli GET h3; redis-cli SHUTDOWN NOSAVE; wait"
+        )
+        words = ["run", "--name", "redis", "--store", store, "--hosts", "h1,h2,h3", "--", "sh", "-c"]
+        job = start(made, hosts["h1"], *words, f"exec > {folder}/out; {script}")
+        for name in ("h2", "h3"):
+            until(f"{folder}/{name}.out", "READY", made)
+        hosts["h3"].run([TORPOR, "checkpoint", "redis", "--files=save:/scratch/work"])
+        hosts["h2"].run([TORPOR, "checkpoint", "redis", "--files=save:/scratch/work"])
+        for name in ("h1", "h2", "h3"):
+            hosts[name].crash()
+        job.wait(30)
+        job = start(made, hosts["h4"], "restart", "redis", "--store", store, "--hosts", "h4,h5,h6")
+        running(made, job, hosts["h6"], "redis")
+        hosts["h5"].run([TORPOR, "checkpoint", "redis", "--files=save:/scratch/work"])
+        open(go, "w").close()
+        assert job.wait(60) == 0, said(made)
+        answered = [text(f"{folder}/{name}.out").split()[-1] for name in ("h2", "h3")]
+        assert text(f"{folder}/out").split() == answered and min(map(int, answered)) > 0
 
 
 @pytest.mark.parametrize("kind", ["openmpi", "mpich"])
