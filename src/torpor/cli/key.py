@@ -12,8 +12,8 @@ to be you, or somebody whose key you trust. Your key is made when it is needed f
 torpor checkpoint --encrypt-to KEY can be read by the owner of that key only.
 
 Keys are in ~/.config/torpor/keys ($XDG_CONFIG_HOME): NAME.key secret ones, yours is default.key; NAME.pub those
-you trust. TORPOR_KEY_FILE names another file as your secret key; for checkpoints of a supervised job it counts when the
-job is started, since its supervisor signs.
+you trust. TORPOR_KEY_FILE names another file as your secret key; for checkpoints of a supervised job it counts
+when the job is started, since its supervisor signs.
 
   new             make your key now
   list            your key, and those you trust
