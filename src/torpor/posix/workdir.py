@@ -86,7 +86,8 @@ class WorkdirService(ProcessBase):
     def restore(self, record: Any, process: Process) -> Steps:
         if record.removed:
             path = In(os.fsencode(free_name(os.fsdecode(record.directory))) + b"\0")
-            calls = [call(NR.mkdir, path, 0o700), call(NR.chdir, path), call(NR.rmdir, path)]
+            # With whatever umask torpor was started, it has to be a folder that one can go into.
+            calls = [call(NR.umask, 0), call(NR.mkdir, path, 0o700), call(NR.chdir, path), call(NR.rmdir, path)]
             return {Stage.PROCESS: [*calls, call(NR.umask, record.umask)]}
         try:
             os.stat(os.fsencode(f"/proc/{process.leader.tid}/root") + record.directory)

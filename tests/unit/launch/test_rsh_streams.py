@@ -117,7 +117,7 @@ def test_a_stream_that_nobody_takes_holds_up_nothing_else(rsh: Rsh, tmp_path: Pa
     (tmp_path / "make").write_text(
         f"trap 'echo told >&2' HUP; (trap '' HUP; exec head -c {size} /dev/zero) & echo up >&2; wait; wait; exit 4"
     )
-    process = rsh("h2", f"sh {tmp_path}/make")
+    process = rsh("h2", f"exec sh {tmp_path}/make")  # the shell around it would end of SIGHUP
     assert process.stdout is not None and process.stderr is not None
     assert process.stderr.readline() == b"up\n"
     time.sleep(0.5)  # most of it would have flowed by now
