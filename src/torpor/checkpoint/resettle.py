@@ -28,8 +28,6 @@ _replace = msgspec.structs.replace
 
 def resettle(manifest: Manifest, moves: Moves) -> Manifest:
     """The same manifest with each address as `moves` gives it."""
-    if not moves:
-        return manifest
     return _replace(manifest, objects=tuple(_object(record, moves) for record in manifest.objects))
 
 

@@ -17,9 +17,7 @@ from torpor.checkpoint.plan import Plan, plan
 from torpor.checkpoint.plant import Footing, Ground, Planted
 from torpor.checkpoint.recreate import Inventory
 from torpor.checkpoint.relocate import relocate
-from torpor.checkpoint.resettle import Moves, resettle
 from torpor.checkpoint.takeover import Takeover
-from torpor.checkpoint.together import RestartedTogether
 from torpor.checkpoint.tree import Tree
 from torpor.image import codec
 from torpor.image.manifest import FileRecord, Manifest
@@ -36,6 +34,8 @@ from torpor.tracee.task import Gone
 
 if TYPE_CHECKING:
     from torpor.checkpoint.rehearse import Rehearsal
+    from torpor.checkpoint.resettle import Moves
+    from torpor.checkpoint.together import RestartedTogether
     from torpor.store.load import Load
 
 Progress = Callable[[str, int, int], None]
@@ -102,7 +102,11 @@ def restart(request: RestartRequest) -> Restarted:
     PID 1.
     """
     began = time.perf_counter()
-    manifest = resettle(relocate(read(request.load), request.map_path), request.moves)
+    manifest = relocate(read(request.load), request.map_path)
+    if request.moves:
+        from torpor.checkpoint.resettle import resettle  # brings all of TCP and UDP along
+
+        manifest = resettle(manifest, request.moves)
     if request.rehearsal is not None:
         manifest = request.rehearsal.manifest(manifest)
     refusals = check(manifest, request.changed_files, request.files)

@@ -136,6 +136,15 @@ def test_nothing_slow_is_imported(module: str, env: dict[str, str]) -> None:
     assert "msgspec" not in imported
 
 
+def test_a_restart_begins_without_what_only_some_jobs_have() -> None:
+    program = "import sys; import torpor.checkpoint.restart; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    found = set(done.stdout.split())
+    assert "torpor.checkpoint.restart" in found
+    for prefix in ("torpor.posix.inet_", "torpor.posix.far", "torpor.checkpoint.together", "torpor.link", "hashlib"):
+        assert not [name for name in found if name.startswith(prefix)], prefix
+
+
 def test_completion(env: dict[str, str]) -> None:
     done = torpor(env, "completion", "bash")
     if done.returncode == 1:
