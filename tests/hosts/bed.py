@@ -19,6 +19,14 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import pytest
+
+NEEDED = [
+    pytest.mark.skipif(os.getuid() != 0, reason="needs root"),
+    pytest.mark.skipif(not all(map(shutil.which, ("ip", "unshare", "nsenter", "ssh", "/usr/sbin/sshd"))),
+                       reason="needs ip, unshare, nsenter and sshd"),
+]  # fmt: skip
+"""For `pytestmark`: what a bed needs of a machine."""
 HERE = os.path.dirname(os.path.abspath(__file__))
 NETWORK = "10.77.0"
 

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 
 import pytest
-from bed import bed
+from bed import NEEDED, bed
 
-pytestmark = [
-    pytest.mark.skipif(os.getuid() != 0, reason="needs root"),
-    pytest.mark.skipif(not all(map(shutil.which, ("ip", "unshare", "nsenter", "ssh", "/usr/sbin/sshd"))),
-                       reason="needs ip, unshare, nsenter and sshd"),
-]  # fmt: skip
+pytestmark = NEEDED
 
 
 def test_hosts_are_apart() -> None:

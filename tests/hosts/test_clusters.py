@@ -10,16 +10,11 @@ import sys
 import time
 
 import pytest
-from bed import bed
+from bed import NEEDED, bed
 from over import TORPOR, running, said, start, text, until
 
 pytest.importorskip("nats")
-pytestmark = [
-    pytest.mark.exam,
-    pytest.mark.skipif(os.getuid() != 0, reason="needs root"),
-    pytest.mark.skipif(not all(map(shutil.which, ("ip", "unshare", "nsenter", "ssh", "/usr/sbin/sshd"))),
-                       reason="needs ip, unshare, nsenter and sshd"),
-]  # fmt: skip
+pytestmark = [pytest.mark.exam, *NEEDED]
 PROGRAMS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "programs")
 STAGE = os.environ.get("TORPOR_TEST_STAGE", f"/var/tmp/torpor-tests-{os.getuid()}")
 

@@ -3,23 +3,16 @@ host it was, the next checkpoint is whole, and the last one comes back on a host
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import threading
 import time
 
 import pytest
-from bed import Bed, Host, bed
+from bed import NEEDED, Bed, Host, bed
 from over import TORPOR, keys, said, start, text, until
 
 pytest.importorskip("nats")
-pytestmark = [
-    pytest.mark.exam,
-    pytest.mark.skipif(os.getuid() != 0, reason="needs root"),
-    pytest.mark.skipif(not all(map(shutil.which, ("ip", "unshare", "nsenter", "ssh", "/usr/sbin/sshd"))),
-                       reason="needs ip, unshare, nsenter and sshd"),
-]  # fmt: skip
+pytestmark = [pytest.mark.exam, *NEEDED]
 COUNT = "n=0; while ! [ -e {go} ]; do n=$((n+1)); echo $n; sleep 0.02; done"
 
 

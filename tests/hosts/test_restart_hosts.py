@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
-from bed import Bed, Host, bed
+from bed import NEEDED, Bed, Host, bed
 from over import TORPOR, keys, running, start, until
 
 pytest.importorskip("nats")
-pytestmark = [
-    pytest.mark.skipif(os.getuid() != 0, reason="needs root"),
-    pytest.mark.skipif(not all(map(shutil.which, ("ip", "unshare", "nsenter", "ssh", "/usr/sbin/sshd"))),
-                       reason="needs ip, unshare, nsenter and sshd"),
-]  # fmt: skip
+pytestmark = NEEDED
 TALK = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "programs", "far_talk.py")
 
 

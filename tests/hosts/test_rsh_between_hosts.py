@@ -11,16 +11,12 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from bed import Bed, Host, bed
+from bed import NEEDED, Bed, Host, bed
 
 from torpor.launch.travel import DOOR
 from torpor.link import secret
 
-pytestmark = [
-    pytest.mark.skipif(os.getuid() != 0, reason="needs root"),
-    pytest.mark.skipif(not all(map(shutil.which, ("ip", "unshare", "nsenter", "ssh", "/usr/sbin/sshd"))),
-                       reason="needs ip, unshare, nsenter and sshd"),
-]  # fmt: skip
+pytestmark = NEEDED
 HERE = os.path.dirname(os.path.abspath(__file__))
 SOURCE = os.path.join(os.path.dirname(HERE), "programs", "mpi_sum.c")
 RSH = os.path.join(os.path.dirname(sys.executable), "torpor-rsh")

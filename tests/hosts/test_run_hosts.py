@@ -9,14 +9,10 @@ import sys
 import time
 
 import pytest
-from bed import Host, bed
+from bed import NEEDED, Host, bed
 
 pytest.importorskip("nats")
-pytestmark = [
-    pytest.mark.skipif(os.getuid() != 0, reason="needs root"),
-    pytest.mark.skipif(not all(map(shutil.which, ("ip", "unshare", "nsenter", "ssh", "/usr/sbin/sshd"))),
-                       reason="needs ip, unshare, nsenter and sshd"),
-]  # fmt: skip
+pytestmark = NEEDED
 TORPOR = os.path.join(os.path.dirname(sys.executable), "torpor")
 SOURCE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "programs", "mpi_sum.c")
 COUNT = "n=0; while ! [ -e {go} ]; do n=$((n+1)); echo $n; sleep 0.02; done; hostname"

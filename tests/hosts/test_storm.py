@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 
 import pytest
-from bed import bed
+from bed import NEEDED, bed
 from over import TORPOR, keys, running, said, start, text, until
 
 pytest.importorskip("nats")
-pytestmark = [
-    pytest.mark.exam,
-    pytest.mark.skipif(os.getuid() != 0, reason="needs root"),
-    pytest.mark.skipif(not all(map(shutil.which, ("ip", "unshare", "nsenter", "ssh", "/usr/sbin/sshd"))),
-                       reason="needs ip, unshare, nsenter and sshd"),
-]  # fmt: skip
+pytestmark = [pytest.mark.exam, *NEEDED]
 STORM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "programs", "far_storm.py")
 CHECKPOINTS, RESTARTS = 20, 5
 
