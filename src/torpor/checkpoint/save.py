@@ -25,6 +25,7 @@ from torpor.tracee.freeze import freeze
 from torpor.tracee.task import Gone
 
 if TYPE_CHECKING:
+    from torpor.image.manifest import Manifest
     from torpor.store.root import RootInfo
     from torpor.store.save import Save
     from torpor.store.sealing import Sealer
@@ -175,7 +176,7 @@ def _attempt(request: SaveRequest, began: float, last: frozenset[int], grace: fl
         pause_seconds=resumed - paused,
         location=request.store.location,
         processes=len(captured.manifest.processes),
-        threads=sum(len(process.threads) for process in captured.manifest.processes),
+        threads=_threads(captured.manifest),
         notes=captured.notes,
     )
 
@@ -201,7 +202,7 @@ def _stored(
             host=manifest.machine.host,
             address=request.together.address,
             processes=len(manifest.processes),
-            threads=sum(len(process.threads) for process in manifest.processes),
+            threads=_threads(manifest),
             command=manifest.processes[0].comm,
             pause=(resumed or now) - paused,
             seconds=now - began,
@@ -217,9 +218,13 @@ def _commit(saving: Save, captured: Captured, request: SaveRequest, began: float
         "created": manifest.created,
         "host": manifest.machine.host,
         "processes": len(manifest.processes),
-        "threads": sum(len(process.threads) for process in manifest.processes),
+        "threads": _threads(manifest),
         "command": manifest.processes[0].comm,
         "seconds": round(time.perf_counter() - began, 3),
         **request.label,
     }
     return saving.commit(codec.encode(manifest), label)
+
+
+def _threads(manifest: Manifest) -> int:
+    return sum(len(process.threads) for process in manifest.processes)

@@ -31,8 +31,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torpor.launch.frames import PROTOCOL
 from torpor.launch.travel import DOOR
+from torpor.link import lines
 from torpor.link.link import LinkDown
 from torpor.model.errors import TorporError
+from torpor.supervise.protocol import peer_uid
 
 if TYPE_CHECKING:
     import ssl
@@ -46,8 +48,6 @@ STRANGERS = 64
 """How many connections may be in that state."""
 ASKING = 64
 """How many may be asking at the UNIX socket; each for HANDSHAKE seconds at most."""
-_PEER = struct.Struct("3i")
-"""struct ucred, unix(7)."""
 
 Address = tuple[str, int]
 
@@ -111,19 +111,12 @@ def introduce(door: Started, hosts: Mapping[str, Address]) -> None:
 
 def line(fd: int, limit: float) -> bytes:
     """One line from a pipe, and not a byte more; b'' at its end. Raises LinkDown."""
-    data = bytearray()
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    until = time.monotonic() + limit
-    while not data.endswith(b"\n"):
-        left = until - time.monotonic()
-        if left <= 0 or not poll.poll(left * 1000):
-            raise LinkDown(f"no word within {limit:.0f} seconds")
-        byte = os.read(fd, 1)
-        if not byte:
-            return b""
-        data += byte
-    return bytes(data)
+    try:
+        return lines.line(fd, limit)
+    except TimeoutError:
+        raise LinkDown(f"no word within {limit:.0f} seconds") from None
+    except EOFError:
+        return b""
 
 
 def main() -> int:
@@ -271,7 +264,7 @@ class Door:
     def _accept_near(self) -> None:
         try:
             near, _ = self._near.accept()
-            uid = _PEER.unpack(near.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))[1]
+            uid = peer_uid(near)
         except OSError:
             return
         if uid != os.getuid() or len(self._asking) >= ASKING:

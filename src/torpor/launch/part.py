@@ -16,13 +16,12 @@ from __future__ import annotations
 
 import json
 import os
-import select
-import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torpor.launch import program
 from torpor.launch.run import answered, supervised
+from torpor.link import lines
 from torpor.model.errors import RestartFailed, TorporError, UsageError
 from torpor.supervise import registry
 from torpor.supervise.membership import Membership
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
 
 PATIENCE = 60.0
 """Seconds for the other hosts to come."""
-_LONGEST = 16 << 20
 
 
 def member(detached: bool) -> int:
@@ -212,18 +210,14 @@ def _say(fd: int, what: Mapping[str, Any]) -> None:
 
 def _hear(fd: int, limit: float = PATIENCE) -> dict[str, Any]:
     """A line, and not one byte beyond it. Raises TorporError."""
-    data = bytearray()
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    until = time.monotonic() + limit
-    while not data.endswith(b"\n"):
-        left = until - time.monotonic()
-        if left <= 0 or len(data) > _LONGEST or not poll.poll(left * 1000):
-            raise TorporError("whoever started this part does not speak to it any more")
-        byte = os.read(fd, 1)
-        if not byte:
-            raise TorporError("whoever started this part has gone")
-        data += byte
+    try:
+        data = lines.line(fd, limit)
+        if not data.endswith(b"\n"):
+            raise TimeoutError
+    except TimeoutError:
+        raise TorporError("whoever started this part does not speak to it any more") from None
+    except EOFError:
+        raise TorporError("whoever started this part has gone") from None
     found: dict[str, Any] = json.loads(data)
     if "error" in found:
         raise TorporError(str(found["error"]))

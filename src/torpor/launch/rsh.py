@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import socket
-import struct
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from torpor.launch import program, ssh_words
 from torpor.launch.frames import COMMAND, PROTOCOL, SIGNAL, STARTED, STATUS, Gone, Wire
 from torpor.launch.travel import DOOR, travelling
 from torpor.model.errors import TorporError
+from torpor.supervise.protocol import peer_uid
 
 LIMIT = 30.0
 """Seconds for each step until the command runs."""
@@ -73,8 +73,7 @@ def _ask(host: str) -> _Way:
             near.settimeout(LIMIT)
             near.connect(f"\0{name}")
             # The name of a door that has died could be taken by anybody.
-            _, uid, _ = struct.unpack("3i", near.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-            if uid != os.getuid():
+            if peer_uid(near) != os.getuid():
                 raise TorporError("rsh: the door of this host is another user's")
             near.sendall(json.dumps({"host": host}).encode() + b"\n")
             data = b""

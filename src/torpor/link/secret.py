@@ -17,10 +17,9 @@ from __future__ import annotations
 
 import hmac
 import os
-import select
-import time
 from typing import Any
 
+from torpor.link.lines import line
 from torpor.link.link import LinkDown, Stranger
 from torpor.model.errors import TorporError
 
@@ -92,18 +91,12 @@ def kept(folder: str) -> Secret:
 def receive(fd: int, limit: float = 30.0) -> Secret:
     """Read the line from a pipe or socket, and not one byte beyond it: what follows is the program's standard input.
     Raises LinkDown if it does not come within `limit` seconds, Stranger if it is something else."""
-    data = b""
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    until = time.monotonic() + limit
-    while not data.endswith(b"\n") and len(data) < _LONGEST:
-        left = until - time.monotonic()
-        if left <= 0 or not poll.poll(left * 1000):
-            raise LinkDown(f"no job secret on the standard input within {limit:.0f} seconds")
-        byte = os.read(fd, 1)
-        if not byte:
-            raise LinkDown("no job secret on the standard input: it has ended")
-        data += byte
+    try:
+        data = line(fd, limit, _LONGEST)
+    except TimeoutError:
+        raise LinkDown(f"no job secret on the standard input within {limit:.0f} seconds") from None
+    except EOFError:
+        raise LinkDown("no job secret on the standard input: it has ended") from None
     return parse(data, "the standard input")
 
 

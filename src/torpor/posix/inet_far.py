@@ -20,11 +20,10 @@ from torpor.linux.sock_diag import CLOSE, CLOSE_WAIT, ESTABLISHED, LISTEN, SYN_S
 from torpor.model.errors import NotNow, Refusal, Refused, RestartFailed
 from torpor.posix import inet_table, socket_options, socket_queue
 from torpor.posix.far import TCP, End, Told, name
-from torpor.posix.inet_table import InetTable, TcpSeen
+from torpor.posix.inet_table import SENT_ALL, InetTable, TcpSeen
 from torpor.posix.service import Job
 from torpor.posix.socket_address import Address, link, packed
 
-_SENT_ALL = (sock_diag.FIN_WAIT1, sock_diag.FIN_WAIT2, sock_diag.CLOSING, sock_diag.LAST_ACK)
 _SLACK = 2
 """SYN and FIN may count in what a host says that it has sent (`far.End`)."""
 _SYN = 1
@@ -42,7 +41,7 @@ def ends(job: Job) -> list[End]:
             continue
         found.append(
             End(
-                ino, TCP, me.local, me.remote, _sent(me.fd), me.state in _SENT_ALL,
+                ino, TCP, me.local, me.remote, _sent(me.fd), me.state in SENT_ALL,
                 accepted=table.listener_at(me.local) is not None,
             )
         )  # fmt: skip
@@ -119,7 +118,7 @@ class Settling:
     def _there(self, me: TcpSeen, told: Told) -> bool:
         if told.orphan:
             # Its host has nobody who could say that all has arrived; but the end comes last.
-            return _state(me.fd) not in (ESTABLISHED, *_SENT_ALL[:2])
+            return _state(me.fd) not in (ESTABLISHED, *SENT_ALL[:2])
         return not sock_diag.to_send(me.fd) and _received(me.fd) >= told.arrives - _SLACK
 
     def _stuck(self, ino: int, me: TcpSeen) -> Refusal:

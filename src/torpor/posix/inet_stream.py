@@ -32,8 +32,6 @@ from torpor.linux.sock_diag import (
     CLOSE_WAIT,
     CLOSING,
     ESTABLISHED,
-    FIN_WAIT1,
-    FIN_WAIT2,
     LAST_ACK,
     LISTEN,
     SYN_RECV,
@@ -61,14 +59,12 @@ from torpor.posix.inet_record import (
     Gone,
     TcpSocket,
 )
-from torpor.posix.inet_table import InetTable, TcpSeen
+from torpor.posix.inet_table import SENT_ALL, InetTable, TcpSeen
 from torpor.posix.service import Descriptor, DescriptorBase, Job, Restart
 from torpor.posix.socket_address import AF_INET, AF_INET6, Address, link, packed
 from torpor.posix.socket_queue import Queue
 from torpor.posix.socket_works import options_later
 from torpor.tracee.process import LivingProcess
-
-_SENT_ALL = (FIN_WAIT1, FIN_WAIT2, CLOSING, LAST_ACK)
 
 
 class TcpService(DescriptorBase):
@@ -361,8 +357,8 @@ class TcpService(DescriptorBase):
 
     def _shut_of(self, one: TcpSeen) -> int:
         """1: it receives no more; 2: it sends no more."""
-        sent_all = 2 if one.state in _SENT_ALL else 0
-        received = socket_queue.readable(one.fd) & select.POLLRDHUP and one.state in (ESTABLISHED, *_SENT_ALL[:2])
+        sent_all = 2 if one.state in SENT_ALL else 0
+        received = socket_queue.readable(one.fd) & select.POLLRDHUP and one.state in (ESTABLISHED, *SENT_ALL[:2])
         return sent_all | (1 if received else 0)  # shut by itself: the other end has not finished
 
 

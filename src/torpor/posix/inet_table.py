@@ -13,6 +13,9 @@ from torpor.posix.descriptors import PerJob
 from torpor.posix.service import Descriptor, Job
 from torpor.posix.socket_address import AF_INET, AF_INET6, Address, inet, own_name, packed, peer_name
 
+SENT_ALL = (sock_diag.FIN_WAIT1, sock_diag.FIN_WAIT2, sock_diag.CLOSING, sock_diag.LAST_ACK)
+"""States of an end that sends no more."""
+
 
 class TcpSeen(NamedTuple):
     """A TCP socket of the job, as its table of sockets has it."""

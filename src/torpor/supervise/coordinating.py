@@ -3,7 +3,6 @@ to the link, the lease and the store, and hands in what comes back."""
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from torpor.link.link import ALL, COORDINATOR, Link, LinkError, Message, host_to
 from torpor.link.mailbox import Mailbox
 from torpor.model.errors import TorporError
 from torpor.supervise.part import Part
+from torpor.supervise.saving import apart
 from torpor.supervise.wire import How
 
 TRIES = (0.0, 1.0, 3.0, 10.0)
@@ -214,13 +214,4 @@ class Coordinating:
                 return
 
     def _thread(self, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None]) -> None:
-        def body() -> None:
-            result: Any = None
-            error: BaseException | None = None
-            try:
-                result = work()
-            except BaseException as caught:
-                error = caught
-            self._mail.post(lambda: done(result, error))
-
-        threading.Thread(target=body, name="torpor-store", daemon=True).start()
+        apart("torpor-store", work, done, self._mail.post)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,7 +27,7 @@ from torpor.supervise.keeper import Done, Order
 from torpor.supervise.loop import Loop
 from torpor.supervise.part import Part
 from torpor.supervise.registry import Pid
-from torpor.supervise.saving import Progress, Worker, lasting
+from torpor.supervise.saving import Progress, Worker, apart, lasting
 from torpor.supervise.say import say
 from torpor.supervise.wire import How, Wire
 
@@ -388,21 +387,12 @@ class Membership:
         self._reports += 1
         part = self.part
 
-        def body() -> None:
-            result: dict[str, Any] | None = None
-            error: BaseException | None = None
-            try:
-                result = asked.report(part, question, answer)
-            except BaseException as caught:
-                error = caught
-            self._worker.post(lambda: finish(result, error))
-
         def finish(result: dict[str, Any] | None, error: BaseException | None) -> None:
             self._reports -= 1
             asked.finish(part, question, result, error)
             self._job.after()
 
-        threading.Thread(target=body, name="torpor-report", daemon=True).start()
+        apart("torpor-report", lambda: asked.report(part, question, answer), finish, self._worker.post)
 
     def _ask_again(self, question: Question) -> None:
         """Under another name, after a while: what was in the way may have passed."""

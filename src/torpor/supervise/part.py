@@ -3,20 +3,14 @@ line with the job's secret (link/secret.py) on its standard input. The superviso
 
 from __future__ import annotations
 
-import os
-import select
-import time
-
 import msgspec
 
 from torpor.coordinate.phases import Limits
-from torpor.link import lease, members
+from torpor.link import lease, lines, members
 from torpor.link.link import LinkDown, Mismatch, Stranger
 from torpor.link.server import Node
 
 VERSION = 1
-LONGEST = 16 << 20
-"""Bytes of a line: a program's arguments and environment, and a name and an address for each host, are in it."""
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,16 +76,12 @@ class _Version(msgspec.Struct):
 def receive(fd: int, limit: float = 30.0) -> Part:
     """Read the line from a pipe or socket, and not one byte beyond it: what follows is the program's standard input.
     Raises LinkDown if it does not come within `limit` seconds, and as `parse`."""
-    data = bytearray()
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    until = time.monotonic() + limit
-    while not data.endswith(b"\n"):
-        left = until - time.monotonic()
-        if left <= 0 or len(data) > LONGEST or not poll.poll(left * 1000):
-            raise LinkDown(f"no description of a part on the standard input within {limit:.0f} seconds")
-        byte = os.read(fd, 1)
-        if not byte:
-            raise LinkDown("no description of a part on the standard input: it has ended")
-        data += byte
-    return parse(bytes(data))
+    try:
+        data = lines.line(fd, limit)
+        if not data.endswith(b"\n"):
+            raise TimeoutError
+    except TimeoutError:
+        raise LinkDown(f"no description of a part on the standard input within {limit:.0f} seconds") from None
+    except EOFError:
+        raise LinkDown("no description of a part on the standard input: it has ended") from None
+    return parse(data)

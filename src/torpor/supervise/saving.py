@@ -245,6 +245,25 @@ def plain_check(report: CheckReport) -> dict[str, Any]:
     }
 
 
+def apart(
+    name: str, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None],
+    post: Callable[[Callable[[], None]], None],
+) -> None:  # fmt: skip
+    """Call `work()` in a new thread of that name, then have `done(result, error)` posted to a loop."""
+    import threading
+
+    def body() -> None:
+        result: Any = None
+        error: BaseException | None = None
+        try:
+            result = work()
+        except BaseException as caught:
+            error = caught
+        post(lambda: done(result, error))
+
+    threading.Thread(target=body, name=name, daemon=True).start()
+
+
 class Worker:
     """Runs one thing at a time in a thread of its own, and tells the loop through a descriptor.
 
@@ -268,25 +287,13 @@ class Worker:
 
     def start(self, what: str, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None]) -> None:
         """Call `work()` in a new thread, then `done(result, error)` in the loop."""
-        import threading
-
         self.busy = what
 
-        def body() -> None:
-            result: Any = None
-            error: BaseException | None = None
-            try:
-                result = work()
-            except BaseException as caught:
-                error = caught
+        def finish(result: Any, error: BaseException | None) -> None:
+            self.busy = ""
+            done(result, error)
 
-            def finish() -> None:
-                self.busy = ""
-                done(result, error)
-
-            self.post(finish)
-
-        threading.Thread(target=body, name=what, daemon=True).start()
+        apart(what, work, finish, self.post)
 
     def deliver(self, _events: int = 0) -> None:
         """The loop's callback: carry out what was posted."""
