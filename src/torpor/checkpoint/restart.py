@@ -52,7 +52,8 @@ class RestartRequest(msgspec.Struct, kw_only=True):
     folder for files that are missing and that the checkpoint carries; it need not exist. wrap: what is to be put around
     the job, and what there is to say about that. rehearsal: what is restarted is cut loose from the world outside;
     `before_release` then has to raise. together: the other hosts of the job, if this is a part of one.
-    moves: addresses of its hosts that are others now.
+    moves: addresses of its hosts that are others now.  stopped: the job is stopped, as by SIGSTOP, before its first
+    instruction.
     """
 
     load: Load
@@ -71,11 +72,13 @@ class RestartRequest(msgspec.Struct, kw_only=True):
     rehearsal: Rehearsal | None = None
     together: RestartedTogether | None = None
     moves: Moves = msgspec.field(default_factory=dict)
+    stopped: bool = False
 
 
 class Restarted(msgspec.Struct, kw_only=True):
     """A job that runs again. root: host pid of its first process. reaper: PID 1 of its namespace. helpers: torpor's own
-    processes in the tree. events: see checkpoint/plant.py."""
+    processes in the tree. events: see checkpoint/plant.py. held: host pids of those that are stopped because that was
+    asked for, not of themselves."""
 
     root: int
     root_vpid: int
@@ -86,6 +89,7 @@ class Restarted(msgspec.Struct, kw_only=True):
     notes: tuple[str, ...]
     seconds: float
     parent_is_reaper: bool = False
+    held: tuple[int, ...] = ()
     foreground: int = 0
     """Host number of the process group that was put in front of the terminal, 0 for none."""
 
@@ -142,6 +146,7 @@ def restart(request: RestartRequest) -> Restarted:
             events=planted.events,
             notes=tuple(notes),
             seconds=time.perf_counter() - began,
+            held=tuple(each.process.pid for each in takeovers if each.held),
             parent_is_reaper=births.parent.subreaper or births.parent is births.init,
             foreground=_to_the_front(request.terminal, manifest, planted) if keep_session else 0,
         )
@@ -265,7 +270,7 @@ def _take_over(
 ) -> list[Takeover]:
     """Every step for all processes, then the next, up to the last before the release."""
     living = [record for record in manifest.processes if record.state != "zombie"]
-    takeovers = [Takeover(record, planted.hosts[record.pid], inventory) for record in living]
+    takeovers = [Takeover(record, planted.hosts[record.pid], inventory, request.stopped) for record in living]
     for each in takeovers:
         each.seize()
     if footing.executes:
@@ -318,7 +323,7 @@ def _take_over(
         each.halt()
     for each in takeovers:
         pid = each.record.pid
-        each.know_stops([record for record in living if record.parent == pid and record.stop_signal])
+        each.know_stops([child for child in takeovers if child.record.parent == pid and child.stands])
     for service, state in job:
         service.finish(state, stubs)
     for each in takeovers:
@@ -341,7 +346,7 @@ def _take_over(
 def _let_go(takeovers: list[Takeover]) -> None:
     """The release."""
     # What is stopped is so before anybody who might look at it runs.
-    stopped = [each for each in takeovers if each.record.stop_signal]
+    stopped = [each for each in takeovers if each.stands]
     for each in stopped:
         each.release()
     for each in stopped:

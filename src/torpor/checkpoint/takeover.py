@@ -41,8 +41,10 @@ _SIG_IGN_ACTION = (1).to_bytes(8, "little") + bytes(24)
 class Takeover:
     """One process of the job, from stub to release."""
 
-    def __init__(self, record: ProcessRecord, host: int, inventory: Inventory) -> None:
+    def __init__(self, record: ProcessRecord, host: int, inventory: Inventory, held: bool = False) -> None:
+        """held: the whole job is to stand still once it is released. What was stopped of itself is not held."""
         self.record, self.inventory = record, inventory
+        self.held = held and not record.stop_signal
         self._segments = _segments(record.areas, inventory.segment_sizes())
         self._mine, self._hole, size = self._look_around(host)
         self.process = StubProcess(host, record.pid, self._hole, size)
@@ -232,13 +234,21 @@ class Takeover:
                 service.outside(state, task)
 
     def halt(self) -> None:
-        """Stop again what was stopped."""
-        if self.record.stop_signal:
+        """Stop again what was stopped; and what is held."""
+        if self.stands:
             self.process.halt()
 
-    def know_stops(self, children: Sequence[ProcessRecord]) -> None:
-        """See the stops of children that this process had seen already, and forget the signals that told of them."""
-        calls = [call(NR.wait4, child.pid, 0, 2, 0) for child in children if child.stop_reported]
+    @property
+    def stands(self) -> bool:
+        """Will it be in a group stop when it is released?"""
+        return self.held or bool(self.record.stop_signal)
+
+    def know_stops(self, children: Sequence[Takeover]) -> None:
+        """See the stops of children that this process had seen already, or that are not the job's own affair, and
+        forget the signals that told of them."""
+        calls = [
+            call(NR.wait4, child.record.pid, 0, 2, 0) for child in children if child.held or child.record.stop_reported
+        ]
         if children:
             chld = In((1 << (signal.SIGCHLD - 1)).to_bytes(8, "little"))
             calls.append(call(NR.rt_sigtimedwait, chld, 0, In(bytes(16)), 8, accept=(11,)))
@@ -274,9 +284,9 @@ class Takeover:
 
     def clocks(self) -> None:
         """Whatever starts to run."""
-        self.process.run(self._process_calls(Stage.CLOCKS))
+        self.process.run(self._but_continuing(self._process_calls(Stage.CLOCKS)))
         for task, thread in zip(self.process.tasks, self.record.threads):
-            task.run(self._thread_calls(task, thread.services, Stage.CLOCKS))
+            task.run(self._but_continuing(self._thread_calls(task, thread.services, Stage.CLOCKS)))
 
     def last(self) -> None:
         """Identity; afterwards the task can do no more than it could when it was saved."""
@@ -388,6 +398,14 @@ class Takeover:
             states = self._states(THREAD_SERVICES, saved)
             self._thread_steps[task.tid] = [service.restore(state, task) for service, state in states]
         return [call for steps in self._thread_steps[task.tid] for call in steps.get(stage, ())]
+
+    def _but_continuing(self, calls: list[Call]) -> list[Call]:
+        """Without the SIGCONT that was pending, if the process is held: to queue it would end the stop. The one that
+        lets it go on takes its place."""
+        if not self.held:
+            return calls
+        place: dict[int, int] = {NR.rt_sigqueueinfo: 1, NR.rt_tgsigqueueinfo: 2}
+        return [each for each in calls if each.nr not in place or each.args[place[each.nr]] != signal.SIGCONT]
 
     def _pending(self) -> int:
         """Signals (bits) that will be queued for this process or a thread of it."""

@@ -26,6 +26,7 @@ torpor inspect lists its parts, several on one host if these are fewer. PART=HOS
 EXAMPLE = """  torpor restart train
   torpor restart train --every 30m --on-signal TERM=checkpoint-stop
   torpor restart train@3 --clone --name what-if --detach
+  torpor restart train --stopped
   torpor restart --stdout out.txt
   torpor restart sim --hosts node1,node7,node8"""
 
@@ -34,6 +35,12 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="NAME, NAME@3, NAME@-1")
     parser.add_argument("--detach", action="store_true", help="without a terminal; output goes to the job's log")
     parser.add_argument("--clone", action="store_true", help="also if the job is still running: a second one")
+    parser.add_argument(
+        "--stopped",
+        action="store_true",
+        help="stop it, as SIGSTOP does, before its first instruction, so that a debugger can be attached; what lets it "
+        "go on is said",
+    )
     parser.add_argument("--name", help="name of the restarted job (default: the saved one)")
     for stream in ("stdin", "stdout", "stderr"):
         parser.add_argument(f"--{stream}", metavar="FILE", help=f"the job's {stream} (output is appended)")
@@ -101,6 +108,7 @@ def command(options: argparse.Namespace) -> int:
         untrusted=options.untrusted,
         map_path=tuple(options.map_path),
         map_host=tuple(options.map_host),
+        stopped=options.stopped,
         pid_budget=options.pid_budget,
         in_place=True if options.in_place else None,
         progress=progress,
@@ -137,7 +145,7 @@ def _over_hosts(options: argparse.Namespace, wishes: Wishes) -> int:
     from torpor.launch import hosts
     from torpor.supervise.signals import exit_with
 
-    for flag in ("detach", "clone", "name", "in_place", "map_host"):
+    for flag in ("detach", "clone", "name", "in_place", "map_host", "stopped"):
         if getattr(options, flag):
             raise UsageError(f"restart: --{flag.replace('_', '-')} is not for a job over hosts yet")
     if upkeep.given(options):

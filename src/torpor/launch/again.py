@@ -19,6 +19,8 @@ from torpor.supervise import registry, state
 from torpor.supervise.registry import Entry
 from torpor.supervise.say import say
 
+_ONCE = ("progress", "clone", "name", "upkeep", "notes", "stopped")
+"""Wishes that were meant for the first restart only, or that stand in the entry."""
 _CODE = "from torpor.launch.again import main; sys.exit(main(sys.argv[1]))"
 
 
@@ -27,7 +29,7 @@ def become(entry: Entry, crashes: int, status: int, detached: bool, wishes: Mapp
 
     status: the wait status that it crashed with.  wishes: fields of `restart.Wishes`.
     """
-    plain = {key: value for key, value in wishes.items() if key not in ("progress", "clone", "name", "upkeep", "notes")}
+    plain = {key: value for key, value in wishes.items() if key not in _ONCE}
     told = {
         "folder": entry.folder, "crashes": crashes, "status": status, "detached": detached, "wishes": plain,
     }  # fmt: skip

@@ -74,6 +74,7 @@ def restart(
     map_host: Mapping[str, str] | None = None,
     pid_budget: float | None = None,
     in_place: bool | None = None,
+    stopped: bool = False,
     every: str | None = None,
     keep: int | None = None,
     on_signal: Mapping[str, str] | None = None,
@@ -90,9 +91,9 @@ def restart(
     or 'keep'. changed_files='accept': go on although a file that the job had open for reading has changed.
     untrusted: also if it is not signed, or by nobody whose key is trusted here.
     map_path: files and folders by the path they had, and where they are now.  map_host: the same for addresses.
-    pid_budget: seconds that finding the old pids may take in place.  in_place: without a namespace.  The others as
-    for `run`, in place of what the job was started with. Raises NotFound, Damaged, Untrusted, Sealed, Refused,
-    RestartFailed.
+    pid_budget: seconds that finding the old pids may take in place.  in_place: without a namespace.  stopped: before
+    its first instruction; SIGCONT to its supervisor lets it go on.  The others as for `run`, in place of what the job
+    was started with. Raises NotFound, Damaged, Untrusted, Sealed, Refused, RestartFailed.
     """
     words = [
         "restart",
@@ -105,6 +106,7 @@ def restart(
     words += ["--clone"] if clone else []
     words += ["--untrusted"] if untrusted else []
     words += ["--in-place"] if in_place else []
+    words += ["--stopped"] if stopped else []
     words += [f"--pid-budget={pid_budget}"] if pid_budget is not None else []
     words += _unasked(every, keep, on_signal, deadline, on_crash, stopped_status, with_files, compress)
     return _started([*words, *([checkpoint] if checkpoint else [])], None, None)

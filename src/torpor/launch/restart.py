@@ -37,7 +37,8 @@ class Wishes(NamedTuple):
     that finding the old pids in place may take.  untrusted: also if nobody who is trusted has signed it.
     in_place: without a namespace (None: where there is none to be had).  upkeep: what is to be done for it unasked, in
     place of what the checkpoint says (`upkeep.changed`).  map_path: 'OLD=NEW'
-    each, for files that are elsewhere now.  map_host: the same for addresses (watch/map.py).  why: for the log.
+    each, for files that are elsewhere now.  map_host: the same for addresses (watch/map.py).  stopped: it shall stand
+    still before its first instruction.  why: for the log.
     notes: what is to be said once the job runs; before, the restart might cut it off a file again.
     """
 
@@ -55,6 +56,7 @@ class Wishes(NamedTuple):
     upkeep: Mapping[str, Any] = {}
     map_path: tuple[str, ...] = ()
     map_host: tuple[str, ...] = ()
+    stopped: bool = False
     why: str = "command"
     notes: tuple[str, ...] = ()
 
@@ -141,7 +143,7 @@ def _foreground(
             registry.release(entry)
         raise
     on_running()
-    for note in (*wishes.notes, *job.notes):
+    for note in (*wishes.notes, *_notes(entry, job, wishes)):
         say(f"torpor: {note}")
     return _supervise(entry, job, terminal, standard, None, info, wishes, detached, crashes, wrapper)
 
@@ -423,12 +425,21 @@ def _restart(
                     wrap=wrap,
                     together=among.together if among is not None else None,
                     moves={_packed(old): _packed(new) for old, new in moves.items()},
+                    stopped=wishes.stopped,
                 )
             )
         return entry, job, load.info, wrapper
     finally:
         load.close()
         store.close()
+
+
+def _notes(entry: Entry, job: Restarted, wishes: Wishes) -> tuple[str, ...]:
+    """What there is to say of a job that was restarted."""
+    if not wishes.stopped:
+        return job.notes
+    how = f"kill -CONT {entry.supervisor.pid} lets it go on; to look at it: gdb -iex 'set sysroot /' -p {job.root}"
+    return (*job.notes, f"{entry.name} stands before its first instruction; {how}")
 
 
 def _packed(address: str) -> bytes:
@@ -453,12 +464,12 @@ def _supervise(
     seconds = (float(known),) if isinstance(known, (int, float)) else ()
     streams = dict(enumerate(standard))
     supervisor = Supervisor(entry, signals, terminal, streams, job.events, seconds, crashes, wrapper, membership)
+    supervisor.held = tuple(Pid.of(pid) for pid in job.held)
     if report is not None:
         from torpor.launch.detach import Started
 
-        report.started(
-            Started(entry.name, job.root, job.root_vpid, entry.log, (*wishes.notes, *job.notes), job.seconds)
-        )
+        notes = (*wishes.notes, *_notes(entry, job, wishes))
+        report.started(Started(entry.name, job.root, job.root_vpid, entry.log, notes, job.seconds))
     from torpor.supervise import audit
 
     audit.record(

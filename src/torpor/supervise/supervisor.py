@@ -17,7 +17,7 @@ from torpor.model.errors import TorporError
 from torpor.supervise import protocol, registry, state, upkeep
 from torpor.supervise.keeper import Done, Keeper, Order
 from torpor.supervise.loop import Loop
-from torpor.supervise.registry import Entry
+from torpor.supervise.registry import Entry, Pid
 from torpor.supervise.saving import Guard, Progress, Worker
 from torpor.supervise.say import say
 from torpor.supervise.server import Connection, Server, text, texts
@@ -69,6 +69,8 @@ class Supervisor:
         """The job has crashed and is to be restarted: its entry is kept, and who waits for its end goes on waiting."""
         first = membership is None or membership.part.first
         self._upkeep = upkeep.decode(entry.upkeep) if first else upkeep.Upkeep()
+        self.held: tuple[Pid, ...] = ()
+        """Processes that were stopped only so that somebody can look at them first."""
         self._told: set[int] = set()
         """Signals that the job was sent from outside, as far as we know."""
         self._signals = signals
@@ -129,7 +131,9 @@ class Supervisor:
             if got.number == signal.SIGCHLD:
                 self._reap_pending = True
             elif got.number == signal.SIGCONT:
-                if self._root_stopped and not got.from_kernel and self._root_alive():
+                if self.held:
+                    self._let_on()
+                elif self._root_stopped and not got.from_kernel and self._root_alive():
                     self._terminal.resume(self.entry.root)
             elif self._told_already(got):
                 self._told.add(got.number)
@@ -197,6 +201,14 @@ class Supervisor:
         elif code == os.CLD_CONTINUED:
             self._root_stopped = self._stop_pending = 0
             self._tell({"event": "continue"})
+            self._let_on()
+
+    def _let_on(self) -> None:
+        """The job was held before its first instruction, and one who may have said that it shall go on."""
+        held, self.held = self.held, ()
+        for one in held:
+            if one.state == "T":
+                os.kill(one.pid, signal.SIGCONT)
 
     def _on_events(self, _events: int) -> None:
         """A restarted job: its root's parent stand-in writes what a wait would have told."""
@@ -239,7 +251,7 @@ class Supervisor:
             self._membership.root_ended(self.status)
         if self._finished():
             self._loop.stop()
-        elif self._stop_pending and not self._worker.busy:
+        elif self._stop_pending and not self._worker.busy and not self.held:
             # Not while a checkpoint is being made: its command would wait until somebody brings us back.
             number, self._stop_pending = self._stop_pending, 0
             self._terminal.stopped(
