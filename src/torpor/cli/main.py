@@ -29,6 +29,7 @@ COMMANDS = {
     "drill": "would a checkpoint start: rehearse its restart",
     "copy": "copy a checkpoint to another store",
     "key": "keys: who signs checkpoints, who is trusted, who can read",
+    "policy": "what restarted jobs may do about services outside of them",
     "doctor": "what this machine allows",
     "rsh": "inside a job over hosts: run a command on another of them",
     "completion": "print a completion script for a shell",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from torpor.model.ledger import Ledger
+from torpor.model.terms import Terms
 from torpor.posix.contents import Contents
 from torpor.posix.cpu import CpuRecord
 from torpor.posix.memory.area import AreaRecord
@@ -145,3 +146,5 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The kernel's own code, as the processes see it."""
     ledger: Ledger | None = None
     """The outside addresses that the job has asked for, if it was watched; it is then watched again."""
+    terms: Terms | None = None
+    """The policy in force at the checkpoint, and what goes with it; None where there was none."""

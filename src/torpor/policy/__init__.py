@@ -1,0 +1,1 @@
+"""What must be true before a restarted job may go on: data in, decisions out."""

@@ -1,0 +1,45 @@
+"""Which policies are in force: those of the system and of the user, and one that is given."""
+
+from __future__ import annotations
+
+import os
+
+from torpor.model.errors import UsageError
+from torpor.model.terms import Layer
+
+SYSTEM = "/etc/torpor/policy.toml"
+
+
+def user() -> str:
+    """Where the user's own is, or would be."""
+    folder = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return f"{folder}/torpor/policy.toml"
+
+
+def standing() -> tuple[Layer, ...]:
+    """The system's and the user's, where there are such files. Raises UsageError."""
+    return tuple(layer for path in (SYSTEM, user()) if (layer := _read(path)) is not None)
+
+
+def given(path: str) -> Layer:
+    """The policy in a file that was named. Raises UsageError."""
+    found = _read(os.path.abspath(path))
+    if found is None:
+        raise UsageError(f"{path}: there is no such file")
+    return found
+
+
+def _read(path: str) -> Layer | None:
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+    from torpor.policy import read
+
+    try:
+        return read.parse(data.decode(), path)
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not a text in UTF-8") from None
