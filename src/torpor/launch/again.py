@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from torpor.launch.program import fresh
+from torpor.model import ourselves
 from torpor.supervise import registry, state
 from torpor.supervise.registry import Entry
 from torpor.supervise.say import say
@@ -35,7 +35,7 @@ def become(entry: Entry, crashes: int, status: int, detached: bool, wishes: Mapp
     }  # fmt: skip
     sys.stdout.flush()
     try:
-        os.execv(sys.executable, [*fresh(_CODE), json.dumps(told)])
+        os.execv(sys.executable, [*ourselves.command(_CODE), json.dumps(told)])
     except OSError as error:
         say(f"torpor: {entry.name} cannot be restarted: {sys.executable}: {error.strerror}")
 

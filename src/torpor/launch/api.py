@@ -227,10 +227,10 @@ def _said(words: list[str], cwd: str | None, env: Mapping[str, str] | None) -> d
     import json
     import subprocess
 
-    from torpor.launch.program import fresh
+    from torpor.model import ourselves
 
     done = subprocess.run(
-        [*fresh("from torpor.cli.main import main; sys.exit(main())"), words[0], "--json", *words[1:]],
+        [*ourselves.command(ourselves.COMMAND_LINE), words[0], "--json", *words[1:]],
         cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
     )  # fmt: skip
     try:

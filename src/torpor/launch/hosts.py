@@ -1,53 +1,32 @@
 """`torpor run --hosts`, `torpor restart --hosts`: a job over several hosts. This host has the first part, with the
-program; the others are started over ssh: a new one has a door (door.py) and nothing else, until `torpor rsh` brings
-something there.
+program; the others are started over ssh (starter.py): a new one has a door (door.py) and nothing else, until
+`torpor rsh` brings something there.
 
-This process becomes the supervisor of the first part (part.py). What it has to know of the others comes from a
-*starter*, a process of its own that is no child of ours, since our children are the job: it makes the ssh connections
-and speaks with each part by lines of JSON, and has ended when the job begins:
-
-    starter > part:   the secret, the description of the part (supervise/part.py)
-    part > starter:   {"door": PORT}
-    starter > part:   {"doors": {NAME: [ADDRESS, PORT]}}
-    part > starter:   {"started": true}
-    anybody at any time: {"error": TEXT}
-
-The first is told last, when all others are there. If one cannot be started, or the program, those that are there are
-ended again.
+This process becomes the supervisor of the first part (part.py). The starter is a process of its own that is no child of
+ours, since our children are the job; it has ended when the job begins.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
 import socket
-import sys
-import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from torpor.launch import door, program
+from torpor.launch import program
 from torpor.launch.travel import travelling
-from torpor.link.link import LinkDown
-from torpor.model.errors import TorporError, UsageError
+from torpor.model.errors import UsageError
 from torpor.supervise import registry
 
 if TYPE_CHECKING:
-    from subprocess import Popen
-
     from torpor.launch.restart import Wishes
-    from torpor.link.secret import Secret
+    from torpor.link.server import Node
     from torpor.supervise.part import Part
 
-SSH = "TORPOR_SSH"
-"""Names another program than ssh, with its options; it is called with ssh's."""
-CONNECT = 20
-"""Seconds for an ssh connection."""
-LIMIT = 60.0
-"""Seconds for each answer of a part."""
+SERVERS = 3
+"""How many servers of its own a job over so many hosts has; with fewer hosts it has one. Of three, one can be lost."""
 
 
 def run(
@@ -117,6 +96,7 @@ def assign(parts: Sequence[str], hosts: Sequence[str]) -> dict[str, str]:
 def _started(parts: Sequence[Part], hosts: Mapping[str, str], remote: str) -> int:
     """Start all parts, and be the first one. hosts: by part, how its host is called."""
     from torpor.launch import part as launched
+    from torpor.launch import starter
     from torpor.link import secret as secrets
 
     secret = secrets.fresh()
@@ -126,10 +106,21 @@ def _started(parts: Sequence[Part], hosts: Mapping[str, str], remote: str) -> in
     if _starter_is_us():
         os.close(to_us)
         os.close(from_us)
-        _start_others(secret, first, others, hosts, to_starter, from_starter, remote)
+        starter.be(secret, first, others, hosts, to_starter, from_starter, remote)
     os.close(from_starter)
     os.close(to_starter)
     return launched.first(secret, first, to_us, from_us)
+
+
+def _starter_is_us() -> bool:
+    """Make the starter, no child of ours; True in it."""
+    middle = os.fork()
+    if middle:
+        os.waitpid(middle, 0)
+        return False
+    if os.fork():
+        os._exit(0)
+    return True
 
 
 def places(hosts: Sequence[str]) -> dict[str, str]:
@@ -160,23 +151,19 @@ def describe(
 ) -> list[Part]:  # fmt: skip
     """The parts of the job, the first one first. Raises TorporError."""
     from torpor.image import keys
-    from torpor.link.server import Node, find, free_ports
     from torpor.supervise.part import Part
 
     key = keys.own(make=True)
     assert key is not None
     first = next(iter(hosts))
-    nodes: tuple[Node, ...] = ()
     settings: dict[str, str | int] = {}
+    nodes = () if engine else servers(hosts)
     if engine:
         from torpor.link.engine import site
         from torpor.store.settings import read
 
         settings = dict(read().engine)
         site(engine, settings)  # for its errors
-    else:
-        find()
-        nodes = (Node(first, hosts[first], free_ports(hosts[first], 1)[0]),)
     given = program.environment()
     env = {os.fsdecode(name): value for name, value in given.items()}
     abroad = {os.fsdecode(name): value for name, value in travelling(given).items()}
@@ -191,6 +178,20 @@ def describe(
     ]  # fmt: skip
 
 
+def servers(hosts: Mapping[str, str]) -> tuple[Node, ...]:
+    """Which parts are to keep the job's own servers: the first part of each of three hosts, or of one. Pure.
+
+    hosts: addresses by part, the first one first. Their ports are found there (starter.py)."""
+    from torpor.link.server import Node
+
+    first: dict[str, str] = {}
+    for part, address in hosts.items():
+        first.setdefault(address, part)
+    keepers = list(first.values())
+    count = SERVERS if len(keepers) >= SERVERS else 1
+    return tuple(Node(part, hosts[part], 0) for part in keepers[:count])
+
+
 def _name(argv: Sequence[str], name: str | None, store: str) -> str:
     """Of the job. Raises UsageError if a running job has it."""
     running = {entry.name for entry in registry.jobs()}
@@ -202,162 +203,3 @@ def _name(argv: Sequence[str], name: str | None, store: str) -> str:
 
     used = taken(store, apart=True)
     return next(each for each in registry.series(registry.fit_name(argv[0])) if each not in running and not used(each))
-
-
-# -- the starter
-
-
-def _starter_is_us() -> bool:
-    """Make the starter, no child of ours; True in it."""
-    middle = os.fork()
-    if middle:
-        os.waitpid(middle, 0)
-        return False
-    if os.fork():
-        os._exit(0)
-    return True
-
-
-def _start_others(
-    secret: Secret, first: Part, parts: Sequence[Part], hosts: Mapping[str, str], reading: int, writing: int,
-    remote: str,
-) -> None:  # fmt: skip
-    """Be the starter; does not return. reading, writing: from and to the first part."""
-    status = 1
-    started: list[Remote] = []
-    try:
-        doors: dict[str, door.Address] = {}
-        if not first.checkpoint:
-            # The first has the job's NATS server: that runs before anybody looks for it.
-            port = int(_said(door.line(reading, LIMIT), first.part)["door"])
-            doors[first.part] = first.address, port
-        for part in parts:
-            started.append(Remote(hosts[part.part], remote))
-        for part, each in zip(parts, started):
-            each.send(_opening(secret, part))
-        for part, each in zip(parts, started):
-            said = each.hear()
-            if not first.checkpoint:
-                doors[part.part] = part.address, int(said["door"])
-        table = json.dumps({"doors": doors}).encode() + b"\n"
-        if first.checkpoint:
-            os.write(writing, table)
-            for each in started:
-                each.wait()  # what goes wrong from here on the parts tell each other
-            os._exit(0)
-        for each in started:
-            each.send(table)
-        for each in started:
-            each.hear()
-        os.write(writing, table)
-        _said(door.line(reading, 2 * LIMIT), first.part)
-        status = 0
-    except BaseException as error:
-        for each in started:
-            each.undo(first.job)
-        text = str(error) if isinstance(error, TorporError) else f"{type(error).__name__}: {error}"
-        os.write(writing, json.dumps({"error": text}).encode() + b"\n")
-    finally:
-        os._exit(status)
-
-
-def _opening(secret: Secret, part: Part) -> bytes:
-    from torpor.supervise.part import line
-
-    return secret.line() + line(part)
-
-
-def _said(line: bytes, name: str) -> dict[str, Any]:
-    """What a part has said. Raises TorporError where it is an error."""
-    try:
-        said = json.loads(line or b'{"error": "it has ended"}')
-        if "error" in said:
-            raise TorporError(f"{name}: {said['error']}")
-        return dict(said)
-    except (ValueError, TypeError):
-        raise TorporError(f"{name}: {line.decode(errors='replace').strip()}") from None
-
-
-def command(remote: str) -> list[str]:
-    """`torpor` on another host. remote: as it is called there; '': this very one, by the same path."""
-    if remote:
-        return [remote]
-    home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    code = f"import sys; sys.path.insert(0, {home!r}); from torpor.cli.main import main; sys.exit(main())"
-    return [sys.executable, "-P", "-c", code]
-
-
-class Remote:
-    """A part that is being started on another host."""
-
-    def __init__(self, host: str, remote: str) -> None:
-        self._host, self._remote = host, remote
-        self._there = False
-        self._process = self._ssh([*command(remote), "member", "--detach"])
-
-    def _ssh(self, words: Sequence[str]) -> Popen[bytes]:
-        import subprocess
-
-        ssh = shlex.split(os.environ.get(SSH, "ssh"))
-        options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT}"]
-        try:
-            return subprocess.Popen(
-                [*ssh, *options, self._host, shlex.join(words)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-            )  # fmt: skip
-        except OSError as error:
-            raise TorporError(f"{ssh[0]}: {error.strerror}") from None
-
-    def send(self, data: bytes) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(data)
-            self._process.stdin.flush()
-        except OSError:
-            raise self._failed() from None
-
-    def hear(self) -> dict[str, Any]:
-        """The next thing it says. Raises TorporError with its name."""
-        until = time.monotonic() + LIMIT
-        while line := self._line(until):
-            if line.startswith(b"{"):  # other lines are what the login there prints
-                said = _said(line, self._host)
-                self._there |= "started" in said
-                return said
-        raise self._failed()
-
-    def wait(self) -> None:
-        """Until it needs ssh no more."""
-        self._process.communicate()
-
-    def _line(self, until: float) -> bytes:
-        assert self._process.stdout is not None
-        try:
-            return door.line(self._process.stdout.fileno(), max(0.0, until - time.monotonic()))
-        except LinkDown as error:
-            raise TorporError(f"{self._host}: {error}") from None
-
-    def _failed(self) -> TorporError:
-        """Why there is nobody: the last thing that was said on standard error."""
-        import subprocess
-
-        try:
-            _, complaints = self._process.communicate(timeout=5)
-        except (subprocess.TimeoutExpired, ValueError, OSError):
-            self._process.kill()
-            complaints = b""
-        lines = complaints.decode(errors="replace").strip().splitlines()
-        status = self._process.poll()
-        return TorporError(f"{self._host}: {lines[-1].strip() if lines else f'ssh has ended with status {status}'}")
-
-    def undo(self, job: str) -> None:
-        """End what was started."""
-        import subprocess
-
-        self._process.kill()
-        self._process.wait()
-        if self._there:
-            try:
-                self._ssh([*command(self._remote), "stop", job]).communicate(timeout=LIMIT)
-            except (TorporError, subprocess.TimeoutExpired):
-                pass

@@ -1,8 +1,10 @@
 """`torpor member`: begin one part of a job over hosts on this host, or bring it back, and supervise it to its end.
 
-Whoever starts it (launch/hosts.py, mostly over ssh) speaks to it in lines:
+Whoever starts it (launch/starter.py, mostly over ssh) speaks to it in lines:
 
     -> the job's secret (link/secret.py), and what this part is (supervise/part.py)
+    <- {"ports": [PORT, PORT]}              only where one of the job's own servers is to be, {"none": WHY} if it cannot
+    -> {"nodes": [...]}                     the servers, if they are the job's own
     <- {"door": PORT}                       only for a job that is new: its door listens there
     -> {"doors": {NAME: [ADDRESS, PORT]}}   those of all parts
     <- {"ready": true}                      only for one that is brought back: it waits for the others
@@ -46,7 +48,7 @@ def member(detached: bool) -> int:
     from torpor.supervise import part as parts
 
     secret = secrets.receive(0)
-    part = parts.receive(0)
+    part = _settle(parts.receive(0), 1, 0)
     program.hold_standard()
     if not detached:
         return _supervise(part, secret, None)
@@ -76,7 +78,27 @@ def member(detached: bool) -> int:
 def first(secret: Secret, part: Part, heard: int, answer: int) -> int:
     """Be the supervisor of the first part, in the foreground: whoever starts the others speaks to us through these two
     descriptors, and our standard streams are the program's. Returns the wait status of its root. Raises TorporError."""
-    return _supervise(part, secret, None, answer, heard)
+    return _supervise(_settle(part, answer, heard), secret, None, answer, heard)
+
+
+def _settle(part: Part, answer: int, heard: int) -> Part:
+    """Find ports for a server of the job's own, if this host is to keep one, and hear of all servers."""
+    import msgspec
+
+    from torpor.link import server
+
+    if not part.nodes:
+        return part
+    if any(node.name == part.part for node in part.nodes):
+        try:
+            server.find()
+            _say(answer, {"ports": server.free_ports(part.address)})
+        except TorporError as error:
+            _say(answer, {"none": str(error)})
+        except OSError as error:
+            raise TorporError(f"{part.part}: {part.address}: {error.strerror}") from None
+    nodes = tuple(server.Node(*each) for each in _hear(heard)["nodes"])
+    return msgspec.structs.replace(part, nodes=nodes)
 
 
 def _names(part: Part) -> tuple[str, ...]:
@@ -132,7 +154,7 @@ def _begin(
     opened = None
     try:
         opened = door.start(secret, part.part, part.address, {os.fsdecode(n): os.fsdecode(v) for n, v in env.items()})
-        _say(answer, {"door": opened.port})
+        _say(answer, {"door": opened.port}, heard)
         doors: Mapping[str, Any] = _hear(heard)["doors"]
         door.introduce(opened, {name: (str(address), int(port)) for name, (address, port) in doors.items()})
         membership.join(PATIENCE)
@@ -201,10 +223,13 @@ def _quiet() -> None:
     os.close(null)
 
 
-def _say(fd: int, what: Mapping[str, Any]) -> None:
+def _say(fd: int, what: Mapping[str, Any], heard: int = -1) -> None:
+    """heard: where we are told why, should nobody listen any more."""
     try:
         os.write(fd, json.dumps(what).encode() + b"\n")
     except OSError:
+        if heard >= 0:
+            _hear(heard)
         raise TorporError("whoever started this part has gone") from None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
@@ -133,15 +132,6 @@ def check(name: str) -> None:
         raise CannotStart(name, FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
     if not os.access(path, os.X_OK):
         raise CannotStart(name, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
-
-
-def fresh(code: str) -> list[str]:
-    """The beginning of a command line that has our own Python execute `code`, which may import `sys` and this package.
-
-    Found by the same path as we were, without touching the environment: a job inherits it.
-    """
-    home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    return [sys.executable, "-c", f"import sys; sys.path.insert(0, {home!r}); {code}"]
 
 
 def hold_standard() -> None:

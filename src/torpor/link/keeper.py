@@ -1,4 +1,4 @@
-"""The parent of a job's NATS server: `python -m torpor.link.keeper FOLDER PROGRAM PORT` (server.py starts it).
+"""The parent of a job's NATS server (server.py starts it: FOLDER PROGRAM PORT).
 
 A process of its own, because the server is the job's and not one supervisor's. It sleeps nearly always. It starts the
 server again if that dies, and ends it on SIGTERM, or when for IDLE seconds no client has been connected: then every
@@ -124,5 +124,6 @@ def sockets(pid: int, port: int, state: str) -> int:
     return found
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The process."""
     raise SystemExit(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 from torpor.link.certificates import Identity, identity
 from torpor.link.secret import Secret
 from torpor.linux import proc
+from torpor.model import ourselves
 from torpor.model.errors import TorporError
 
 OLDEST = (2, 10, 4)
@@ -252,7 +253,7 @@ def _launch(program: str, folder: str, node: Node, limit: float) -> None:
     log = (os.POSIX_SPAWN_OPEN, 2, os.path.join(folder, "server.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     pid = os.posix_spawn(
         sys.executable,
-        [sys.executable, "-m", "torpor.link.keeper", folder, program, str(node.port)],
+        [*ourselves.command("from torpor.link.keeper import run; run()"), folder, program, str(node.port)],
         dict(os.environ),
         file_actions=[null, (os.POSIX_SPAWN_DUP2, 0, 1), log],
         setsid=True,

@@ -96,6 +96,8 @@ class Member:
         self._wakes = 0
         self._restart_until = 0.0
         self._keys: set[str] = set()
+        self._resigned = False
+        """Have we taken our key out, and only wait for the others to do the same?"""
         self._down = ""
         self._lease: Lease
         self.loop.watch(link.fd, link.deliver)
@@ -200,7 +202,7 @@ class Member:
                 self.talk.send(one)
             else:
                 self._wake(one.seconds)
-        if self._host is not None and self._host.left and not self._parting:
+        if self._host is not None and self._host.left:
             self._part()
 
     def _say(self, word: words.Word) -> None:
@@ -233,8 +235,7 @@ class Member:
             self._do(self._host.handle(word, time.monotonic()))
         elif isinstance(word, words.Emptied):
             self._emptied = True
-            if not self._parting:
-                self.loop.later(PARTING, self._part)
+            self.loop.later(PARTING, self._part)
             if self._host is not None:
                 self._do(self._host.handle(word, time.monotonic()))
 
@@ -318,10 +319,14 @@ class Member:
         self._told = True
         self._status = int(entry.value)
         self.talk.send(wire.End(self._status))
+        if self._emptied:
+            self.loop.later(PARTING, self._part)
+        self._do([])
 
     def _part(self) -> None:
-        """Leave the job, as soon as others do not need us any more."""
-        if self._parting:
+        """Leave the job, as soon as others do not need us any more. Who keeps one of the job's servers stays to its
+        end."""
+        if self._parting or (self._keeper and not self._over_here):
             return
         self._parting = time.monotonic() + PARTING
         if self._over_here:
@@ -336,12 +341,27 @@ class Member:
         if self._over_here:
             leads = self._coordinating
             needed |= leads is not None and (bool(leads.present) or not leads.idle)
-            if self.part.first or any(node.name == self.part.part for node in self.part.nodes):
-                needed |= self._keys != {PREFIX + quote(self.part.part)}
+            needed |= self._others_stay()
         if needed and time.monotonic() < self._parting:
             self.loop.later(0.05, self._part_when_free)
         else:
             self._leave(3.0)
+
+    def _others_stay(self) -> bool:
+        """Are there others that cannot end yet if we do? Who keeps one of the job's servers takes its key out once all
+        others have, and goes with the last such key: a majority of the servers is needed until then."""
+        mine = PREFIX + quote(self.part.part)
+        if not self._keeper:
+            return self.part.first and self._keys != {mine}
+        keepers = {PREFIX + quote(node.name) for node in self.part.nodes}
+        if not self._resigned and mine in self._keys and self._keys <= keepers and self._presence is not None:
+            self._resigned = True
+            self._presence.leave(lambda _error: None)
+        return not self._resigned or bool(self._keys)
+
+    @property
+    def _keeper(self) -> bool:
+        return any(node.name == self.part.part for node in self.part.nodes)
 
     @property
     def _over_here(self) -> bool:
@@ -362,7 +382,9 @@ class Member:
         self.loop.later(limit, end)
         if self._host is not None:
             self._lease.release()
-        if self._over_here and self.part.first and not self.part.nodes:
+        if self._resigned:
+            end()
+        elif self._over_here and self.part.first and not self.part.nodes:
             self.link.destroy(lambda _none, error: end(error))  # a site's servers do not end with the job
         elif self._presence is not None:
             self._presence.leave(end)

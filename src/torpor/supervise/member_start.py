@@ -5,19 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 
 from torpor.image.keys import FILE
+from torpor.model import ourselves
 
 _FD = 3
 
 
 def command() -> tuple[str, ...]:
-    """A command line that has our own Python run it, found by the same path as we were. Nothing in the current folder
-    is taken for one of its modules (-P)."""
-    home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    code = f"import sys; sys.path.insert(0, {home!r}); from torpor.supervise.member import main; main({_FD})"
-    return sys.executable, "-P", "-c", code
+    """A command line that has our own Python run it."""
+    return tuple(ourselves.command(f"from torpor.supervise.member import main; main({_FD})"))
 
 
 def start(argv: tuple[str, ...]) -> tuple[int, socket.socket]:

@@ -103,6 +103,8 @@ class Membership:
         self._reports = 0
         self._status: int | None = None
         self._ending = self._emptied = self._again = False
+        self._over = False
+        """Has the job ended everywhere?"""
         self._kill = 0.0
         self._restarting: Restarting | None = None
         self._spawn(bool(part.checkpoint))
@@ -290,6 +292,7 @@ class Membership:
         elif work.phase is Phase.UNDO:
             self._undo(work)
         elif work.phase is Phase.COMMIT:
+            self._over = True
             self._kill_all()
             self._job.saved_as(f"{self.part.job}@{work.attempt}", True)
             self._finished(work)
@@ -340,6 +343,7 @@ class Membership:
 
         if error is None:
             if saving.phase is Phase.COMMIT:
+                self._over = True
                 self._job.saved_as(f"{self.part.job}@{work.attempt}", True)
                 self._wire.send(words.Finished(work.attempt, Phase.COMMIT))
             elif saving.undo:
@@ -437,7 +441,10 @@ class Membership:
 
     def _end(self) -> None:
         """Everything of the job is to end here: first it is asked to."""
-        if not self._ending and not self._emptied:
+        self._over = True
+        if self._emptied:
+            self._loop.later(PARTING, self._leave)
+        elif not self._ending:
             self._ending = True
             self._end_all()
 
@@ -468,7 +475,8 @@ class Membership:
             self._leave()
             return
         self._wire.send(words.Emptied())
-        self._loop.later(PARTING, self._leave)
+        if self._over or self._server is None:  # a server is there to the end
+            self._loop.later(PARTING, self._leave)
 
     def _leave(self) -> None:
         if self.gone:
