@@ -3,8 +3,11 @@ command on it, with folders of the host's own. (With hosts that are apart, and s
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import signal
+import threading
 from collections.abc import Sequence
 
 import harness
@@ -109,3 +112,64 @@ def test_what_cannot_be_started_is_said_in_one_line_and_leaves_nothing(over: Ove
     for host in HOSTS[:2]:
         assert over.on(host, "jobs").out == "no job is running\n"
     harness.until(lambda: not harness.tagged(over.bench.tag), "nothing is left")
+
+
+def server(over: Over, name: str, host: str) -> dict[str, list[int]]:
+    """Pids and start times of the job's NATS server on a host, and of its keeper."""
+    found: dict[str, list[int]] = json.loads(harness.text(f"{over.bench.folder}/run-{host}/{name}/nats/keeper.json"))
+    return found
+
+
+def counting(over: Over, status: int) -> harness.Running:
+    """A program on the first host and one on the second that count until they are told to end."""
+    loop = f"n=0; while ! [ -e {over.bench.go} ]; do n=$((n+1)); echo $1 $n; sleep 0.02; done"
+    there = f"{over.rsh} {HOSTS[1]} 'set two; {loop}'"
+    job = over.run(f"{there} & set one; {loop}; wait; exit {status}")
+    for each in ("one", "two"):
+        job.wait_for(f"^{each} 5$")
+    return job
+
+
+def all_counted(job: harness.Running) -> None:
+    lines = [line.split() for line in job.output().splitlines()]
+    for each in ("one", "two"):
+        numbers = [int(line[1]) for line in lines if line[:1] == [each]]
+        assert numbers == list(range(1, len(numbers) + 1)), job.trace()
+
+
+@pytest.mark.exam
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_one_server_of_three_is_lost(over: Over, lost: int) -> None:
+    """For good, with its keeper. The job can be saved as before, from every host, and its end reaches all."""
+    job = counting(over, 6)
+    assert over.on(HOSTS[1], "checkpoint", job.name).status == 0
+    for name in ("keeper", "server"):
+        os.kill(server(over, job.name, HOSTS[lost])[name][0], signal.SIGKILL)
+    for host in HOSTS:
+        said = over.on(host, "checkpoint", job.name)
+        assert said.status == 0, (said, job.trace())
+    over.bench.tell()
+    over.ended(job, 6)
+    all_counted(job)
+
+
+@pytest.mark.exam
+@pytest.mark.parametrize("delay", [0.0, 0.05, 0.1, 0.2, 0.4])
+def test_each_server_is_killed_while_the_job_is_saved(over: Over, delay: float) -> None:
+    """In turn, so the one that leads too. What is being saved comes about, or is refused with a reason; the next
+    checkpoint is whole, and the server is there again."""
+    job = counting(over, 0)
+    for host in HOSTS:
+        pid = server(over, job.name, host)["server"][0]
+        kill = threading.Timer(delay, os.kill, (pid, signal.SIGKILL))
+        kill.start()
+        said = over.on(HOSTS[2], "checkpoint", job.name)
+        kill.join()
+        assert said.status == 0 or said.err.count("\n") == 1, said
+        harness.until(lambda pid=pid, host=host: server(over, job.name, host)["server"][0] != pid, "it is started again")  # type: ignore[misc]
+        said = over.on(host, "checkpoint", job.name)
+        assert said.status == 0, (said, job.trace())
+    over.bench.tell()
+    over.ended(job, 0)
+    all_counted(job)
+
