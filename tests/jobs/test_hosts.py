@@ -160,16 +160,15 @@ def test_each_server_is_killed_while_the_job_is_saved(over: Over, delay: float) 
     checkpoint is whole, and the server is there again."""
     job = counting(over, 0)
     for host in HOSTS:
-        pid = server(over, job.name, host)["server"][0]
+        at, pid = host, server(over, job.name, host)["server"][0]
         kill = threading.Timer(delay, os.kill, (pid, signal.SIGKILL))
         kill.start()
         said = over.on(HOSTS[2], "checkpoint", job.name)
         kill.join()
         assert said.status == 0 or said.err.count("\n") == 1, said
-        harness.until(lambda pid=pid, host=host: server(over, job.name, host)["server"][0] != pid, "it is started again")  # type: ignore[misc]
+        harness.until(lambda: server(over, job.name, at)["server"][0] != pid, "it is started again")  # noqa: B023
         said = over.on(host, "checkpoint", job.name)
         assert said.status == 0, (said, job.trace())
     over.bench.tell()
     over.ended(job, 0)
     all_counted(job)
-
