@@ -35,7 +35,7 @@ from torpor.model.ledger import Ledger
 from torpor.posix import cpu, descriptor_services, inet_far, owner, paths, regular, scratch, terminal
 from torpor.posix.backlog import Backlogs, Turning
 from torpor.posix.contents import store_file
-from torpor.posix.job_services import JOB_SERVICES
+from torpor.posix.job_services import job_services
 from torpor.posix.memory import layout, vdso
 from torpor.posix.memory.area import FILE, PROT_WRITE, AreaRecord
 from torpor.posix.process_services import PROCESS_SERVICES, THREAD_SERVICES
@@ -283,7 +283,7 @@ def end(frozen: Frozen, manifest: Manifest) -> None:
 
 def _job_services(view: View, processes: Sequence[Process]) -> Services:
     """What the kernel keeps for the whole job."""
-    found = [(service.name, service.capture(view, processes)) for service in JOB_SERVICES]
+    found = [(service.name, service.capture(view, processes)) for service in job_services()]
     return {name: _raw(record) for name, record in found if record is not None}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from _thread import allocate_lock
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
@@ -28,7 +28,7 @@ def fill(
             work.append((pid, window, ref, plain))
             total += window.size
     # Neighbours in the store are read one after the other.
-    lock = threading.Lock()
+    lock = allocate_lock()
     queue = iter(work)
     failures: list[BaseException] = []
     done = 0
@@ -50,9 +50,13 @@ def fill(
         except BaseException as error:
             failures.append(error)
 
-    helpers = [threading.Thread(target=drain) for _ in range(WORKERS - 1 if len(work) > 64 else 0)]
-    for helper in helpers:
-        helper.start()
+    helpers = []
+    if len(work) > 64:
+        from threading import Thread  # a small job does not wait for it
+
+        helpers = [Thread(target=drain) for _ in range(WORKERS - 1)]
+        for helper in helpers:
+            helper.start()
     drain()
     for helper in helpers:
         helper.join()

@@ -9,7 +9,6 @@ import fcntl
 import mmap
 import os
 import resource
-import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +20,16 @@ from torpor.image.manifest import Manifest
 from torpor.linux import devpts, pty
 from torpor.model.data import Source
 from torpor.model.errors import RestartFailed
-from torpor.posix import descriptor_services, epoll, owner, regular, scratch
+from torpor.posix import descriptor_services, owner, regular, scratch
 from torpor.posix.memory import objects as memory_objects
 from torpor.posix.memory.area import FILE, PROT_WRITE
 from torpor.posix.memory.objects import MemoryObjectRecord
 from torpor.posix.rewind import put_back
 from torpor.posix.service import DescriptorService, Late, Restart
-from torpor.posix.sysv_shm import SharedMemoryService, SharedSegments
 
 if TYPE_CHECKING:
+    import socket
+
     from torpor.checkpoint.deputies import Deputies, Pioneer
 
 
@@ -128,7 +128,7 @@ class Inventory:
                     f"this checkpoint needs the service '{record.service}', which is not installed here"
                 )
             records.append((service, msgspec.msgpack.decode(record.state, type=service.record)))
-        self.base = _base(self.manifest, [state for _, state in records])
+        self.base = _base(self.manifest, records)
         # First, as this is memory that the whole tree inherits, and its first process may be forked for sockets.
         for number, memory in enumerate(self.manifest.memory):
             self._memory[number] = self._make_memory(memory)
@@ -141,6 +141,8 @@ class Inventory:
                 raise RestartFailed(f"{service.name}: {error.strerror}: {error.filename or state}") from error
             self._made[number] = service, state, self._lift(fd)
         if any(hasattr(service, "create_late") for service, _, _ in self._made.values()):
+            import socket  # takes longer than all that is made here, mostly
+
             for end in socket.socketpair():
                 self._post.append(socket.socket(fileno=self._lift(end.detach())))
         for service, state, fd in self._made.values():
@@ -244,14 +246,18 @@ class Inventory:
 
     def post(self, number: int) -> int:
         """Send an object to whoever reads from the descriptor that is returned; every stub has it."""
+        import socket
+
         socket.send_fds(self._post[0], [b"o"], [self._made[number][2]])
         return self._post[1].fileno()
 
     def segment_sizes(self) -> dict[int, int]:
         """Bytes of each System V segment of the job, by id."""
-        state = self.manifest.services.get(SharedMemoryService.name)
+        state = self.manifest.services.get("sysv_shm")
         if state is None:
             return {}
+        from torpor.posix.sysv_shm import SharedSegments
+
         record = msgspec.msgpack.decode(state, type=SharedSegments)
         return {segment.identity.number: segment.size for segment in record.segments}
 
@@ -311,11 +317,13 @@ class Inventory:
         self.close()
 
 
-def _base(manifest: Manifest, states: Sequence[Any]) -> int:
+def _base(manifest: Manifest, records: Sequence[tuple[DescriptorService, Any]]) -> int:
     """The lowest number at which nothing of the job is, with room above it."""
     highest = max((d.number for process in manifest.processes for d in process.descriptors), default=2)
-    watched = [epoll.highest_number(state) for state in states if isinstance(state, epoll.Epoll)]
-    highest = max([highest, *watched])
+    for service, state in records:
+        uses = getattr(service, "highest_number", None)
+        if uses is not None:
+            highest = max(highest, uses(state))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = len(manifest.objects) + len(manifest.files) + len(manifest.memory) + 64
     base = max(highest + 1, 512 if hard == resource.RLIM_INFINITY or hard > 4096 else 64)

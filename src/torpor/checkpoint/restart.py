@@ -26,7 +26,7 @@ from torpor.model.errors import Refusal, Refused, RestartFailed
 from torpor.model.path_map import PathMap
 from torpor.model.wrapping import Wrapping
 from torpor.posix import paths, terminal
-from torpor.posix.job_services import JOB_SERVICES
+from torpor.posix.job_services import job_services
 from torpor.store.parts import whole
 from torpor.tracee.call import CallFailed
 from torpor.tracee.freeze import await_state
@@ -296,8 +296,7 @@ def _take_over(
     stubs = {each.record.pid: each.process for each in takeovers}
     job = [
         (service, msgspec.msgpack.decode(manifest.services[service.name], type=service.record))
-        for service in JOB_SERVICES
-        if service.name in manifest.services
+        for service in job_services(manifest.services)
     ]
     for service, state in job:
         service.create(state, stubs, request.load)

@@ -14,7 +14,7 @@ from torpor.linux import proc
 from torpor.posix.contents import Contents
 from torpor.posix.descriptors import O_ACCMODE
 from torpor.posix.memory.pages import unpack
-from torpor.posix.sysv_shm import SharedMemoryService, SharedSegments
+from torpor.posix.sysv_shm import SharedSegments
 
 
 class Place(NamedTuple):
@@ -106,7 +106,7 @@ def memory_needed(manifest: Manifest, records: list[tuple[str, Any]]) -> int:
     for service, state in records:
         if service == "memfd" and getattr(state, "contents", None) is not None:
             total += _data(state.contents)
-    segments = manifest.services.get(SharedMemoryService.name)
+    segments = manifest.services.get("sysv_shm")
     if segments is not None:
         found = msgspec.msgpack.decode(segments, type=SharedSegments)
         total += sum(length for segment in found.segments for _, length, _ in segment.chunks)

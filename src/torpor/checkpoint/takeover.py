@@ -21,7 +21,6 @@ from torpor.linux import proc, ptrace, pty, uio
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.proc import Area
 from torpor.linux.ptrace import NT_X86_XSTATE, Regs
-from torpor.linux.sysvipc import SHM_RDONLY, SHM_REMAP
 from torpor.model.errors import RestartFailed
 from torpor.posix import cpu, pending
 from torpor.posix.descriptors import O_ASYNC
@@ -133,6 +132,10 @@ class Takeover:
 
     def attach(self) -> None:
         """Attach the System V segments that the process had attached, each whole, in the hole."""
+        if not self._segments:
+            return
+        from torpor.linux.sysvipc import SHM_RDONLY, SHM_REMAP
+
         calls = []
         room = self._hole + self.process.hole_size - sum(self._segments.values())
         for (number, writable), size in self._segments.items():

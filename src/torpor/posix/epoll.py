@@ -99,6 +99,10 @@ class EpollService(DescriptorBase):
         set_status(fd, record.flags)
         return fd
 
+    def highest_number(self, record: Epoll) -> int:
+        """The objects have to be held above it."""
+        return max((watch.number for watch in record.watches), default=-1)
+
     def place(self, record: Epoll, number: int) -> Sequence[Call]:
         calls: list[Call] = []
         # Those that have fired come first: taking their events must not take another's.
@@ -142,11 +146,6 @@ def _is_anywhere(watch: epoll.Watch, seen: Descriptor, job: Job) -> bool:
             if kcmp.is_epoll_target(pid, number, seen.pid, seen.number, watch.number, watch.which):
                 return True
     return False
-
-
-def highest_number(record: Epoll) -> int:
-    """The largest number that `place` uses: the objects have to be held above it."""
-    return max((watch.number for watch in record.watches), default=-1)
 
 
 def _is_ready(fd: int) -> bool:

@@ -293,3 +293,6 @@ class _Stage:
             return run.finish()
         finally:
             run.close()
+
+
+SERVICE = NotifyService()

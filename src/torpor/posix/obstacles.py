@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-import threading
+from _thread import get_native_id
 from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
@@ -76,7 +76,7 @@ def shares_memory(seen: Seen) -> Iterator[Refusal]:
     """A process that has its parent's memory without being a thread (clone with CLONE_VM). Only told once both are
     stopped: a child of vfork has it too, for a moment, and a parent in vfork does not stop."""
     parent = int(seen.status["PPid"])
-    us = str(threading.get_native_id())
+    us = str(get_native_id())
     if seen.tid != seen.pid or seen.status.get("TracerPid") != us:
         return
     try:
@@ -171,7 +171,7 @@ def unshared(seen: Seen) -> Iterator[Refusal]:
 def dispatch(seen: Seen) -> Iterator[Refusal]:
     """System calls handed to a signal handler (PR_SET_SYSCALL_USER_DISPATCH): only its tracer sees it (Linux
     6.4)."""
-    if int(seen.status.get("TracerPid", "0")) != threading.get_native_id():
+    if int(seen.status.get("TracerPid", "0")) != get_native_id():
         return
     room = ctypes.create_string_buffer(32)
     try:

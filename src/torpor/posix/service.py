@@ -238,7 +238,8 @@ class DescriptorService(Protocol):
     Steps that few have, looked for by their names: `inside(fd, seen, job)` makes what is in flight in it objects of the
     job; `ended(fd, record)`: a saved job is about to be ended by us; `create_late(record, restart)` makes it once all
     processes exist, in place of what `create` has made; `last(record, fd, restart)` is the very last, when the restart
-    touches nothing else any more; `plan_turns` and `turn`: see posix/backlog.py.
+    touches nothing else any more; `highest_number(record)`: the largest number of a descriptor that `place` uses;
+    `plan_turns` and `turn`: see posix/backlog.py.
     """
 
     name: str

@@ -132,3 +132,6 @@ def _unreadable(members: Members, mine: Identity, error: int) -> Refused:
     if error == errno.E2BIG:
         return members.refuse(f"{words} (larger than {_LARGEST} bytes)", "let the job read them first")
     return members.refuse(f"{words} ({os.strerror(error)})", "let the job read them, or run torpor as root")
+
+
+SERVICE = MessageService()

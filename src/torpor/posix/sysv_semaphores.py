@@ -191,3 +191,6 @@ def _has_undo(process: Process) -> bool:
         return kcmp.shares_undo(os.getpid(), process.pid) is False
     except OSError:
         return True
+
+
+SERVICE = SemaphoreService()

@@ -270,3 +270,6 @@ def _create(segment: SharedSegment, processes: Mapping[int, Process], source: So
         if answer.error:
             hint = " (ulimit -l)" if what.args[1] == sysvipc.SHM_LOCK else ""
             raise RestartFailed(f"the shared memory segment {number}: {os.strerror(answer.error)}{hint}")
+
+
+SERVICE = SharedMemoryService()

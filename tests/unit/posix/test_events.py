@@ -353,7 +353,7 @@ def test_epoll_number_shared_by_two_files() -> None:
     job = FakeJob([instance.fileno(), a, b])
     record = job.save()[0][1]
     assert {(one.number, one.target) for one in record.watches} == {(number, 1), (number, 2)}
-    assert epoll.highest_number(record) == number
+    assert epoll.SERVICE.highest_number(record) == number
 
 
 def test_epoll_on_something_outside_is_refused() -> None:
