@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import argparse
 
+from torpor.cli import upkeep
 from torpor.model.errors import UsageError
 
 HELP = """Follow the output of a detached job until it ends, and end as it did. Ctrl-C ends only the
-following; the job goes on."""
-EXAMPLE = """  torpor attach train"""
+following; the job goes on.
+
+With --on nothing is followed: the job, which may have a terminal, gets hooks for all checkpoints and restarts
+from now on, in place of those that it had for the same events (docs/hooks.md)."""
+EXAMPLE = """  torpor attach train
+  torpor attach train --on pre-checkpoint 'systemctl --user stop indexer'"""
 
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("job", nargs="?", metavar="JOB")
     parser.add_argument("--all", action="store_true", help="from the beginning of the log")
+    upkeep.add_on(parser)
 
 
 def command(options: argparse.Namespace) -> int:
@@ -24,6 +30,9 @@ def command(options: argparse.Namespace) -> int:
     from torpor.supervise.signals import exit_with
 
     job = torpor.attach(options.job)
+    if options.on:
+        job.on(options.on)
+        return 0
     if not job.log:
         raise UsageError(f"{job.name} runs in the foreground of a terminal: there is nothing to attach to")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from torpor.cli import upkeep
 from torpor.cli.options import add_compress, add_files, add_json, add_store, store
 from torpor.model.errors import UsageError
 
@@ -33,6 +34,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         "lacks them can restart the job",
     )
     add_compress(parser)
+    upkeep.add_on(parser)
     parser.add_argument(
         "--encrypt-to",
         action="append",
@@ -63,6 +65,7 @@ def command(options: argparse.Namespace) -> int:
             store=store(options),
             name=options.name,
             encrypt_to=options.encrypt_to,
+            on=options.on,
             progress=progress,
         )
     finally:

@@ -142,6 +142,8 @@ def _services(options: argparse.Namespace) -> int:
 
 
 def _head(opened: Checkpoint) -> list[str]:
+    import shlex
+
     from torpor.cli.text import moment, size
 
     info, manifest = opened.info, opened.manifest
@@ -150,7 +152,7 @@ def _head(opened: Checkpoint) -> list[str]:
     return [
         f"{opened.name}, {saved}",
         f"{size(info.bytes_total)} in all, of which {size(info.bytes_new)} new; {info.path}",
-        *([f"a restart goes on with {' '.join(unasked)}"] if unasked else []),
+        *([f"a restart goes on with {shlex.join(unasked)}"] if unasked else []),
     ]
 
 

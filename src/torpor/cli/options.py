@@ -59,8 +59,9 @@ def parse(name: str, module: ModuleType, words: list[str]) -> argparse.Namespace
 def _program_at(parser: argparse.ArgumentParser, words: list[str]) -> int:
     """Where our own options end: at `--`, or at the first word that is neither an option nor an option's
     value. (A value that may be left out is given with `=`.)"""
-    takes_value = {
-        flag for action in parser._actions if action.nargs not in (0, "?") and action.option_strings
+    values = {
+        flag: action.nargs if isinstance(action.nargs, int) else 1
+        for action in parser._actions if action.nargs not in (0, "?") and action.option_strings
         for flag in action.option_strings
     }  # fmt: skip
     at = 0
@@ -68,7 +69,7 @@ def _program_at(parser: argparse.ArgumentParser, words: list[str]) -> int:
         word = words[at]
         if word == "--" or not word.startswith("-"):
             return at
-        at += 2 if word in takes_value else 1
+        at += 1 + values.get(word, 0)
     return len(words)
 
 

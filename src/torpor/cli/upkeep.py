@@ -9,7 +9,8 @@ from torpor.cli.options import add_compress
 from torpor.model.errors import UsageError
 
 USAGE = """[--every TIME] [--keep N] [--on-signal SIGNAL=ACTION] [--deadline TIME]
-                  [--on-crash restart:N] [--stopped-status N] [--[no-]with-files] [--compress HOW]"""
+                  [--on-crash restart:N] [--stopped-status N] [--[no-]with-files] [--compress HOW]
+                  [--on EVENT COMMAND]"""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +37,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--stopped-status", type=int, metavar="N",
         help='exit status once the job was saved and ended: "run me again" (default: 75, EX_TEMPFAIL)',
     )  # fmt: skip
+    add_on(group)
     group = parser.add_argument_group("for every checkpoint of the job", "remembered likewise")
     group.add_argument(
         "--with-files", action=argparse.BooleanOptionalAction, help="as torpor checkpoint --with-files (default: not)"
@@ -43,9 +45,18 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_compress(group)
 
 
+def add_on(parser: argparse._ActionsContainer) -> None:
+    """--on"""
+    parser.add_argument(
+        "--on", nargs=2, action="append", metavar=("EVENT", "COMMAND"),
+        help="have a shell run COMMAND at pre-checkpoint, post-checkpoint, pre-restart or post-restart; a pre- hook "
+        "that fails stops what was to be done; may be repeated; an empty COMMAND: none (docs/hooks.md)",
+    )  # fmt: skip
+
+
 def given(options: argparse.Namespace) -> dict[str, Any]:
     """What was asked for, by the fields of supervise/upkeep.py. Raises UsageError."""
-    words = ("every", "keep", "on_signal", "deadline", "on_crash", "stopped_status", "with_files", "compress")
+    words = ("every", "keep", "on_signal", "deadline", "on_crash", "stopped_status", "with_files", "compress", "on")
     if all(getattr(options, word) is None for word in words):
         return {}
     from torpor.model import duration
@@ -68,6 +79,10 @@ def given(options: argparse.Namespace) -> dict[str, Any]:
         out["stopped_status"] = _within("--stopped-status", options.stopped_status, 0, 255)
     if options.with_files is not None:
         out["with_files"] = options.with_files
+    if options.on is not None:
+        from torpor.supervise import hooks
+
+        out["hooks"] = hooks.parsed(options.on)
     if options.compress is not None:
         from torpor.store import settings
 

@@ -38,6 +38,7 @@ def run(
     stopped_status: int | None = None,
     with_files: bool | None = None,
     compress: str | None = None,
+    on: Sequence[tuple[str, str]] | None = None,
 ) -> Job:
     """Start a program as a job without a terminal; its output goes to `job.log`.
 
@@ -45,7 +46,8 @@ def run(
     subprocess.  resume_or_start: restart the newest checkpoint of that name instead, if there is one; untrusted: see
     `restart`.  watch: 'connect' or 'sendmsg': write down which outside addresses it asks for (docs/watch.md;
     `Job.ledger`).  The others as the options of `torpor run` (docs/batch.md): every='10m',
-    on_signal={'TERM': 'checkpoint-stop'}, on_crash='restart:3'. Returns once the program has really been started.
+    on_signal={'TERM': 'checkpoint-stop'}, on_crash='restart:3', on=[('pre-checkpoint', 'sync')]. Returns once the
+    program has really been started.
     Raises UsageError (a job of that name runs), TorporError.
     """
     if not argv or isinstance(argv, str):
@@ -54,7 +56,7 @@ def run(
     words += ["--resume-or-start"] if resume_or_start else []
     words += ["--untrusted"] if untrusted else []
     words += [f"--watch={watch}"] if watch is not None else []
-    words += _unasked(every, keep, on_signal, deadline, on_crash, stopped_status, with_files, compress)
+    words += _unasked(every, keep, on_signal, deadline, on_crash, stopped_status, with_files, compress, on)
     return _started([*words, "--", *argv], cwd, env)
 
 
@@ -83,6 +85,7 @@ def restart(
     stopped_status: int | None = None,
     with_files: bool | None = None,
     compress: str | None = None,
+    on: Sequence[tuple[str, str]] | None = None,
 ) -> Job:
     """Start a saved job again, without a terminal; what it says goes to `job.log`.
 
@@ -108,7 +111,7 @@ def restart(
     words += ["--in-place"] if in_place else []
     words += ["--stopped"] if stopped else []
     words += [f"--pid-budget={pid_budget}"] if pid_budget is not None else []
-    words += _unasked(every, keep, on_signal, deadline, on_crash, stopped_status, with_files, compress)
+    words += _unasked(every, keep, on_signal, deadline, on_crash, stopped_status, with_files, compress, on)
     return _started([*words, *([checkpoint] if checkpoint else [])], None, None)
 
 
@@ -132,6 +135,7 @@ def checkpoint(
     store: str | None = None,
     name: str | None = None,
     encrypt_to: Sequence[str] | None = None,
+    on: Sequence[tuple[str, str]] | None = None,
     progress: Progress | None = None,
 ) -> Saved:
     """Save a job by its name (None: the only one), or the tree of a process by its pid. See
@@ -139,11 +143,11 @@ def checkpoint(
     if isinstance(job, int):
         return checkpoint_pid(
             job, stop=stop, files=files, with_files=with_files, compress=compress, store=store, name=name,
-            encrypt_to=encrypt_to, progress=progress,
+            encrypt_to=encrypt_to, on=on, progress=progress,
         )  # fmt: skip
     return attach(job).checkpoint(
         stop=stop, files=files, with_files=with_files, compress=compress, store=store, name=name,
-        encrypt_to=encrypt_to, progress=progress,
+        encrypt_to=encrypt_to, on=on, progress=progress,
     )  # fmt: skip
 
 
@@ -194,6 +198,7 @@ def open_checkpoint(
 def _unasked(
     every: str | None, keep: int | None, on_signal: Mapping[str, str] | None, deadline: str | None,
     on_crash: str | None, stopped_status: int | None, with_files: bool | None, compress: str | None,
+    on: Sequence[tuple[str, str]] | None,
 ) -> list[str]:  # fmt: skip
     """The options of cli/upkeep.py."""
     given = {
@@ -203,6 +208,8 @@ def _unasked(
     words = _options(**{key: None if value is None else str(value) for key, value in given.items()})
     if with_files is not None:
         words.append("--with-files" if with_files else "--no-with-files")
+    for event, command in on or ():
+        words += ["--on", event, command]
     return words + [f"--on-signal={name}={action}" for name, action in (on_signal or {}).items()]
 
 

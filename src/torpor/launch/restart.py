@@ -406,6 +406,8 @@ def _restart(
     try:
         if wishes.why != "crash":
             entry = entry._replace(upkeep=_upkeep(load.info, wishes))
+        if among is None and entry.upkeep:
+            _hooks(entry, wishes)
         interrupts = Interrupts(*_stopping(entry.upkeep))
         with interrupts:
             job = run(
@@ -440,6 +442,14 @@ def _notes(entry: Entry, job: Restarted, wishes: Wishes) -> tuple[str, ...]:
         return job.notes
     how = f"kill -CONT {entry.supervisor.pid} lets it go on; to look at it: gdb -iex 'set sysroot /' -p {job.root}"
     return (*job.notes, f"{entry.name} stands before its first instruction; {how}")
+
+
+def _hooks(entry: Entry, wishes: Wishes) -> None:
+    """Run what is to be run before the job is restarted. Raises HookFailed."""
+    from torpor.supervise import hooks, upkeep
+
+    told = {"JOB": entry.name, "CHECKPOINT": entry.origin, "STORE": entry.store, "WHY": wishes.why}
+    hooks.run(upkeep.decode(entry.upkeep).hooks, "pre-restart", told)
 
 
 def _packed(address: str) -> bytes:

@@ -75,6 +75,10 @@ class RestartFailed(TorporError):
     """A restart did not come about; nothing of it is left."""
 
 
+class HookFailed(TorporError):
+    """A command that was to be run before a checkpoint or a restart failed, so that this was not begun."""
+
+
 class Damaged(TorporError):
     """Something in the store is missing, truncated, altered or not ours."""
 

@@ -17,6 +17,7 @@ from torpor.supervise.tree import Member, Reach, describe, members, reach
 
 if TYPE_CHECKING:
     from torpor.model.ledger import Ledger
+    from torpor.supervise.hooks import Hooks
 
 
 class Saved(NamedTuple):
@@ -118,6 +119,7 @@ class Job:
         store: str | None = None,
         name: str | None = None,
         encrypt_to: Sequence[str] | None = None,
+        on: Sequence[tuple[str, str]] | None = None,
         progress: Progress | None = None,
     ) -> Saved:
         """Save the job; it goes on running unless `stop`.
@@ -126,12 +128,15 @@ class Job:
         program, its libraries and what it has mapped or open for reading, for a machine that lacks them.  store, name:
         other than those the job was started with.  compress: 'none', 'fast', 'zstd' or 'auto' (by what
         saves most time); None: the default.  encrypt_to: keys that can read it ('self', a name, a key
-        written out, a file); None: the default. Raises Refused, CheckpointFailed; the job then goes on unharmed.
+        written out, a file); None: the default.  on: (event, command) each, run around this checkpoint as well. Raises
+        Refused, CheckpointFailed, HookFailed; the job then goes on unharmed.
         """
-        files, readers, compress = _files(files), _readers(encrypt_to), _compress(compress)
+        files, readers, compress, hooks = _files(files), _readers(encrypt_to), _compress(compress), _hooks(on)
+        if hooks and self.entry.part:
+            raise UsageError("--on is not for a job over hosts yet")
         request = {
             "do": "checkpoint", "stop": stop, "files": files, "with_files": with_files, "compress": compress,
-            "store": _absolute(store), "name": name or "", "encrypt_to": readers,
+            "store": _absolute(store), "name": name or "", "encrypt_to": readers, "on": hooks,
         }  # fmt: skip
 
         def direct() -> dict[str, Any]:
@@ -145,7 +150,7 @@ class Job:
             plain = saving.save(
                 registry.check_name(name or self.name), self._reach(), _absolute(store) or self.entry.store,
                 stop=stop, files=files, with_files=with_files, compress=compress, encrypt_to=readers,
-                progress=progress, upkeep=self.entry.upkeep, ledger=self.ledger,
+                progress=progress, upkeep=self.entry.upkeep, ledger=self.ledger, on=hooks,
             )  # fmt: skip
             self.entry = self.entry._replace(saved=f"{plain['job']}@{plain['number']}", saved_at=time.time())
             if self.entry.alive:
@@ -224,6 +229,13 @@ class Job:
         killed = end_all(self.entry, found, grace)
         self._await_supervisor()
         return killed
+
+    def on(self, hooks: Sequence[tuple[str, str]]) -> None:
+        """Have commands run around its checkpoints and restarts from now on: (event, command) each, in place of all
+        that there were for the same events; '' for none. Raises UsageError, TorporError."""
+        from torpor.supervise.client import ask
+
+        ask(self.entry, {"do": "hooks", "on": _hooks(hooks)})
 
     def _announce(self, number: int) -> None:
         """Tell the supervisor that the job is about to be ended, so that it is not taken for a crash."""
@@ -344,6 +356,15 @@ def _readers(named: Sequence[str] | None) -> list[str] | None:
     return [str(key) for key in (seal.default_readers() if named is None else seal.readers(named))]
 
 
+def _hooks(given: Sequence[tuple[str, str]] | None) -> Hooks:
+    """Raises UsageError."""
+    if not given:
+        return ()
+    from torpor.supervise.hooks import parsed
+
+    return parsed(given)
+
+
 def _compress(asked: str | None) -> str:
     """The choice, '' for none. Raises UsageError."""
     if not asked:
@@ -394,6 +415,7 @@ def checkpoint_pid(
     store: str | None = None,
     name: str | None = None,
     encrypt_to: Sequence[str] | None = None,
+    on: Sequence[tuple[str, str]] | None = None,
     progress: Progress | None = None,
 ) -> Saved:
     """Save the tree of process `pid`, whoever started it; as `Job.checkpoint`.
@@ -408,7 +430,7 @@ def checkpoint_pid(
         if entry.root.pid == pid:
             return Job(entry).checkpoint(
                 stop=stop, files=files, with_files=with_files, compress=compress, store=store, name=name,
-                encrypt_to=encrypt_to, progress=progress,
+                encrypt_to=encrypt_to, on=on, progress=progress,
             )  # fmt: skip
     where = _foreign(pid)
     label = registry.check_name(name) if name else registry.fit_name(f"{proc.comm(pid)}-{pid}")
@@ -424,6 +446,7 @@ def checkpoint_pid(
             compress=compress,
             encrypt_to=readers,
             progress=progress,
+            on=_hooks(on),
         )
     )
 

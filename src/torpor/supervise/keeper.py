@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 from torpor.model.duration import short
 from torpor.model.errors import CheckpointFailed, TorporError
 from torpor.supervise import upkeep
+from torpor.supervise.hooks import Hooks
 from torpor.supervise.loop import Loop
 from torpor.supervise.saving import Progress
 from torpor.supervise.say import say
@@ -22,7 +23,7 @@ Done: TypeAlias = Callable[[dict[str, Any] | None, BaseException | None], None]
 
 class Order(NamedTuple):
     """A checkpoint that is to be made. encrypt_to: see image.seal.sealing.  compress, name, store: '' for the
-    job's own.  why: for the log."""
+    job's own.  why: for the log.  on: hooks for this one."""
 
     stop: bool = False
     files: str = "auto"
@@ -32,6 +33,7 @@ class Order(NamedTuple):
     name: str = ""
     store: str = ""
     why: str = "command"
+    on: Hooks = ()
 
 
 class Keeper:

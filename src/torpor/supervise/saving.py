@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torpor.image.seal import Sealing
     from torpor.model.ledger import Ledger
     from torpor.store import Store
+    from torpor.supervise.hooks import Hooks
+    from torpor.supervise.upkeep import Upkeep
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """phase, bytes done, bytes in all."""
@@ -68,6 +70,7 @@ def save(
     ledger: Callable[[], Ledger | None] = lambda: None,
     together: SavedTogether | None = None,
     first: bool = True,
+    on: Hooks = (),
 ) -> dict[str, Any]:
     """Make a checkpoint of the processes in `where` as the next one of job `name`; returns the report as
     plain values.
@@ -76,8 +79,8 @@ def save(
     encrypt_to: see image.seal.sealing.
     streams: what the job inherited, by its number there, and our own descriptor of it; None if we hold none.
     upkeep: what a restart is to go on with (upkeep.py).  why: who wants it, for the log, where all of this leaves a
-    line.  ledger, together, first: see SaveRequest.
-    Raises what `torpor.checkpoint.save.save` raises. To be called in one thread from start to end.
+    line.  ledger, together, first: see SaveRequest.  on: hooks for this one, beside those of `upkeep`.
+    Raises what `torpor.checkpoint.save.save` raises, and HookFailed. To be called in one thread from start to end.
     """
     from torpor.checkpoint.save import save as run
     from torpor.image import seal
@@ -86,9 +89,11 @@ def save(
 
     event = "part" if together else "checkpoint"
     told: dict[str, Any] = {"job": name, "why": why, "store": store, "part": together.part if together else ""}
+    hooked = _Hooked((*upkeeping(upkeep).hooks, *on), where, told, guard)
     try:
         opened = open_store(store or None)
         told["store"] = opened.location
+        hooked.before()
         sealer = seal.sealing(encrypt_to)
         with_files, compress = lasting(upkeep, with_files, compress)
         request = _request(
@@ -99,6 +104,7 @@ def save(
         report = run(request)
     except BaseException as error:
         audit.record(event, error, **told)
+        hooked.after("failed", reason=str(error))
         raise
     if guard is None or stop:
         behind.start(opened.location)
@@ -107,14 +113,49 @@ def save(
     plain = plain_report(report)
     numbers = {key: round(plain[key], 4) for key in ("seconds", "pause_seconds", "bytes_total", "bytes_new")}
     audit.record(event, **told, checkpoint=f"{name}@{report.number}", stopped=stop, **numbers)
+    plain["notes"] += hooked.after("done", checkpoint=f"{name}@{report.number}")
     return plain
+
+
+class _Hooked:
+    """The hooks around one checkpoint. told: what is known of it, by what it is called in the log."""
+
+    def __init__(self, hooks: Hooks, where: Reach, told: Mapping[str, Any], guard: Guard | None) -> None:
+        self._hooks, self._where, self._told, self._guard = hooks, where, told, guard
+        self._begun = False
+
+    def before(self) -> None:
+        """Raises HookFailed."""
+        self._begun = True
+        self._run("pre-checkpoint")
+
+    def after(self, outcome: str, **more: str) -> list[str]:
+        """Also of a checkpoint that failed, so that what a hook has begun comes to an end. What went wrong now."""
+        try:
+            if self._begun:
+                self._run("post-checkpoint", OUTCOME=outcome, **{key.upper(): value for key, value in more.items()})
+        except TorporError as error:
+            return [str(error)]
+        return []
+
+    def _run(self, event: str, **more: str) -> None:
+        if self._hooks:
+            from torpor.supervise import hooks
+
+            known = {key.upper(): str(self._told[key]) for key in ("job", "store", "why")}
+            hooks.run(self._hooks, event, {**known, "PID": str(self._where.root), **more}, self._guard)
+
+
+def upkeeping(text: str) -> Upkeep:
+    """What `upkeep.encode` wrote."""
+    from torpor.supervise.upkeep import decode
+
+    return decode(text)
 
 
 def lasting(upkeep: str, with_files: bool, compress: str) -> tuple[bool, str]:
     """with_files and compress, with what `upkeep` says for all checkpoints of the job."""
-    from torpor.supervise.upkeep import decode
-
-    lasting = decode(upkeep)
+    lasting = upkeeping(upkeep)
     return with_files or lasting.with_files, compress or lasting.compress
 
 

@@ -13,8 +13,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torpor.model.errors import TorporError
-from torpor.supervise import protocol, registry, state, upkeep
+from torpor.model.errors import TorporError, UsageError
+from torpor.supervise import hooks, protocol, registry, state, upkeep
 from torpor.supervise.keeper import Done, Keeper, Order
 from torpor.supervise.loop import Loop
 from torpor.supervise.registry import Entry, Pid
@@ -114,6 +114,7 @@ class Supervisor:
         if self._membership is not None:
             self._membership.attach(self._loop, self._worker, self)
         self._keeper.start()
+        self._after_restart()
         if not self._finished():
             self._loop.run()
         return self._end()
@@ -377,10 +378,34 @@ class Supervisor:
             connection.finish({"result": {}})
         elif do == "check":
             self._check(connection)
+        elif do == "hooks":
+            self._change_hooks(hooks.parsed(request["on"]))
+            connection.finish({"result": {}})
         elif do == "checkpoint":
             self._checkpoint(connection, request)
         else:
             raise ValueError(do)
+
+    def _after_restart(self) -> None:
+        """Run what is to be run now that the job has been restarted."""
+        wanted = [command for event, command in self._upkeep.hooks if event == "post-restart"]
+        if not wanted or not self.entry.origin or self._membership is not None:
+            return
+        entry = self.entry
+        told = {"JOB": entry.name, "CHECKPOINT": entry.origin, "STORE": entry.store, "PID": str(entry.root.pid)}
+
+        def done(_result: Any, error: BaseException | None) -> None:
+            if error is not None:
+                say(f"torpor: {error}")
+
+        self._worker.start("restart", lambda: hooks.run(self._upkeep.hooks, "post-restart", told, self._guard), done)
+
+    def _change_hooks(self, given: hooks.Hooks) -> None:
+        if self._membership is not None:
+            raise UsageError("--on is not for a job over hosts yet")
+        self._upkeep = upkeep.changed(self._upkeep, {"hooks": given})
+        self.entry = self.entry._replace(upkeep=upkeep.encode(self._upkeep))
+        self._write_down()
 
     def _state(self) -> dict[str, Any]:
         word = "saving" if self._busy() else "stopped" if self._root_stopped else "running"
@@ -425,6 +450,7 @@ class Supervisor:
             encrypt_to=texts(request, "encrypt_to"),
             name=text(request, "name"),
             store=text(request, "store"),
+            on=hooks.parsed(request.get("on", ())),
         )
 
         def progress(phase: str, so_far: int, total: int) -> None:
@@ -487,7 +513,7 @@ class Supervisor:
             encrypt_to=order.encrypt_to, streams=self._streams, progress=progress, guard=self._guard,
             upkeep=self.entry.upkeep, why=order.why,
             ledger=self._wrapper.ledger if self._wrapper is not None else lambda: None,
-            together=together, first=self._membership is None or self._membership.part.first,
+            together=together, first=self._membership is None or self._membership.part.first, on=order.on,
         )  # fmt: skip
 
     # -- our part in a job over hosts (`membership.Supervised`)

@@ -14,6 +14,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torpor.model.errors import UsageError
+from torpor.supervise import hooks as hooking
+from torpor.supervise.hooks import Hooks
 from torpor.supervise.signals import PASSED_ON
 
 STOPPED_STATUS = 75
@@ -31,7 +33,7 @@ class Upkeep(NamedTuple):
     passed on.  deadline: seconds from a signal that means `checkpoint-stop` until whoever sent it will end the job, 0:
     not known.  crashes: how often the job is restarted after a crash.  stopped_status: exit status once the job was
     saved and ended.  with_files: every checkpoint carries the files that the job needs.  compress: how they all are
-    compressed, '' for the default."""
+    compressed, '' for the default.  hooks: commands that are run around checkpoints and restarts."""
 
     every: float = 0.0
     keep: int = 0
@@ -41,6 +43,7 @@ class Upkeep(NamedTuple):
     stopped_status: int = STOPPED_STATUS
     with_files: bool = False
     compress: str = ""
+    hooks: Hooks = ()
 
     def action(self, number: int) -> str:
         """What that signal means."""
@@ -49,10 +52,12 @@ class Upkeep(NamedTuple):
 
 def changed(upkeep: Upkeep, given: Mapping[str, Any]) -> Upkeep:
     """`upkeep` with what was given in its place: fields by name, None for those that were not. Signals are replaced one
-    by one."""
+    by one, hooks event by event."""
     told = {key: value for key, value in given.items() if value is not None}
     if "on_signal" in told:
         told["on_signal"] = tuple(sorted({**dict(upkeep.on_signal), **dict(told["on_signal"])}.items()))
+    if "hooks" in told:
+        told["hooks"] = hooking.changed(upkeep.hooks, told["hooks"])
     return upkeep._replace(**told)
 
 
@@ -74,6 +79,7 @@ def decode(text: str) -> Upkeep:
     if not isinstance(plain, dict) or not set(plain) <= set(Upkeep._fields):
         raise ValueError(f"upkeep {text!r}")
     try:
+        hooks = hooking.parsed(plain.pop("hooks", ()))
         table = {signal_number(name): str(action) for name, action in plain.pop("on_signal", {}).items()}
         kinds = {key: type(default) for key, default in Upkeep._field_defaults.items()}
         found = Upkeep(**{key: kinds[key](value) for key, value in plain.items()})
@@ -81,7 +87,7 @@ def decode(text: str) -> Upkeep:
         raise ValueError(f"upkeep {text!r}: {error}") from None
     if not set(table.values()) <= set(ACTIONS):
         raise ValueError(f"upkeep {text!r}")
-    return found._replace(on_signal=tuple(sorted(table.items())))
+    return found._replace(on_signal=tuple(sorted(table.items())), hooks=hooks)
 
 
 def options(upkeep: Upkeep) -> list[str]:
@@ -102,6 +108,8 @@ def options(upkeep: Upkeep) -> list[str]:
         words.append("--with-files")
     if upkeep.compress:
         words.append(f"--compress={upkeep.compress}")
+    for event, command in upkeep.hooks:
+        words += ["--on", event, command]
     return words
 
 

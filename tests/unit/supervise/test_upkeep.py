@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from torpor.cli import upkeep as cli
 from torpor.model.errors import CheckpointFailed, UsageError
-from torpor.supervise import keeper, upkeep
+from torpor.supervise import hooks, keeper, upkeep
 from torpor.supervise.keeper import Keeper, Order
 from torpor.supervise.upkeep import Upkeep
 
@@ -30,6 +30,7 @@ KINDS = st.builds(
     stopped_status=st.integers(0, 255),
     with_files=st.booleans(),
     compress=st.sampled_from(["", "auto", "none", "fast", "zstd"]),
+    hooks=st.lists(st.tuples(st.sampled_from(hooks.EVENTS), st.text("a' -$\"").map("true {}".format))).map(tuple),
 )
 
 
