@@ -30,7 +30,7 @@ EXAMPLE = """  torpor run --name train -- python3 train.py --epochs 90
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"""torpor run [--name NAME] [--detach] [--store FOLDER] [--resume-or-start [--untrusted]]
-                  [--watch[=sendmsg]] [--hosts HOST,... [--engine URL] [--remote-torpor PATH]]
+                  [--watch[=sendmsg]] [--inside] [--hosts HOST,... [--engine URL] [--remote-torpor PATH]]
                   {upkeep.USAGE}
                   -- PROGRAM [ARGUMENT ...]"""
     parser.add_argument("--name", help="name of the job (default: the program's)")
@@ -45,6 +45,11 @@ def options(parser: argparse.ArgumentParser) -> None:
         help="write down which outside addresses the job asks for (torpor inspect --services); =sendmsg: also those "
         "that only sendmsg names, which makes that call slow. Without root, programs that are set-user-ID lose their "
         "privilege (docs/watch.md)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--inside", action="store_true",
+        help="let the program speak with torpor: checkpoint itself, hear of restarts, hold checkpoints off "
+        "(docs/inside.md)",
     )  # fmt: skip
     parser.add_argument(
         "--hosts", metavar="HOST,...", help="a job over these hosts: the program runs on the first, which is this one; "
@@ -94,14 +99,16 @@ def command(options: argparse.Namespace) -> int:
 def _start(options: argparse.Namespace) -> int:
     from torpor.launch import run
 
-    return run.run(options.program, options.name, store(options), upkeep.encoded(options), options.watch)
+    return run.run(
+        options.program, options.name, store(options), upkeep.encoded(options), options.watch, options.inside
+    )
 
 
 def _start_over_hosts(options: argparse.Namespace) -> int:
     from torpor.launch import hosts
     from torpor.supervise.signals import exit_with
 
-    for flag in ("detach", "resume_or_start", "watch", "on_crash", "on"):
+    for flag in ("detach", "resume_or_start", "watch", "on_crash", "on", "inside"):
         if getattr(options, flag):
             raise UsageError(f"run: --{flag.replace('_', '-')} is not for a job over hosts yet")
     names = [host.strip() for host in options.hosts.split(",") if host.strip()]
@@ -117,7 +124,9 @@ def _start_detached(options: argparse.Namespace) -> Started:
     from torpor.launch import run
 
     keep_up = upkeep.encoded(options)
-    return run.run_detached(options.program, options.name, store(options), keep_up=keep_up, watch=options.watch)
+    return run.run_detached(
+        options.program, options.name, store(options), keep_up=keep_up, watch=options.watch, inside=options.inside
+    )
 
 
 def _saved(options: argparse.Namespace) -> tuple[list[str], list[str]]:

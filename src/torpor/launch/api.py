@@ -30,6 +30,7 @@ def run(
     resume_or_start: bool = False,
     untrusted: bool = False,
     watch: str | None = None,
+    inside: bool = False,
     every: str | None = None,
     keep: int | None = None,
     on_signal: Mapping[str, str] | None = None,
@@ -45,7 +46,8 @@ def run(
     name: by default made of the program's name.  store: folder for its checkpoints.  cwd, env: as for
     subprocess.  resume_or_start: restart the newest checkpoint of that name instead, if there is one; untrusted: see
     `restart`.  watch: 'connect' or 'sendmsg': write down which outside addresses it asks for (docs/watch.md;
-    `Job.ledger`).  The others as the options of `torpor run` (docs/batch.md): every='10m',
+    `Job.ledger`).  inside: it may speak with torpor (`torpor.inside`).  The others as the options of `torpor run`
+    (docs/batch.md): every='10m',
     on_signal={'TERM': 'checkpoint-stop'}, on_crash='restart:3', on=[('pre-checkpoint', 'sync')]. Returns once the
     program has really been started.
     Raises UsageError (a job of that name runs), TorporError.
@@ -56,6 +58,7 @@ def run(
     words += ["--resume-or-start"] if resume_or_start else []
     words += ["--untrusted"] if untrusted else []
     words += [f"--watch={watch}"] if watch is not None else []
+    words += ["--inside"] if inside else []
     words += _unasked(every, keep, on_signal, deadline, on_crash, stopped_status, with_files, compress, on)
     return _started([*words, "--", *argv], cwd, env)
 

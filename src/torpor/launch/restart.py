@@ -406,6 +406,7 @@ def _restart(
     try:
         if wishes.why != "crash":
             entry = entry._replace(upkeep=_upkeep(load.info, wishes))
+            entry = entry._replace(inside=str(load.info.label.get("inside", "")))
         if among is None and entry.upkeep:
             _hooks(entry, wishes)
         interrupts = Interrupts(*_stopping(entry.upkeep))

@@ -22,15 +22,18 @@ if TYPE_CHECKING:
 
 
 def run(
-    argv: Sequence[str], name: str | None = None, store: str = "", keep_up: str = "", watch: str | None = None
-) -> int:
+    argv: Sequence[str], name: str | None = None, store: str = "", keep_up: str = "", watch: str | None = None,
+    inside: bool = False,
+) -> int:  # fmt: skip
     """Run a program in the foreground under supervision, as if it had been started in our place.
 
     keep_up: what to do for it unasked, as supervise/upkeep.py writes it.  watch: which of its calls to write down
-    (launch/watching.py). Returns its wait status. Raises CannotStart, UsageError, TorporError.
+    (launch/watching.py).  inside: it may speak with torpor (docs/inside.md). Returns its wait status. Raises
+    CannotStart, UsageError, TorporError.
     """
     program.hold_standard()
-    entry = Entry(name="", store=store, argv=tuple(argv), upkeep=keep_up)
+    kept, env = _inside(None) if inside else ("", None)
+    entry = Entry(name="", store=store, argv=tuple(argv), upkeep=keep_up, inside=kept)
     if name:
         entry = claim(entry, name)
     else:
@@ -40,7 +43,7 @@ def run(
     signals = Signals(answered(keep_up))
     wrapper = _wrapper(watch)
     try:
-        pid = program.start(argv, signals.before, wrapper=wrapper)
+        pid = program.start(argv, signals.before, env=env, wrapper=wrapper)
     except BaseException:
         signals.close()
         registry.release(entry)
@@ -57,6 +60,7 @@ def run(
 def run_detached(
     argv: Sequence[str], name: str | None = None, store: str = "", cwd: str | None = None,
     env: Mapping[bytes, bytes] | None = None, keep_up: str = "", watch: str | None = None,
+    inside: bool = False,
 ) -> Started:  # fmt: skip
     """Run a program without a terminal, its output going to a log, and return as soon as it has been started.
 
@@ -65,7 +69,8 @@ def run_detached(
     from torpor.launch.detach import Started, detach
     from torpor.supervise import state
 
-    entry = Entry(name="", store=store, argv=tuple(argv), upkeep=keep_up)
+    kept, env = _inside(env) if inside else ("", env)
+    entry = Entry(name="", store=store, argv=tuple(argv), upkeep=keep_up, inside=kept)
     names: Iterator[str] = iter((registry.check_name(name),)) if name else registry.series(registry.fit_name(argv[0]))
     claimed = registry.claim(entry, names, (lambda _: False) if name else taken(store, apart=True))
     if claimed is None:
@@ -108,6 +113,14 @@ def run_detached(
         if left is not None and not left.root.alive:
             registry.release(left)
         raise
+
+
+def _inside(env: Mapping[bytes, bytes] | None) -> tuple[str, Mapping[bytes, bytes]]:
+    """What a job that may speak with torpor is known by, and its environment (None: ours), which tells it."""
+    from torpor.supervise.inside import Kept
+
+    kept = Kept.new()
+    return kept.encode(), {**(program.environment() if env is None else env), b"TORPOR_INSIDE": kept.token.encode()}
 
 
 def _wrapper(watch: str | None) -> Wrapper | None:

@@ -150,7 +150,7 @@ class Job:
             plain = saving.save(
                 registry.check_name(name or self.name), self._reach(), _absolute(store) or self.entry.store,
                 stop=stop, files=files, with_files=with_files, compress=compress, encrypt_to=readers,
-                progress=progress, upkeep=self.entry.upkeep, ledger=self.ledger, on=hooks,
+                progress=progress, upkeep=self.entry.upkeep, inside=self.entry.inside, ledger=self.ledger, on=hooks,
             )  # fmt: skip
             self.entry = self.entry._replace(saved=f"{plain['job']}@{plain['number']}", saved_at=time.time())
             if self.entry.alive:

@@ -77,6 +77,7 @@ class Entry(NamedTuple):
     epoch. saved: the newest checkpoint made in this run, `train@3`, or ''.  origin: the checkpoint it was
     restarted from.  part: which part of a job over hosts this is.  holder: who answers for the filter of a job that is
     watched (watch/).  upkeep: what is done for it unasked, as `upkeep.encode` writes it.
+    inside: how it speaks with torpor (inside.py), '' if it does not.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Entry(NamedTuple):
     saved: str = ""
     saved_at: float = 0.0
     upkeep: str = ""
+    inside: str = ""
     part: str = ""
     boot: str = ""
     pid_namespace: int = 0

@@ -66,6 +66,7 @@ def save(
     progress: Progress | None = None,
     guard: Guard | None = None,
     upkeep: str = "",
+    inside: str = "",
     why: str = "command",
     ledger: Callable[[], Ledger | None] = lambda: None,
     together: SavedTogether | None = None,
@@ -78,8 +79,9 @@ def save(
     with_files, compress: see `Job.checkpoint`; what `upkeep` says of them holds too.
     encrypt_to: see image.seal.sealing.
     streams: what the job inherited, by its number there, and our own descriptor of it; None if we hold none.
-    upkeep: what a restart is to go on with (upkeep.py).  why: who wants it, for the log, where all of this leaves a
-    line.  ledger, together, first: see SaveRequest.  on: hooks for this one, beside those of `upkeep`.
+    upkeep: what a restart is to go on with (upkeep.py); inside: how the job speaks with torpor (inside.py).  why: who
+    wants it, for the log, where all of this leaves a line.  ledger, together, first: see SaveRequest.  on: hooks for
+    this one, beside those of `upkeep`.
     Raises what `torpor.checkpoint.save.save` raises, and HookFailed. To be called in one thread from start to end.
     """
     from torpor.checkpoint.save import save as run
@@ -100,6 +102,8 @@ def save(
             name, where, opened, sealer, stop, files, with_files, compress, streams, progress, guard, upkeep
         )
         request.ledger = ledger
+        if inside:
+            request.label = {**request.label, "inside": inside}
         request.together, request.first = together, first
         report = run(request)
     except BaseException as error:

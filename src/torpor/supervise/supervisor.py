@@ -27,6 +27,7 @@ from torpor.supervise.tree import Reach, members, reach
 
 if TYPE_CHECKING:
     from torpor.supervise.agreeing import Saving
+    from torpor.supervise.inside import Inside
     from torpor.supervise.membership import Membership
     from torpor.watch.wrapper import Wrapper
 
@@ -82,6 +83,7 @@ class Supervisor:
             self.entry = entry._replace(part=membership.part.part)
         self._events = events
         self._skip = entry.skip
+        self._inside: Inside | None = None
         self._own: tuple[int, ...] = ()
         self._trouble = ""
         self._lines = b""
@@ -115,6 +117,7 @@ class Supervisor:
             self._membership.attach(self._loop, self._worker, self)
         self._keeper.start()
         self._after_restart()
+        self._answer_inside()
         if not self._finished():
             self._loop.run()
         return self._end()
@@ -407,6 +410,21 @@ class Supervisor:
         self.entry = self.entry._replace(upkeep=upkeep.encode(self._upkeep))
         self._write_down()
 
+    def _answer_inside(self) -> None:
+        """The job's programs may speak with us."""
+        if not self.entry.inside:
+            return
+        from torpor.supervise import inside
+
+        def changed(kept: str) -> None:
+            self.entry = self.entry._replace(inside=kept)
+            self._write_down()
+
+        def save(done: Done) -> None:
+            self._save(Order(why="inside"), lambda *_: None, done)
+
+        self._inside = inside.begin(self._loop, self.entry, changed, save, lambda: bool(self._busy()))
+
     def _state(self) -> dict[str, Any]:
         word = "saving" if self._busy() else "stopped" if self._root_stopped else "running"
         return {
@@ -422,7 +440,8 @@ class Supervisor:
 
     def _busy(self) -> str:
         asked = self._membership is not None and self._membership.busy
-        return self._worker.busy or ("checkpoint" if asked else "")
+        held = self._inside is not None and self._inside.waiting
+        return self._worker.busy or ("checkpoint" if asked or held else "")
 
     def _free(self) -> None:
         if busy := self._busy():
@@ -499,7 +518,14 @@ class Supervisor:
             self._membership.ask(order, progress, thinned, finished)
             return
         where = reach(self.entry)
-        self._worker.start("checkpoint", lambda: thinned(self._made(order, where, name, store, progress)), finished)
+
+        def go() -> None:
+            self._worker.start("checkpoint", lambda: thinned(self._made(order, where, name, store, progress)), finished)
+
+        if self._inside is not None:
+            self._inside.when_free(go, lambda error: finished(None, error))
+        else:
+            go()
 
     def _made(
         self, order: Order, where: Reach, name: str, store: str, progress: Progress, together: Saving | None = None
@@ -511,7 +537,7 @@ class Supervisor:
             name, where, store,
             stop=order.stop, files=order.files, with_files=order.with_files, compress=order.compress,
             encrypt_to=order.encrypt_to, streams=self._streams, progress=progress, guard=self._guard,
-            upkeep=self.entry.upkeep, why=order.why,
+            upkeep=self.entry.upkeep, inside=self.entry.inside, why=order.why,
             ledger=self._wrapper.ledger if self._wrapper is not None else lambda: None,
             together=together, first=self._membership is None or self._membership.part.first, on=order.on,
         )  # fmt: skip
