@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from torpor.linux import proc, ptrace, uio
 from torpor.linux.arch.x86_64 import NR
-from torpor.linux.arch.x86_64_code import SIZE, assemble, assemble_gate
+from torpor.linux.arch.x86_64_code import SIZE, Split, assemble, assemble_gate, assemble_split
 from torpor.linux.libc import syscall
 from torpor.model.errors import Refusal, Refused
 from torpor.tracee import padding
@@ -140,6 +140,18 @@ class LivingProcess(Process):
             ptrace.set_mask(task.tid, ALL_BLOCKED)
         return max(0, len(self.tasks) - 1 - len(free))
 
+    def split(self) -> tuple[Seat, Split]:
+        """Put code for a copy of the process (assemble_split) where guests have theirs. Not while a thread is held."""
+        seat = self.enter(self.leader)
+        code = assemble_split(self._slots[1], seat.tail)
+        uio.force_write(self.leader.tid, self._slots[1], code.blob)
+        return seat, code
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """Addresses of our code, SIZE bytes each, as long as it is there."""
+        return tuple(self._slots)
+
     def let_others(self) -> None:
         """Undo `hold_others`."""
         for task, slot in self._gated:
@@ -171,7 +183,7 @@ class LivingProcess(Process):
             self._slots[0], self.vpid, task.vtid, self._signal, task.regs, task.mask, SCRATCH_SIZE, guest=False
         )
         uio.force_write(task.tid, self._slots[0], code.blob)
-        seat = Seat(code.loop, code.one, code.stop, 0, SCRATCH_SIZE, self._signal)
+        seat = Seat(code.loop, code.one, code.stop, 0, SCRATCH_SIZE, self._signal, tail=code.tail)
         flags = 0x02 | 0x20 | 0x4000  # MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
         regs = task.go(seat, code.one, rax=NR.mmap, rdi=0, rsi=SCRATCH_SIZE, rdx=3, r10=flags, r8=-1, r9=0)
         scratch: int = regs.rbx  # the code keeps the result there; rax is its signal call's by now
@@ -196,13 +208,14 @@ class LivingProcess(Process):
     def add(self, tid: int) -> Task:
         """Take a freshly stopped thread in."""
         fields = proc.status(self.pid, tid)
+        task = Task(tid, self.tgid, proc.inner_pid(fields), self)
         if fields.get("Seccomp", "0") != "0":
             try:
                 # Or its own filters would kill it for our calls. Where we may not, the survey has refused it.
                 ptrace.request(ptrace.SETOPTIONS, tid, 0, ptrace.O_SUSPEND_SECCOMP)
+                task.options = ptrace.O_SUSPEND_SECCOMP
             except OSError:
                 pass
-        task = Task(tid, self.tgid, proc.inner_pid(fields), self)
         task.look()
         self.tasks.append(task)
         return task

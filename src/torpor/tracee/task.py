@@ -47,6 +47,8 @@ class Seat(NamedTuple):
     signal: int
     guest: bool = False
     """The scratch memory belongs to another thread, which must not unmap it while we are busy."""
+    tail: int = 0
+    """Where other code of ours goes on when it has done its work (not for guests)."""
 
 
 class Owner(Protocol):
@@ -75,6 +77,8 @@ class Task:
         self.held: list[bytes] = []
         """Signals (siginfo) that arrived while calls ran; delivered at the release."""
         self.in_signal_stop = False
+        self.options = 0
+        """PTRACE_O_* that were set."""
 
     @property
     def in_call(self) -> int:
@@ -126,17 +130,17 @@ class Task:
         if len(batch.image) > seat.size - 4096:
             raise ValueError("more calls than one batch has room for")
         uio.write(self.owner.pid, seat.scratch + 64, batch.image)
-        self._set_out(seat, seat.loop, r12=seat.scratch + 64, r13=batch.count)
+        self.set_out(seat, seat.loop, r12=seat.scratch + 64, r13=batch.count)
         ptrace.request(ptrace.CONT, self.tid)
         self.in_signal_stop = False
         return Started(self, seat, batch)
 
     def go(self, seat: Seat, entry: int, **registers: int) -> Regs:
         """Run our code from `entry` to its stop with some registers set; the registers at the stop."""
-        self._set_out(seat, entry, **registers)
+        self.set_out(seat, entry, **registers)
         return self.to_stop(seat)
 
-    def _set_out(self, seat: Seat, entry: int, **registers: int) -> None:
+    def set_out(self, seat: Seat, entry: int, **registers: int) -> None:
         """Let the task stand at the beginning of our code."""
         regs = self.regs.copy()
         regs.orig_rax = NOT_IN_CALL
@@ -166,11 +170,18 @@ class Task:
                 raise Gone(self.tid, status)
             if status >> 16:
                 continue  # a group stop, or a trap of an earlier INTERRUPT: not ours
-            self.in_signal_stop = True
-            regs = ptrace.get_regs(self.tid)
-            if os.WSTOPSIG(status) == seat.signal and regs.rip == seat.stop:
+            regs = self.at_end(status, seat)
+            if regs is not None:
                 return regs
-            self.held.append(ptrace.get_siginfo(self.tid))
+
+    def at_end(self, status: int, seat: Seat) -> Regs | None:
+        """The registers, if the signal stop that a wait has told of is the end of our code; else the signal is held."""
+        self.in_signal_stop = True
+        regs = ptrace.get_regs(self.tid)
+        if os.WSTOPSIG(status) == seat.signal and regs.rip == seat.stop:
+            return regs
+        self.held.append(ptrace.get_siginfo(self.tid))
+        return None
 
     def put_back(self) -> None:
         """Give the task its own mask and registers again (leaving: mask first, then registers)."""

@@ -11,7 +11,8 @@ it was found. Its parts (see `assemble`):
     heal   reached only if nobody traces this task any more: unmap the scratch memory, restore the signal mask, the
            flags and every register, and jump to where the program was
 
-`assemble_gate` is for threads that run no calls but must not go home before another one has.
+`assemble_gate` is for threads that run no calls but must not go home before another one has, `assemble_split` for the
+moment in which a process makes a copy of itself.
 
 What binds it: no `rt_sigreturn` (it resets the restart block and the alternate stack), no use of the FPU, no write to
 the stack (rsp is never touched, so that a signal handler that runs in between finds a stack).
@@ -81,6 +82,16 @@ class Code(NamedTuple):
     loop: int
     one: int
     stop: int
+    tail: int
+
+
+class Split(NamedTuple):
+    """Code that makes a copy of a process, and its entries: where the task sets out, and where the copy makes the calls
+    of a table (`rows`), which ends in a trap."""
+
+    blob: bytes
+    entry: int
+    rows: int
 
 
 def _imm32(op: bytes, value: int) -> bytes:
@@ -101,6 +112,7 @@ def assemble(
     code = head + _LOOP
     one = base + len(code)
     code += _ONE
+    tail = base + len(code)
     assert _LOOP[4] == len(_LOOP) - 5 + len(_ONE), "the jump to the tail"
     if guest:
         code += b"\xf0\x41\xff\x0e"  # lock dec dword [r14]
@@ -122,7 +134,7 @@ def assemble(
         )
         code += b"\x48\x85\xdb\x7e" + bytes([len(wait) + len(unmap)]) + wait + unmap  # test rbx, rbx; jle past
     code += _way_home(home, mask)
-    return Code(code, loop, one, stop)
+    return Code(code, loop, one, stop, tail)
 
 
 def assemble_gate(base: int, home: Regs, mask: int, address: int) -> tuple[bytes, int]:
@@ -134,6 +146,34 @@ def assemble_gate(base: int, home: Regs, mask: int, address: int) -> tuple[bytes
     body = look + b"\x85\xc0\x75" + bytes([len(again) + 2]) + again  # test eax, eax; jnz out
     body += b"\x75" + struct.pack("b", -len(body) - 2)  # jnz look
     return MAGIC + _imm32(b"\x41\xbc", 2_000_000) + body + _way_home(home, mask), base + len(MAGIC)
+
+
+def assemble_split(base: int, tail: int) -> Split:
+    """Code for address `base` by which a task makes a copy of its process: of its memory, and of nothing else.
+
+    The task sets out at `entry`, with the flags of two clones in r13 and r14, two words of memory at r12 and rbx as the
+    rest of its code wants it; it goes on at `tail`. What it makes with the first clone (which has to be one with
+    CLONE_VM and CLONE_VFORK) makes the copy with the second, writes its number, or the error, into the first word, and
+    ends. The second word is what the first clone returned; what it made is waited for.
+
+    The copy ends at once, unless a tracer sends it elsewhere: it never goes home.
+    """
+    clear = b"\x31\xf6\x31\xd2\x45\x31\xd2\x45\x31\xc0"  # xor esi, esi; edx; r10d; r8d
+    rows = _LOOP + _ONE + b"\xcc"  # int3
+    end = _imm32(b"\xb8", NR.exit_group) + b"\x31\xff" + SYSCALL  # xor edi, edi
+    copy = _imm32(b"\xb8", NR.clone) + b"\x4c\x89\xf7" + clear + SYSCALL  # mov rdi, r14
+    copy += b"\x48\x85\xc0\x74\x04"  # test rax, rax; jz past
+    copy += b"\x49\x89\x04\x24"  # mov [r12], rax
+    wait = _imm32(b"\xb8", NR.wait4) + b"\x49\x8b\x7c\x24\x08\x31\xf6"  # mov rdi, [r12+8]; xor esi, esi
+    wait += _imm32(b"\xba", 0x80000000) + b"\x45\x31\xd2" + SYSCALL  # __WCLONE; xor r10d, r10d
+    wait += b"\x48\x83\xf8\xfc\x74" + struct.pack("b", -len(wait) - 6)  # cmp rax, -EINTR; jz wait
+    made = b"\x49\x89\x44\x24\x08"  # mov [r12+8], rax
+    made += b"\x48\x85\xc0\x78" + bytes([len(wait)]) + wait  # test rax, rax; js past
+    made += b"\xff\x25\x00\x00\x00\x00" + struct.pack("<Q", tail)
+    first = _imm32(b"\xb8", NR.clone) + b"\x4c\x89\xef" + clear + SYSCALL  # mov rdi, r13
+    first += b"\x48\x85\xc0\x75" + bytes([len(copy) + len(end)])  # test rax, rax; jnz made
+    head = MAGIC + first + copy + end + made
+    return Split(head + rows + end, base + len(MAGIC), base + len(head))
 
 
 def _way_home(home: Regs, mask: int) -> bytes:

@@ -1,0 +1,252 @@
+"""Copy-on-write copies of stopped processes: their memory can be read from these while the processes go on.
+
+A process makes its copy itself, as fork(2) would. What must not be seen of it:
+
+- It is nobody's child. An intermediate (CLONE_VM, CLONE_VFORK) makes it and ends, and is waited for in the same breath,
+  so that the copy falls to whoever takes in orphans. Neither sends a signal to the process when it ends.
+- It has no descriptors (an end of a pipe that it kept open would be missed), a session of its own (Ctrl-C does not reach
+  it), another working folder, and none of the memory that it was told to drop (a segment would count as attached).
+- It never executes an instruction of the program: it is born traced, and stands still wherever it is not sent to one of
+  our calls. It dies with us (PTRACE_O_EXITKILL, which it has from its birth); in the one moment in which nobody would
+  trace it, it ends of its own accord.
+- Where memory is short it is killed first (oom_score_adj).
+
+What the copy lacks or has otherwise: memory marked MADV_DONTFORK or MADV_WIPEONFORK; of shared memory it has the very
+same, which changes; locked memory is not locked. Source: fork(2), madvise(2), kernel/fork.c (dup_mmap).
+
+Whoever waits for any child of ours meanwhile may take an end that is waited for here: that does no harm.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import struct
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from torpor.linux import clone, ptrace, uio
+from torpor.linux.arch.x86_64 import NR
+from torpor.linux.arch.x86_64_code import SIZE
+from torpor.tracee.batch import Batch
+from torpor.tracee.call import ANY, Call, In, call
+from torpor.tracee.process import LivingProcess
+from torpor.tracee.task import ALL_BLOCKED, NOT_IN_CALL, Gone
+
+NAME = "torpor-snapshot"
+"""By which a copy is known: it is below the job's anchor, but not of the job."""
+
+Range = tuple[int, int]
+"""(address, bytes)"""
+
+_FIRST = clone.VM | clone.VFORK | clone.FILES | clone.FS
+_SECOND = clone.FILES
+_CLOSE_RANGE_UNSHARE, _PR_SET_NAME = 2, 15
+_MOST_DROPPED = 400
+_WHY = {
+    errno.EAGAIN: "it may have no more processes (RLIMIT_NPROC, or a limit of its control group)",
+    errno.ENOMEM: "there is no memory for a copy of it",
+}
+
+
+class Copy(NamedTuple):
+    """pid: the host's. scratch: memory that the process did not have before it was steered. slots: where our code is;
+    it was not there either."""
+
+    pid: int
+    scratch: Range
+    slots: tuple[int, ...]
+
+
+class Snapshot:
+    """The copies of a job's processes, by the host's pids of these. A context manager: at its end they are gone."""
+
+    def __init__(self) -> None:
+        self.copies: dict[int, Copy] = {}
+
+    def __enter__(self) -> Snapshot:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def take(self, processes: Sequence[LivingProcess], dropped: Mapping[int, Sequence[Range]]) -> dict[int, str]:
+        """Make copies. dropped: memory, by pid, that a copy is to be without. Which could not be made (pid), and why.
+
+        Raises Gone or OSError if a process ends meanwhile; then there are none.
+        """
+        makings = [_Making(process, dropped.get(process.pid, ())) for process in processes]
+        trouble: Exception | None = None
+        # Step by step, so that while we turn to the next one the kernel copies page tables for the one before.
+        for step in (_Making.set_out, _Making.meet, _Making.send, _Making.arrive):
+            for making in makings:
+                try:
+                    if not making.over:
+                        step(making)
+                except (Gone, OSError) as error:
+                    trouble = error
+                    making.give_up()
+        self.copies.update((each.process.pid, each.copy) for each in makings if each.copy is not None)
+        if trouble is not None:
+            self.close()
+            raise trouble
+        return {each.process.pid: each.why for each in makings if each.copy is None}
+
+    def clean(self) -> None:
+        """Take our code out of the copies. To be called before they are read, and may wait until the job goes on."""
+        for copy in self.copies.values():
+            for slot in copy.slots:
+                uio.force_write(copy.pid, slot, bytes(SIZE))
+
+    def close(self) -> None:
+        """End the copies."""
+        for copy in self.copies.values():
+            _end(copy.pid)
+        self.copies.clear()
+
+
+class _Making:
+    """One copy in the making. `over`: there is nothing more to be done; `copy` is there, or `why` not."""
+
+    def __init__(self, process: LivingProcess, drop: Sequence[Range]) -> None:
+        self.process = process
+        self.over = False
+        self.copy: Copy | None = None
+        self.why = ""
+        self._task = process.leader
+        self._drop = drop
+        self._middle = self._child = 0
+
+    def set_out(self) -> None:
+        """Let the process go."""
+        process, task = self.process, self._task
+        self._seat, self._split = process.split()
+        self._words = self._seat.scratch + 64
+        self._batch = Batch(self._words + 64, _calls(self._drop))
+        uio.write(process.pid, self._words, bytes(64) + self._batch.image)
+        ptrace.request(ptrace.SETOPTIONS, task.tid, 0, task.options | ptrace.O_TRACEVFORK | ptrace.O_TRACECLONE)
+        task.set_out(self._seat, self._split.entry, r12=self._words, r13=_FIRST, r14=_SECOND)
+        ptrace.request(ptrace.CONT, task.tid)
+        task.in_signal_stop = False
+
+    def meet(self) -> None:
+        """The intermediate is there: what it makes is to die with us."""
+        task = self._task
+        while True:
+            status = ptrace.wait(task.tid)
+            if not os.WIFSTOPPED(status):
+                raise Gone(task.tid, status)
+            if status >> 16 == ptrace.EVENT_VFORK:
+                break
+            if not status >> 16 and task.at_end(status, self._seat):
+                self._seated(1)
+                return
+            ptrace.request(ptrace.CONT, task.tid)
+            task.in_signal_stop = False
+        self._middle = ptrace.event_message(task.tid)
+        ptrace.request(ptrace.CONT, task.tid)
+        if _born(self._middle):
+            options = task.options | ptrace.O_EXITKILL | ptrace.O_TRACECLONE
+            ptrace.request(ptrace.SETOPTIONS, self._middle, 0, options)
+            ptrace.set_mask(self._middle, ALL_BLOCKED)
+            ptrace.request(ptrace.CONT, self._middle)
+
+    def send(self) -> None:
+        """The copy is there: it is sent to its calls."""
+        while True:
+            status = ptrace.wait(self._middle)
+            if not os.WIFSTOPPED(status):
+                self._middle = 0
+                return
+            if status >> 16 == ptrace.EVENT_CLONE:
+                break
+            ptrace.request(ptrace.CONT, self._middle)
+        self._child = ptrace.event_message(self._middle)
+        ptrace.request(ptrace.CONT, self._middle)
+        if _born(self._child):
+            regs = ptrace.get_regs(self._child)
+            regs.orig_rax, regs.rip = NOT_IN_CALL, self._split.rows
+            regs.r12, regs.r13 = self._words + 64, self._batch.count
+            ptrace.set_regs(self._child, regs)
+            ptrace.request(ptrace.CONT, self._child)
+
+    def arrive(self) -> None:
+        """Everybody stands where he should."""
+        while self._middle and os.WIFSTOPPED(ptrace.wait(self._middle)):
+            ptrace.request(ptrace.CONT, self._middle)
+        self._middle = 0
+        self._task.to_stop(self._seat, runs=True)
+        self._seated(0)
+        if not self._child:
+            return
+        while True:
+            status = ptrace.wait(self._child)
+            if not os.WIFSTOPPED(status):
+                self.why = "its copy was killed"
+                return
+            if os.WSTOPSIG(status) == signal.SIGTRAP and not status >> 16:
+                break
+            ptrace.request(ptrace.CONT, self._child)
+        try:
+            self._set_apart()
+        except OSError as error:
+            self.why = f"a copy of it cannot be set apart ({error.strerror})"
+            _end(self._child)
+            return
+        self.copy = Copy(self._child, (self._seat.scratch, self._seat.size), self.process.slots)
+
+    def give_up(self) -> None:
+        """The process has ended, or something is wrong that nobody thought of."""
+        self.over = True
+        for pid in filter(None, (self._middle, self._child)):
+            _end(pid)
+
+    def _seated(self, word: int) -> None:
+        """The process stands in its seat again. word: the one that would tell of an error."""
+        self.over = True
+        ptrace.request(ptrace.SETOPTIONS, self._task.tid, 0, self._task.options)
+        words = struct.unpack("<2q", uio.read(self.process.pid, self._words, 16))
+        if words[word] < 0:
+            error = -words[word]
+            self.why = _WHY.get(error, f"no copy of it can be made ({os.strerror(error)})")
+        elif not self._child:
+            self.why = "its copy was killed"
+
+    def _set_apart(self) -> None:
+        """Its calls are done: did they work? Raises OSError."""
+        image = uio.read(self._child, self._words + 64, len(self._batch.image))
+        for made, answer in zip(self._batch.calls, self._batch.answers(image)):
+            if answer.error and not made.accept:
+                raise OSError(answer.error, os.strerror(answer.error))
+        fd = os.open(f"/proc/{self._child}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, b"1000")
+        finally:
+            os.close(fd)
+
+
+def _calls(drop: Sequence[Range]) -> list[Call]:
+    """What a copy does before anybody else goes on."""
+    return [
+        call(NR.close_range, 0, 0xFFFFFFFF, _CLOSE_RANGE_UNSHARE),
+        call(NR.setsid),
+        call(NR.prctl, _PR_SET_NAME, In(NAME.encode() + b"\0"), 0, 0, 0),
+        call(NR.chdir, In(b"/\0"), accept=ANY),
+        *[call(NR.munmap, address, size, accept=ANY) for address, size in drop[:_MOST_DROPPED]],
+    ]
+
+
+def _born(tid: int) -> bool:
+    """Wait for the stop in which a new task begins; False if it was killed."""
+    return os.WIFSTOPPED(ptrace.wait(tid))
+
+
+def _end(pid: int) -> None:
+    """Kill and reap. Whoever is the parent, or waits in another thread of ours, may be quicker."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+        while os.WIFSTOPPED(os.waitpid(pid, ptrace.WALL)[1]):
+            pass
+    except (ProcessLookupError, ChildProcessError):
+        pass
