@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, cast
 
 import msgspec
@@ -32,7 +32,18 @@ from torpor.linux.arch.x86_64 import NR
 from torpor.model.data import Sink
 from torpor.model.errors import CheckpointFailed, NotNow, Refusal, Refused
 from torpor.model.ledger import Ledger
-from torpor.posix import cpu, descriptor_services, inet_far, owner, paths, regular, scratch, terminal
+from torpor.posix import (
+    cpu,
+    descriptor_services,
+    inet_far,
+    owner,
+    paths,
+    prctls,
+    regular,
+    scratch,
+    seccomp_filters,
+    terminal,
+)
 from torpor.posix.backlog import Backlogs, Turning
 from torpor.posix.contents import store_file
 from torpor.posix.job_services import job_services
@@ -44,6 +55,7 @@ from torpor.posix.service import Job, Stream, ThreadService
 from torpor.tracee.call import Answer, Call, Out, call
 from torpor.tracee.freeze import Frozen
 from torpor.tracee.process import LivingProcess, Process
+from torpor.tracee.snapshot import Snapshot
 from torpor.tracee.task import Task
 
 
@@ -98,12 +110,15 @@ class _Files:
 
 
 class Captured(NamedTuple):
-    """A manifest but for parts that can wait until the job goes on; by number of the object. notes: for the user."""
+    """A manifest but for parts that can wait until the job goes on; by number of the object, and the memory of
+    processes (by host pid, in the order of the manifest). notes: for the user."""
 
     manifest: Manifest
     parts: dict[int, Callable[[], msgspec.Struct]]
     scratch: Callable[[], Scratch]
     files: Callable[[tuple[FileRecord, ...]], tuple[FileRecord, ...]]
+    memory: memory.Held
+    pids: tuple[int, ...]
     notes: tuple[str, ...]
 
     def watched(self, ledger: Ledger | None) -> Captured:
@@ -111,12 +126,25 @@ class Captured(NamedTuple):
         return self._replace(manifest=msgspec.structs.replace(self.manifest, ledger=ledger))
 
     def complete(self) -> Manifest:
-        """The whole manifest. Raises CheckpointFailed, OSError."""
+        """The whole manifest. Raises CheckpointFailed (memory.Unlike), OSError."""
+        saved = self.memory.finish()
+        processes = [
+            msgspec.structs.replace(record, areas=saved.areas[pid], pages=saved.pages[pid], guards=saved.guards[pid])
+            if pid in saved.areas
+            else record
+            for pid, record in zip(self.pids, self.manifest.processes)
+        ]
         objects = list(self.manifest.objects)
         for number, make in self.parts.items():
             objects[number] = ObjectRecord(objects[number].service, _raw(make()))
         files = self.files(self.manifest.files)
-        return msgspec.structs.replace(self.manifest, objects=tuple(objects), scratch=self.scratch(), files=files)
+        return msgspec.structs.replace(
+            self.manifest,
+            processes=tuple(processes),
+            objects=tuple(objects),
+            scratch=self.scratch(),
+            files=files,
+        )
 
 
 def capture(
@@ -131,8 +159,11 @@ def capture(
     copies: Copies,
     may_turn_over: bool,
     together: SavedTogether | None = None,
+    flags: memory.Flags | None = None,
+    snapshot: Snapshot | None = None,
 ) -> Captured:
-    """What there is to say of a frozen job; its bulk data goes to the sink. may_turn_over: also of connections that
+    """What there is to say of a frozen job; its bulk data goes to the sink. flags, snapshot: what can wait is left in
+    copies of the processes (memory.look, memory.save); None for everything now. may_turn_over: also of connections that
     wait to be accepted with data in them (posix/backlog.py); otherwise NotNow is raised for them.  together: the other
     hosts of the job, if it is not alone; they are waited for at "frozen" and "settled".
 
@@ -162,15 +193,16 @@ def capture(
     finally:
         backlogs.close()
     objects, read_files, finish_scratch = found
-    seen_memory = memory.look(frozen)
+    looks = memory.look(frozen, flags)
     clocks = _clocks(frozen.processes[view.pids[0]])
     files = _Files(copies)
     for path in read_files:
         files.number(path)
     asked = {pid: _ask(process) for pid, process in frozen.processes.items()}
     services = _job_services(view, [frozen.processes[pid] for pid in order if pid in frozen.processes])
-    saved = memory.save(frozen, seen_memory, view, files.number, sink, progress)
-    records = [_process(pid, tree, view, frozen, asked.get(pid), saved, files) for pid in order]
+    alone = {} if snapshot is None else _not_copied(frozen, order, asked, tree.watched)
+    held = memory.save(frozen, looks, view, files.number, sink, progress, snapshot, alone)
+    records = [_process(pid, tree, view, frozen, asked.get(pid), files) for pid in order]
     manifest = Manifest(
         job=job,
         created=time.time(),
@@ -181,13 +213,21 @@ def capture(
         parent_is_reaper=parent_is_reaper,
         processes=tuple(records),
         objects=tuple(objects),
-        memory=saved.objects,
-        files=files.records(view, [area for found in saved.areas.values() for area in found]),
+        memory=held.objects,
+        files=files.records(view, [area for found in held.areas.values() for area in found]),
         terminal=_terminal(order, view),
         services=services,
-        vdso=_vdso(frozen, saved),
+        vdso=_vdso(frozen, held),
     )
-    return Captured(manifest, view.parts, finish_scratch, lambda records: copies.read(records, sink), tuple(view.notes))
+    return Captured(
+        manifest,
+        view.parts,
+        finish_scratch,
+        lambda records: copies.read(records, sink),
+        held,
+        tuple(order),
+        (*view.notes, *_stood(held, frozen)),
+    )
 
 
 def _settle(view: View, together: SavedTogether) -> Far:
@@ -238,7 +278,7 @@ def _objects(view: View, copies: Copies) -> _Objects:
 
 def _turn_over(view: View, frozen: Frozen) -> None:
     """Look into what waits to be accepted. Raises Refused before anything was changed, CheckpointFailed."""
-    memory.look(frozen)
+    memory.look(frozen, None)
     for process in frozen.processes.values():
         _ask(process)
     lines = []
@@ -295,10 +335,35 @@ class _Asked(NamedTuple):
     layout: layout.LayoutRecord
 
 
-def _process(
-    pid: int, tree: Tree, view: View, frozen: Frozen, asked: _Asked | None, saved: memory.Saved, files: _Files
-) -> ProcessRecord:
-    """The record of one process."""
+def _not_copied(frozen: Frozen, order: Sequence[int], asked: Mapping[int, _Asked], watched: bool) -> dict[int, str]:
+    """Which processes (host pids) are not to make copies of themselves, and why."""
+    found: dict[int, str] = {}
+    reapers: set[int] = set()
+    for pid in order:
+        process = frozen.processes.get(pid)
+        if process is None:
+            continue
+        if process.vpid == 1 or prctls.is_subreaper(asked[pid].services):
+            found[pid] = "it takes in orphans, and a copy would be one"
+            reapers.add(process.tgid)
+        elif proc.stat(pid).ppid in reapers:
+            found[pid] = "another process of the job takes in orphans, and a copy would be one"
+            reapers.add(process.tgid)
+        elif seccomp_filters.of_its_own(process.status, watched):
+            found[pid] = "it has filters for system calls (seccomp)"
+    return found
+
+
+def _stood(held: memory.Held, frozen: Frozen) -> Iterable[str]:
+    """One line for processes that stood still until all of their memory was saved, although it was not to be so."""
+    if held.why:
+        pid, why = next(iter(held.why.items()))
+        others = f" (and {len(held.why) - 1} more)" if len(held.why) > 1 else ""
+        yield f"process {pid} ({frozen.processes[pid].comm}){others} was saved while it was stopped: {why}"
+
+
+def _process(pid: int, tree: Tree, view: View, frozen: Frozen, asked: _Asked | None, files: _Files) -> ProcessRecord:
+    """The record of one process, but for its memory."""
     stat = proc.stat(pid)
     fields = proc.status(pid)
     parent = view.vpid(proc.face(stat.ppid))
@@ -327,9 +392,6 @@ def _process(
         leader_exited=process.tgid != pid,
         threads=asked.threads,
         descriptors=_descriptors_of(view, pid),
-        areas=saved.areas[pid],
-        pages=saved.pages[pid],
-        guards=saved.guards[pid],
         layout=asked.layout,
         exe=files.number(asked.layout.exe),
         services=asked.services,
@@ -347,9 +409,9 @@ def _clocks(process: Process) -> ClockRecord:
     return ClockRecord(*(s * 10**9 + ns for s, ns in (struct.unpack("<qq", answer.outs[0]) for answer in answers)))
 
 
-def _vdso(frozen: Frozen, saved: memory.Saved) -> bytes:
+def _vdso(frozen: Frozen, held: memory.Held) -> bytes:
     """The kernel's own code: the same in every process."""
-    for pid, areas in saved.areas.items():
+    for pid, areas in held.areas.items():
         for area in areas:
             if area.name == vdso.CODE:
                 return frozen.processes[pid].read(area.start, area.size)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import msgspec
 
+from torpor.linux import proc
 from torpor.linux.proc import Area
 from torpor.model.data import Sink
 from torpor.model.errors import CheckpointFailed, Refusal, Refused
+from torpor.model.snapshot import COMM
 from torpor.posix.memory import capture, objects
 from torpor.posix.memory.area import FILE, OBJECT, AreaRecord
 from torpor.posix.memory.objects import MemoryObjectRecord
@@ -19,66 +21,199 @@ from torpor.posix.memory.pages import PagesRecord, Window, pack
 from torpor.posix.service import Job
 from torpor.tracee.freeze import Frozen
 from torpor.tracee.process import Process
+from torpor.tracee.snapshot import Copy, Snapshot
 
 WORKERS = 2
 
 Progress = Callable[[str, int, int], None]
-Look = dict[int, list[capture.Seen]]
-"""By host pid: what `look` found."""
+Flags = dict[int, capture.Flags]
+"""By host pid: what `flags` found."""
+
+
+class Unlike(CheckpointFailed):
+    """What a copy of a process shows is not what was thought of it: it has to be saved while it is stopped."""
+
+
+class Look(NamedTuple):
+    """The areas of a stopped process. settled: all there is to know of them is known."""
+
+    seen: list[capture.Seen]
+    settled: bool
 
 
 class Saved(NamedTuple):
-    """By host pid: the areas and contents of each process; and the memory objects of the job."""
+    """By host pid: the areas and contents of each process."""
 
     areas: dict[int, tuple[AreaRecord, ...]]
     pages: dict[int, PagesRecord]
     guards: dict[int, tuple[tuple[int, int], ...]]
-    objects: tuple[MemoryObjectRecord, ...]
 
 
-def look(frozen: Frozen) -> Look:
+class Work(NamedTuple):
+    """A window to be read. source: the host pid to read it from. plainly: see capture.own_windows."""
+
+    pid: int
+    source: int
+    window: Window
+    plainly: bool
+
+
+def flags(pids: Iterable[int]) -> Flags:
+    """How the memory of a running job is marked. It may be otherwise when it is stopped."""
+    return {pid: capture.flags_of(pid) for pid in pids}
+
+
+def look(frozen: Frozen, known: Flags | None) -> dict[int, Look]:
     """The areas of all processes. To be called before anything is run in them, which needs memory of its own.
 
-    Raises Refused.
+    known: what there is to know can in part be learned from copies later, if they are to be made; None if it has to be
+    settled now. Raises Refused.
     """
-    return {pid: capture.look(process) for pid, process in frozen.processes.items()}
+    looks = {}
+    for pid, process in frozen.processes.items():
+        sketched = None if known is None else capture.sketch(process, known.get(pid, {}))
+        looks[pid] = Look(capture.look(process), True) if sketched is None else Look(sketched, False)
+    return looks
 
 
 def save(
     frozen: Frozen,
-    seen: Look,
+    looks: dict[int, Look],
     job: Job,
     file_number: Callable[[str], int],
     sink: Sink,
     progress: Progress | None,
-) -> Saved:
-    """Save all memory. Raises Refused (before anything was sent to the sink) or CheckpointFailed."""
-    areas: dict[int, tuple[AreaRecord, ...]] = {}
+    snapshot: Snapshot | None,
+    alone: Mapping[int, str],
+) -> Held:
+    """Save all memory that has to be saved while the job is stopped; the rest is held in copies of its processes, which
+    `Held.finish` saves. snapshot: takes the copies; None to save everything now.  alone: processes that
+    are to make none (host pids), and why.
+
+    Raises Refused (before anything was sent to the sink) or CheckpointFailed, Gone, OSError.
+    """
+    held = Held(looks, file_number, sink, progress, snapshot)
     shared: dict[tuple[int, int], list[tuple[Process, Area, AreaRecord]]] = {}
-    for pid, found in seen.items():
+    for pid, (seen, _) in looks.items():
         process = frozen.processes[pid]
-        records = []
-        for area, record, _ in found:
-            if record.kind == FILE:
-                record = msgspec.structs.replace(record, what=_file(process, area, file_number))
-            elif record.kind == OBJECT:
+        records = held.number(process, seen)
+        for (area, _, _), record in zip(seen, records):
+            if record.kind == OBJECT:
                 shared.setdefault((area.dev, area.ino), []).append((process, area, record))
-            records.append(record)
-        areas[pid] = tuple(records)
-    object_records = _objects(shared, areas, job, sink)
+        held.areas[pid] = records
+    held.objects = _objects(shared, held.areas, job, sink)
+    if snapshot is not None:
+        held.why = {**alone} | snapshot.take(
+            [process for pid, process in frozen.processes.items() if pid not in alone],
+            {pid: capture.dropped(seen) for pid, (seen, _) in looks.items()},
+        )
     for process in frozen.processes.values():
         # Nothing more is asked: what is saved is the memory as it was found.
         process.unpark()
-    work = [
-        (pid, window, plainly) for pid, found in seen.items() for window, plainly in capture.own_windows(pid, found)
-    ]
-    total = sum(window.size for _, window, _ in work)
-    refs = _pump(work, sink, (lambda done: progress("memory", done, total)) if progress else None)
-    by_pid: dict[int, list[tuple[Window, int]]] = {pid: [] for pid in seen}
-    for (pid, window, _), ref in zip(work, refs):
-        by_pid[pid].append((window, ref))
-    guards = {pid: capture.guards(pid, found) for pid, found in seen.items()}
-    return Saved(areas, {pid: pack(found) for pid, found in by_pid.items()}, guards, object_records)
+    held.settle(frozen)
+    return held
+
+
+class Held:
+    """The memory of a job, saved in part. why: by host pid of those that no copy could be made of, the reason."""
+
+    def __init__(
+        self,
+        looks: dict[int, Look],
+        file_number: Callable[[str], int],
+        sink: Sink,
+        progress: Progress | None,
+        snapshot: Snapshot | None,
+    ) -> None:
+        self.areas: dict[int, tuple[AreaRecord, ...]] = {}
+        self.objects: tuple[MemoryObjectRecord, ...] = ()
+        self.why: dict[int, str] = {}
+        self._looks, self._file_number, self._sink, self._progress = looks, file_number, sink, progress
+        self._copies = {} if snapshot is None else snapshot.copies
+        self._snapshot = snapshot
+        self._comm: dict[int, str] = {}
+        self._found: dict[int, list[tuple[Window, int]]] = {pid: [] for pid in looks}
+        self._guards: dict[int, tuple[tuple[int, int], ...]] = {}
+
+    def number(self, process: Process, seen: Iterable[capture.Seen]) -> tuple[AreaRecord, ...]:
+        """Records that say which file of the manifest an area maps. Raises Refused."""
+        return tuple(
+            msgspec.structs.replace(one.record, what=_file(process, one.area, self._file_number))
+            if one.record.kind == FILE
+            else one.record
+            for one in seen
+        )
+
+    def settle(self, frozen: Frozen) -> None:
+        """Save what has to be while the job is stopped: all of the processes without a copy, and of the others what a
+        copy has not."""
+        for pid, process in list(frozen.processes.items()):
+            if pid not in self._copies and not self._looks[pid].settled:
+                self._settle_now(process)
+        work = []
+        for pid, (seen, _) in self._looks.items():
+            chosen = [one for one in seen if capture.apart(one)] if pid in self._copies else seen
+            work += [Work(pid, pid, window, plainly) for window, plainly in capture.own_windows(pid, chosen)]
+            if pid not in self._copies:
+                self._guards[pid] = capture.guards(pid, seen)
+            else:
+                self._comm[pid] = frozen.processes[pid].comm
+        self._take(work)
+
+    def finish(self) -> Saved:
+        """Save the rest, from the copies, and end these. Raises Unlike, CheckpointFailed."""
+        work: list[Work] = []
+        if self._snapshot is not None:
+            try:
+                self._snapshot.clean()
+                for pid, copy in self._copies.items():
+                    work += self._of_copy(pid, copy)
+            except (OSError, Refused) as error:
+                raise Unlike(f"a copy of process {pid} cannot be read: {error}") from error
+            try:
+                self._take(work)
+            except CheckpointFailed as error:
+                killed = next((pid for pid, copy in self._copies.items() if proc.comm(copy.pid) != COMM), 0)
+                if not killed:
+                    raise
+                raise Unlike(f"the copy of process {killed} ({self._comm[killed]}) was killed") from error
+            self._snapshot.close()
+        pages = {pid: pack(sorted(found)) for pid, found in self._found.items()}
+        return Saved(self.areas, pages, self._guards)
+
+    def _settle_now(self, process: Process) -> None:
+        """The areas of a stopped process that was to have a copy."""
+        found = capture.look(process)
+        self._looks[process.pid] = Look(found, True)
+        self._renumber(process.pid, found)
+
+    def _of_copy(self, pid: int, copy: Copy) -> list[Work]:
+        """What there is to read in a copy."""
+        seen, settled = self._looks[pid]
+        if not settled:
+            found = capture.look_at_copy(pid, self._comm[pid], copy.pid, copy.scratch)
+            if not capture.confirm(seen, found):
+                raise Unlike(f"process {pid} ({self._comm[pid]}) changed the marks of its memory")
+            self._renumber(pid, found)
+            seen = found
+        else:
+            seen = [one for one in seen if not capture.apart(one)]
+        self._guards[pid] = capture.guards(copy.pid, seen)
+        return [Work(pid, copy.pid, window, plainly) for window, plainly in capture.own_windows(copy.pid, seen)]
+
+    def _renumber(self, pid: int, found: Iterable[capture.Seen]) -> None:
+        """Records as they were found now; the numbers of files and objects are known."""
+        self.areas[pid] = tuple(
+            msgspec.structs.replace(one.record, what=old.what, descriptor=old.descriptor)
+            for one, old in zip(found, self.areas[pid])
+        )
+
+    def _take(self, work: list[Work]) -> None:
+        total = sum(each.window.size for each in work)
+        progress = self._progress
+        refs = _pump(work, self._sink, (lambda done: progress("memory", done, total)) if progress else None)
+        for each, ref in zip(work, refs):
+            self._found[each.pid].append((each.window, ref))
 
 
 def _file(process: Process, area: Area, file_number: Callable[[str], int]) -> int:
@@ -128,7 +263,7 @@ def _objects(
     return tuple(records)
 
 
-def _pump(work: list[tuple[int, Window, bool]], sink: Sink, progress: Callable[[int], None] | None) -> list[int]:
+def _pump(work: list[Work], sink: Sink, progress: Callable[[int], None] | None) -> list[int]:
     """Read every window and put it into the sink, with a few threads; the chunks in the order of the work."""
     refs = [0] * len(work)
     lock = threading.Lock()
@@ -146,11 +281,11 @@ def _pump(work: list[tuple[int, Window, bool]], sink: Sink, progress: Callable[[
                 if not batch:
                     return
                 for i in batch:
-                    pid, window, plainly = work[i]
-                    refs[i] = sink.put(reader.read(pid, window, plainly))
+                    _, source, window, plainly = work[i]
+                    refs[i] = sink.put(reader.read(source, window, plainly))
                 if progress is not None:
                     with lock:
-                        done += sum(work[i][1].size for i in batch)
+                        done += sum(work[i].window.size for i in batch)
                         progress(done)
         except BaseException as error:
             failures.append(error)

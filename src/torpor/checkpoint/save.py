@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from torpor.checkpoint import survey
+from torpor.checkpoint import headroom, memory, survey
 from torpor.checkpoint.capture import Captured, capture, end
 from torpor.checkpoint.copies import Copies
+from torpor.checkpoint.memory import Unlike
 from torpor.checkpoint.together import SavedTogether
 from torpor.checkpoint.tree import Tree
 from torpor.image import codec
@@ -22,6 +23,7 @@ from torpor.model.ledger import Ledger
 from torpor.posix.service import Stream
 from torpor.tracee.call import CallFailed
 from torpor.tracee.freeze import freeze
+from torpor.tracee.snapshot import Snapshot
 from torpor.tracee.task import Gone
 
 if TYPE_CHECKING:
@@ -95,7 +97,8 @@ def save(request: SaveRequest) -> SaveReport:
         raise Refused(refusals)
     last: frozenset[int] = frozenset()
     if request.together is not None:
-        return _attempt(request, began, last, _PAUSES[-1], True)  # the others do not try again because of us
+        return _attempt(request, began, last, _PAUSES[-1], True, True)  # the others do not try again
+    why = ""
     for number, pause in enumerate(_PAUSES):
         try:
             return _attempt(request, began, last, pause, number >= _PATIENT)
@@ -107,7 +110,10 @@ def save(request: SaveRequest) -> SaveReport:
             # every moment: they become fewer only while those who connect stand still already.
             last = error.waits_for
             time.sleep(pause)
-    return _attempt(request, began, last, _PAUSES[-1], True)
+        except Unlike as error:
+            why = f"saved while it was stopped: {error}"
+            break
+    return _attempt(request, began, last, _PAUSES[-1], True, True, why)
 
 
 _PAUSES = (0, 0.005, 0.02, 0.08, 0.2, 0.4, 0.8)
@@ -122,10 +128,25 @@ class Changed(CheckpointFailed):
     """The job changed under our hands."""
 
 
-def _attempt(request: SaveRequest, began: float, last: frozenset[int], grace: float, may: bool) -> SaveReport:
+def _attempt(
+    request: SaveRequest,
+    began: float,
+    last: frozenset[int],
+    grace: float,
+    may: bool,
+    certain: bool = False,
+    why: str = "",
+) -> SaveReport:
+    """certain: what there is to know of memory is looked up while the job is stopped. why: all of it is saved while the
+    job is stopped, and the reason."""
     saving = _begin(request)
     together = request.together
     copies = Copies(request.with_files)
+    if not (request.stop or why):
+        lacking = headroom.lacking(headroom.look(request.tree.find()), headroom.machine())
+        why = f"saved while it was stopped: {lacking}" if lacking else ""
+    snapshot = None if request.stop or why else Snapshot()
+    flags = None if certain or snapshot is None else memory.flags(request.tree.find())
     try:
         if together is not None:
             together.surveyed()
@@ -145,6 +166,8 @@ def _attempt(request: SaveRequest, began: float, last: frozenset[int], grace: fl
                         copies,
                         may,
                         together,
+                        flags,
+                        snapshot,
                     )
                     captured = captured.watched(request.ledger())
                 except (CallFailed, Gone, ProcessLookupError, FileNotFoundError) as error:
@@ -167,6 +190,8 @@ def _attempt(request: SaveRequest, began: float, last: frozenset[int], grace: fl
         raise
     finally:
         copies.close()
+        if snapshot is not None:
+            snapshot.close()
     return SaveReport(
         job=info.job,
         number=info.number,
@@ -177,7 +202,7 @@ def _attempt(request: SaveRequest, began: float, last: frozenset[int], grace: fl
         location=request.store.location,
         processes=len(captured.manifest.processes),
         threads=_threads(captured.manifest),
-        notes=captured.notes,
+        notes=(*captured.notes, *filter(None, [why])),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from torpor.linux import proc
+from torpor.model.snapshot import is_copy
 
 
 class Tree(msgspec.Struct, frozen=True):
@@ -38,12 +39,21 @@ class Tree(msgspec.Struct, frozen=True):
                 if pid not in seen:
                     seen.add(pid)
                     queue.append(pid)
-                    if pid not in self.skip:
+                    if pid not in self.skip and not _is_copy(pid):
                         found.append(pid)
         if self.root in found:
             found.remove(self.root)
             found.insert(0, self.root)
         return [proc.face(pid) for pid in found]
+
+
+def _is_copy(pid: int) -> bool:
+    """Is it a copy of one of the processes, made to be saved?"""
+    try:
+        stat = proc.stat(pid)
+    except OSError:
+        return False
+    return is_copy(stat.comm, stat.state)
 
 
 def of_pid(pid: int) -> Tree:

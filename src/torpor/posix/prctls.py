@@ -13,7 +13,7 @@ and stops torpor, too. Errors of a question mean that the kernel does not know t
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -38,6 +38,11 @@ class Prctls(msgspec.Struct, frozen=True):
     cpu_states: int = 0
     """Bit mask of the CPU state components it may use."""
     coredump_filter: int = 0x33
+
+
+def is_subreaper(services: Mapping[str, msgspec.Raw]) -> bool:
+    """Of what was captured of a process: do orphans below it become its children?"""
+    return bool(msgspec.msgpack.decode(services[PrctlService.name], type=Prctls).subreaper)
 
 
 class PrctlService(ProcessBase):

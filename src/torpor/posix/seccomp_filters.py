@@ -17,7 +17,7 @@ import ctypes
 import errno
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -45,18 +45,25 @@ def survey(pid: int, tid: int, watched: bool) -> Iterator[Refusal]:
     torpor has, since filters are only ever added.
     """
     seen = Seen(pid, tid)
-    mode = int(seen.status.get("Seccomp", "0"))
-    if not mode:
+    if not of_its_own(seen.status, watched):
         return
-    own = proc.status(os.getpid())
-    expected = int(own.get("Seccomp_filters", "0")) + watched
-    if mode == (int(own["Seccomp"]) or (2 if watched else 0)) and seen.status.get("Seccomp_filters") == str(expected):
+    if proc.status(os.getpid())["Seccomp"] == "0" and capability.have(capability.SYS_ADMIN):
         return
-    if own["Seccomp"] == "0" and capability.have(capability.SYS_ADMIN):
-        return
+    mode = int(seen.status["Seccomp"])
     yield seen.refuse(
         f"uses seccomp ({_MODES.get(mode, mode)})", "do this as root, or run the program without its sandbox"
     )
+
+
+def of_its_own(status: Mapping[str, str], watched: bool) -> bool:
+    """Has a thread put filters upon itself? status: what /proc says of it. watched: see `survey`."""
+    mode = int(status.get("Seccomp", "0"))
+    if not mode:
+        return False
+    own = proc.status(os.getpid())
+    expected = int(own.get("Seccomp_filters", "0")) + watched
+    same = mode == (int(own["Seccomp"]) or (2 if watched else 0))
+    return not (same and status.get("Seccomp_filters") == str(expected))
 
 
 class SeccompFilter(msgspec.Struct, frozen=True):

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.linux import proc
+from torpor.model.snapshot import is_copy
 from torpor.supervise.registry import NOBODY, Entry
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def reach(entry: Entry) -> Reach:
 
 
 def members(where: Reach) -> list[int]:
-    """Host pids of the job's processes, parents first. Never raises: what has ended is not there."""
+    """Host pids of the job's processes, parents first. Never raises: what has ended is not there; nor are copies that
+    are being saved."""
     found: list[int] = []
     queue = [where.anchor]
     seen = set(queue)
@@ -68,6 +70,9 @@ def members(where: Reach) -> list[int]:
         if pid not in where.skip and (pid != where.anchor or where.include_anchor):
             found.append(pid)
         try:
+            stat = proc.stat(pid)
+            if pid in found and is_copy(stat.comm, stat.state):
+                found.remove(pid)
             for child in proc.children(pid):
                 if child not in seen:
                     seen.add(child)

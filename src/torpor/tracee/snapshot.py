@@ -4,8 +4,9 @@ A process makes its copy itself, as fork(2) would. What must not be seen of it:
 
 - It is nobody's child. An intermediate (CLONE_VM, CLONE_VFORK) makes it and ends, and is waited for in the same breath,
   so that the copy falls to whoever takes in orphans. Neither sends a signal to the process when it ends.
-- It has no descriptors (an end of a pipe that it kept open would be missed), a session of its own (Ctrl-C does not reach
-  it), another working folder, and none of the memory that it was told to drop (a segment would count as attached).
+- It has no descriptors (an end of a pipe that it kept open would be missed), a session of its own (Ctrl-C does not
+  reach it), another working folder, a name by which it is known (model/snapshot.py), and none of the memory that it was
+  told to drop (a segment would count as attached).
 - It never executes an instruction of the program: it is born traced, and stands still wherever it is not sent to one of
   our calls. It dies with us (PTRACE_O_EXITKILL, which it has from its birth); in the one moment in which nobody would
   trace it, it ends of its own accord.
@@ -29,13 +30,11 @@ from typing import NamedTuple
 from torpor.linux import clone, ptrace, uio
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.arch.x86_64_code import SIZE
+from torpor.model.snapshot import COMM
 from torpor.tracee.batch import Batch
 from torpor.tracee.call import ANY, Call, In, call
 from torpor.tracee.process import LivingProcess
 from torpor.tracee.task import ALL_BLOCKED, NOT_IN_CALL, Gone
-
-NAME = "torpor-snapshot"
-"""By which a copy is known: it is below the job's anchor, but not of the job."""
 
 Range = tuple[int, int]
 """(address, bytes)"""
@@ -231,7 +230,7 @@ def _calls(drop: Sequence[Range]) -> list[Call]:
     return [
         call(NR.close_range, 0, 0xFFFFFFFF, _CLOSE_RANGE_UNSHARE),
         call(NR.setsid),
-        call(NR.prctl, _PR_SET_NAME, In(NAME.encode() + b"\0"), 0, 0, 0),
+        call(NR.prctl, _PR_SET_NAME, In(COMM.encode() + b"\0"), 0, 0, 0),
         call(NR.chdir, In(b"/\0"), accept=ANY),
         *[call(NR.munmap, address, size, accept=ANY) for address, size in drop[:_MOST_DROPPED]],
     ]

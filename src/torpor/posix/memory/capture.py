@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from torpor.linux import proc, uio
@@ -44,38 +44,133 @@ class Seen(NamedTuple):
     """May it hold pages of its own (private memory present or swapped)?"""
 
 
+Flags = Mapping[proc.Area, tuple[frozenset[str], int]]
+"""By area: VmFlags, and the page size in bytes."""
+
+
 def look(process: Process) -> list[Seen]:
     """The areas of a stopped process. Raises Refused for what cannot be saved."""
+    return [
+        found
+        for area, fields in proc.smaps(process.pid, process.leader.tid)
+        if (found := _seen(process.pid, process.comm, area, fields)) is not None
+    ]
+
+
+def look_at_copy(pid: int, comm: str, copy: int, scratch: tuple[int, int]) -> list[Seen]:
+    """The areas of a process, by its copy (host pids) as it was made by tracee/snapshot.py. scratch: (address, bytes)
+    of memory that it had not. Raises Refused."""
+    return [
+        found
+        for area, fields in proc.smaps(copy)
+        for part in without(area, scratch)
+        if (found := _seen(pid, comm, part, fields)) is not None
+    ]
+
+
+def without(area: proc.Area, hole: tuple[int, int]) -> list[proc.Area]:
+    """What is left of an area, of none or two parts perhaps, where (address, bytes) is taken out of it. Pure."""
+    start, end = hole[0], hole[0] + hole[1]
+    if end <= area.start or area.end <= start:
+        return [area]
+    parts = []
+    if area.start < start:
+        parts.append(area._replace(end=start))
+    if end < area.end:
+        parts.append(area._replace(start=end, offset=area.offset + (end - area.start if area.ino else 0)))
+    return parts
+
+
+def flags_of(pid: int) -> Flags:
+    """The marks of a process' areas, which may be running. It may be gone: then there are none."""
+    try:
+        return {area: (frozenset(fields["VmFlags"].split()), _page(fields)) for area, fields in proc.smaps(pid)}
+    except (OSError, KeyError):
+        return {}
+
+
+def sketch(process: Process, flags: Flags) -> list[Seen] | None:
+    """The areas of a stopped process, by a look that walks no page tables; with the marks that they had a moment ago.
+    None where that will not do, since what is needed at once depends on them.
+
+    What was marked since shows in the copy: see `confirm`. Raises Refused.
+    """
+    if int(process.status.get("VmLck", "0").split()[0]):
+        return None  # locks do not show in a copy
     found = []
-    for area, fields in proc.smaps(process.pid, process.leader.tid):
-        if area.path == "[vsyscall]":
-            continue
-        flags = frozenset(fields["VmFlags"].split())
-        refusal = obstacles.refuse_flags(process.pid, process.comm, area, fields, flags)
-        if refusal is not None:
-            raise Refused([refusal])
-        kind = kind_of(area, flags)
-        if kind == OBJECT and area.path.startswith("/") and area.path not in _NEVER_NAMED:
-            name = paths.other_name(area.path, area.dev, area.ino)
-            if name:
-                area, kind = area._replace(path=name), FILE
-        kept = KEPT | {MAY_WRITE} if area.perms[3] == "s" else KEPT
-        record = AreaRecord(
-            area.start, area.end, kind, prot_of(area.perms), area.perms[3] == "s",
-            tuple(sorted(flags & kept)), area.offset, area.ino if kind == SYSV else -1, -1,
-            area.path if area.path.startswith("[") else "",
-            int(fields["KernelPageSize"].split()[0]) * 1024,
-        )  # fmt: skip
-        # smaps counts huge TLB pages apart from the others.
-        counted = sum(
-            int(fields.get(key, "0").split()[0]) for key in ("Rss", "Swap", "Private_Hugetlb", "Shared_Hugetlb")
-        )
-        found.append(Seen(area, record, counted > 0))
-    return found
+    for area in proc.maps(process.pid, process.leader.tid):
+        known = flags.get(area)
+        if known is None:
+            if area.perms[3] == "s":
+                return None
+            known = frozenset(), PAGE
+        fields = {"VmFlags": " ".join(known[0]), "KernelPageSize": f"{known[1] // 1024} kB", "Rss": "1 kB"}
+        seen = _seen(process.pid, process.comm, area, fields)
+        if seen is not None:
+            found.append(seen)
+    return None if any(apart(one) or _attached(one) for one in found) else found
+
+
+def confirm(sketched: Iterable[Seen], found: Iterable[Seen]) -> bool:
+    """Do the areas of a copy bear out what was said of the process? Pure."""
+    before = [(one.area, one.record.kind, one.record.shared and one.record.flags) for one in sketched]
+    after = [(one.area, one.record.kind, one.record.shared and one.record.flags) for one in found]
+    return before == after and not any(apart(one) for one in found)
+
+
+def apart(seen: Seen) -> bool:
+    """Is it memory that a copy of the process does not have, or not for certain, as it is in the process? Pure.
+
+    MADV_DONTFORK and MADV_WIPEONFORK; pages of the hugetlb pool, which the process may take from the copy where there
+    are none left (mm/hugetlb.c, hugetlb_wp); what is not copied but shown of a mapped object.
+    """
+    record = seen.record
+    if record.shared or record.kind in (KERNEL, DROPPABLE):
+        return False
+    return bool({"dc", "wf", "ht"} & set(record.flags)) or record.page != PAGE or record.kind in (OBJECT, SYSV)
+
+
+def _attached(seen: Seen) -> bool:
+    """Is it memory by which a copy would be noticed?"""
+    return seen.record.shared and (seen.record.kind in (OBJECT, SYSV) or seen.record.may_write)
+
+
+def dropped(seen: Iterable[Seen]) -> list[tuple[int, int]]:
+    """What a copy is better without: (address, bytes)."""
+    return [(one.record.start, one.record.size) for one in seen if _attached(one)]
+
+
+def _seen(pid: int, comm: str, area: proc.Area, fields: dict[str, str]) -> Seen | None:
+    if area.path == "[vsyscall]":
+        return None
+    flags = frozenset(fields["VmFlags"].split())
+    refusal = obstacles.refuse_flags(pid, comm, area, fields, flags)
+    if refusal is not None:
+        raise Refused([refusal])
+    kind = kind_of(area, flags)
+    if kind == OBJECT and area.path.startswith("/") and area.path not in _NEVER_NAMED:
+        name = paths.other_name(area.path, area.dev, area.ino)
+        if name:
+            area, kind = area._replace(path=name), FILE
+    kept = KEPT | {MAY_WRITE} if area.perms[3] == "s" else KEPT
+    record = AreaRecord(
+        area.start, area.end, kind, prot_of(area.perms), area.perms[3] == "s",
+        tuple(sorted(flags & kept)), area.offset, area.ino if kind == SYSV else -1, -1,
+        area.path if area.path.startswith("[") else "",
+        _page(fields),
+    )  # fmt: skip
+    # smaps counts huge TLB pages apart from the others.
+    counted = sum(int(fields.get(key, "0").split()[0]) for key in ("Rss", "Swap", "Private_Hugetlb", "Shared_Hugetlb"))
+    return Seen(area, record, counted > 0)
+
+
+def _page(fields: dict[str, str]) -> int:
+    return int(fields["KernelPageSize"].split()[0]) * 1024
 
 
 def own_windows(pid: int, seen: Iterable[Seen]) -> Iterable[tuple[Window, bool]]:
-    """Windows of the private memory of a process that must be saved; with each, whether it can be read plainly."""
+    """Windows of the private memory of a process (or of its copy) that must be saved; with each, whether it can be read
+    plainly."""
     pagemap = Pagemap(pid)
     try:
         for area, record, resident in seen:

@@ -1,0 +1,107 @@
+/* Memory that is written all the time, before, during and after a checkpoint. A thread for each area goes round it and
+ * writes one number more into every word of a page, after it has looked that all of the page still holds the number of
+ * the round before. So what comes back has to be what was there in one moment, to the word: a page from before or after
+ * that moment is noticed at the thread's next visit. WRONG n spoils a word of area n - 1. In mode `plain` there is only
+ * what a copy of the process has as well. */
+#include "check.h"
+#include <sys/syscall.h>
+
+#define PAGE 4096ul
+#define HUGE (2ul << 20)
+#define PAGES 192
+#define WORDS (PAGE / 8)
+
+struct area {
+    const char *name;
+    uint64_t *at;
+    size_t pages;
+    atomic_ulong rounds;
+};
+static struct area areas[16];
+static int count;
+static atomic_int finish;
+
+static void add(const char *name, void *at, size_t size)
+{
+    CHECK(at != MAP_FAILED, "%s", name);
+    areas[count].name = name;
+    areas[count].at = at;
+    areas[count++].pages = size / PAGE;
+}
+
+static void *anonymous(const char *name, size_t size, int flags, int advice)
+{
+    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_ANONYMOUS | flags, -1, 0);
+    if (p != MAP_FAILED && advice)
+        MUST(madvise(p, size, advice) == 0);
+    add(name, p, size);
+    return p;
+}
+
+static void *work(void *of)
+{
+    struct area *area = of;
+    for (uint64_t round = 0; !finish; round++) {
+        for (size_t page = 0; page < area->pages; page++) {
+            volatile uint64_t *word = area->at + page * WORDS;
+            for (size_t i = 0; i < WORDS; i++)
+                CHECK(word[i] == round, "%s: word %zu of page %zu is %llu in round %llu", area->name, i, page,
+                      (unsigned long long)word[i], (unsigned long long)round);
+            for (size_t i = 0; i < WORDS; i++)
+                word[i] = round + 1;
+        }
+        area->rounds++;
+    }
+    return NULL;
+}
+
+int main(int argc, char **argv)
+{
+    begin(argc, argv);
+    size_t size = PAGES * PAGE;
+    anonymous("memory", size, MAP_PRIVATE, 0);
+    anonymous("small pages", size, MAP_PRIVATE, MADV_NOHUGEPAGE);
+    char *huge = mmap(NULL, 2 * HUGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    MUST(huge != MAP_FAILED);
+    huge = (char *)(((uintptr_t)huge + HUGE - 1) & ~(HUGE - 1));
+    madvise(huge, HUGE, MADV_HUGEPAGE);
+    add("a huge page", huge, HUGE);
+    int fd = open("/proc/self/exe", O_RDONLY);
+    MUST(fd >= 0);
+    void *copied = mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+    add("copies of a file's pages", copied, 4 * PAGE);
+    memset(copied, 0, 4 * PAGE);
+    close(fd);
+    char *heap = sbrk(0);
+    size_t odd = -(uintptr_t)heap & (PAGE - 1);
+    MUST(sbrk(odd + size) == heap);
+    add("the heap", heap + odd, size);
+    if (!is_mode("plain")) {
+        anonymous("not for forks", size, MAP_PRIVATE, MADV_DONTFORK);
+        anonymous("wiped in forks", size, MAP_PRIVATE, MADV_WIPEONFORK);
+        anonymous("shared memory", size, MAP_SHARED, 0);
+        void *locked = anonymous("locked memory", 4 * PAGE, MAP_PRIVATE, 0);
+        MUST(mlock(locked, 4 * PAGE) == 0);
+        fd = syscall(SYS_memfd_create, "rewrite", 0);
+        MUST(fd >= 0 && ftruncate(fd, size) == 0);
+        add("copies of an object's pages", mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0), size);
+        close(fd);
+    }
+    pthread_t threads[16];
+    for (int i = 0; i < count; i++)
+        MUST(pthread_create(&threads[i], NULL, work, &areas[i]) == 0);
+    for (int i = 0; i < count; i++)
+        UNTIL(areas[i].rounds > 1, 30, areas[i].name);
+    ready();
+    wait_go();
+    if (wrong_way > 0 && wrong_way <= count)
+        areas[wrong_way - 1].at[areas[wrong_way - 1].pages * WORDS - 1] ^= 1ull << 63;
+    for (int i = 0; i < count; i++) {
+        unsigned long before = areas[i].rounds;
+        UNTIL(areas[i].rounds > before + 2, 30, areas[i].name);
+    }
+    finish = 1;
+    for (int i = 0; i < count; i++)
+        MUST(pthread_join(threads[i], NULL) == 0);
+    ok();
+}
