@@ -48,6 +48,9 @@ class Frozen:
 
     def release(self) -> None:
         """Let everything go on. Idempotent."""
+        # Who closes the last end of a pipe expects its end at once, and not when we have closed our copies.
+        for process in self.processes.values():
+            process.close()
         # What was stopped before is stopped again before anybody who might look at it runs.
         stopped = [pid for pid, process in self.processes.items() if any(t.stop_signal for t in process.tasks)]
         for pid in stopped:
