@@ -18,6 +18,7 @@ from torpor.checkpoint.together import SavedTogether
 from torpor.checkpoint.tree import Tree
 from torpor.image import codec
 from torpor.image.whole import PartRecord
+from torpor.linux import masks
 from torpor.model.errors import CheckpointFailed, NotNow, Refused
 from torpor.model.ledger import Ledger
 from torpor.posix.service import Stream
@@ -143,7 +144,7 @@ def _attempt(
     together = request.together
     copies = Copies(request.with_files)
     if not (request.stop or why):
-        lacking = headroom.lacking(headroom.look(request.tree.find()), headroom.machine())
+        lacking = _no_copies(request.tree)
         why = f"saved while it was stopped: {lacking}" if lacking else ""
     snapshot = None if request.stop or why else Snapshot()
     flags = None if certain or snapshot is None else memory.flags(request.tree.find())
@@ -204,6 +205,13 @@ def _attempt(
         threads=_threads(captured.manifest),
         notes=(*captured.notes, *filter(None, [why])),
     )
+
+
+def _no_copies(tree: Tree) -> str:
+    """Why the job cannot go on while its memory is saved, '' if it can."""
+    if masks.masked("snapshot"):
+        return masks.REASON
+    return headroom.lacking(headroom.look(tree.find()), headroom.machine())
 
 
 def _begin(request: SaveRequest) -> Save:

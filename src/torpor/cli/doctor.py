@@ -148,6 +148,7 @@ def facilities(location: str | None) -> list[Facility]:
         Facility("set_tid_in_place", "choose pids without a namespace", clone.probe, mask="set_tid"),
         Facility("proc_mount", "a /proc that shows the job's pids", namespaces.probe_proc, mask="proc_mount"),
         Facility("time_namespace", "clocks that do not jump", namespaces.probe_time, mask="time_namespace"),
+        Facility("snapshot", "let a job go on while it is saved", clone.probe_copy, mask="snapshot"),
         Facility("pagemap_scan", "find used memory fast", pagemap.probe, mask="pagemap_scan"),
         Facility("userfaultfd", "track writes, fill memory late", userfaultfd.probe, mask="userfaultfd"),
         Facility(

@@ -141,6 +141,19 @@ def probe() -> tuple[bool, str]:
     return can_choose()
 
 
+def probe_copy() -> tuple[bool, str]:
+    """Can a process make copies of its memory that keep none of its descriptors (tracee/snapshot.py)?"""
+    if masks.masked("snapshot"):
+        return False, masks.REASON
+    try:
+        feign(flags=VM | FILES | FS)
+        # From the highest number on: nothing is closed.
+        syscall(NR.close_range, (1 << 32) - 1, (1 << 32) - 1, 0)
+    except OSError as error:
+        return False, f"{error.strerror}; memory is saved while the job is stopped; needs Linux 5.9"
+    return True, ""
+
+
 def choose_inside() -> tuple[bool, str]:
     """To be called by PID 1 of a new PID namespace: can it choose the numbers of its children?"""
     feign(300)

@@ -19,6 +19,7 @@ NAMES = (
     "same_vdso",
     "seccomp_notify",
     "set_tid",
+    "snapshot",
     "time_namespace",
     "timer_ids",
     "timerfd_ticks",
