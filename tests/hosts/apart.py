@@ -130,10 +130,11 @@ class Apart:
                     return pid
         return 0
 
-    def nats(self) -> int:
-        """The pid of the job's server."""
+    def nats(self, keeper: bool = False) -> int:
+        """The pid of the job's server, or of its keeper."""
         runtime = self.environment(FIRST)["TORPOR_RUNTIME"]
-        return next(entry["root"][0] for entry in _entries(runtime) if "reaper" not in entry)
+        found = next(entry for entry in _entries(runtime) if "reaper" not in entry)
+        return found["supervisor" if keeper else "root"][0]
 
     def everything(self, name: str) -> list[int]:
         """All processes of a part, torpor's and the job's."""

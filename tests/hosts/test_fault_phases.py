@@ -167,11 +167,12 @@ def answered(asker: subprocess.Popen[str], job: Talking) -> bool:
 
 
 @pytest.mark.exam
+@pytest.mark.parametrize("phases", [SAVES[:3], SAVES[3:]])
 @pytest.mark.parametrize("fault", [member_of_other, member_of_first, server])
-def test_in_a_checkpoint(job: Talking, fault: Callable[[Talking], None]) -> None:
+def test_in_a_checkpoint(job: Talking, fault: Callable[[Talking], None], phases: tuple[str, ...]) -> None:
     first = job.talk()
     job.torpor(FIRST, "checkpoint")
-    for number, phase in enumerate(SAVES):
+    for number, phase in enumerate(phases):
         job.hold(SECOND, phase)
         asker = job.save(job.names[number % 2])
         job.held(SECOND)
@@ -183,13 +184,37 @@ def test_in_a_checkpoint(job: Talking, fault: Callable[[Talking], None]) -> None
         assert job.checkpoints()[: len(before)] == before and len(job.checkpoints()) == len(before) + made
         job.runs()
         job.saved(job.names[number % 2])
-        if fault is server:
-            time.sleep(12)  # one that dies too often is left alone (link/keeper.py)
     last = job.checkpoints()[-1]
     job.runs()
     job.kill()
     first.wait(20)
     first = job.restart(f"far@{last}")
+    job.runs()
+    job.saved()
+    job.end(first)
+
+
+@pytest.mark.exam
+@pytest.mark.parametrize("phase", SAVES)
+def test_the_only_server_is_gone_for_good(job: Talking, phase: str) -> None:
+    """What cannot be saved any more goes on, can be ended, and comes back from the checkpoint before."""
+    first = job.talk()
+    job.torpor(FIRST, "checkpoint")
+    job.hold(SECOND, phase)
+    asker = job.save()
+    job.held(SECOND)
+    keeper = job.nats(keeper=True)
+    os.kill(job.nats(), signal.SIGKILL)
+    os.kill(keeper, signal.SIGKILL)
+    job.go_on(SECOND)
+    answered(asker, job)
+    job.runs()
+    assert not answered(job.save(SECOND), job)
+    for name in job.names:
+        job.torpor(name, "stop", "far")
+    first.wait(30)
+    job.nothing()
+    first = job.restart(f"far@{job.checkpoints()[-1]}", at=12)
     job.runs()
     job.saved()
     job.end(first)

@@ -269,9 +269,11 @@ class Member:
         asked = self._asked.get(ask)
         if asked is None:
             return
-        if time.monotonic() > asked.until and not (self._host is not None and self._host.attempt):
+        under_way = self._host is not None and self._host.attempt
+        if time.monotonic() > asked.until and (self._down or not under_way):
             why = self._down or "no host coordinates the job"
-            self._answered(words.Answer(ask, False, f"{self.part.part}: {why}"))
+            doubt = "; whether this one came about, torpor list tells" if under_way else ""
+            self._answered(words.Answer(ask, False, f"{self.part.part}: {why}{doubt}"))
             return
         self._say(asked.word)
         self.loop.later(AGAIN, lambda: self._ask_again(ask))
