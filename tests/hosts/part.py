@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from torpor.checkpoint.together import GivenUp, Place
+from torpor.checkpoint.together import GivenUp, Place, Reached
 from torpor.coordinate import conversations
-from torpor.image.whole import PartRecord
+from torpor.image.whole import Face, PartRecord
 from torpor.model.errors import TorporError
 from torpor.posix.far import End, Told
 
@@ -32,6 +32,7 @@ def turn(did: str, part: bytes = b"", **more: object) -> bytes:
 
 class Saved:
     address = "127.0.0.1"
+    face = Face()
 
     def __init__(self, part: str, number: int, stop: bool) -> None:
         self.part, self.number, self.stop = part, number, stop
@@ -64,16 +65,16 @@ class Restarted:
         return hashlib.blake2b(words, key=b"the test's", digest_size=32).digest()
 
     def recreated(
-        self, port: int, waits: Sequence[tuple[bytes, bool]], calls: Sequence[bytes]
-    ) -> Mapping[bytes, Place]:
+        self, port: int, waits: Sequence[tuple[bytes, bool]], calls: Sequence[bytes], shift: Mapping[int, int]
+    ) -> Reached:
         part = turn("recreate", conversations.places(f"{self.address}:{port}", waits, calls))
         if not part:
-            return {}
+            return Reached({})
         out = {}
         for met in conversations.met(part):
             host, _, at = met.address.rpartition(":")
             out[met.name] = Place(met.host, None if met.original else (host, int(at)))
-        return out
+        return Reached(out)
 
     def connected(self) -> None:
         turn("connect")

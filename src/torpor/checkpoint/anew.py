@@ -1,4 +1,5 @@
-"""The footing that is preferred: new PID, mount and time namespaces, inside a user namespace if we are not root."""
+"""The footing that is preferred: new PID, mount and time namespaces, UTS too where it is needed, inside a user
+namespace if we are not root."""
 
 from __future__ import annotations
 
@@ -7,8 +8,19 @@ import signal
 from collections.abc import Sequence
 
 from torpor.checkpoint.plan import Plan
-from torpor.checkpoint.plant import NOTE_NO_CLOCK, NOTE_NO_PROC, NOTE_NO_PTS, NOTE_NO_QUEUES, Ground, Turns, World
+from torpor.checkpoint.plant import (
+    NOTE_NO_CLOCK,
+    NOTE_NO_HOST,
+    NOTE_NO_NAMES,
+    NOTE_NO_PROC,
+    NOTE_NO_PTS,
+    NOTE_NO_QUEUES,
+    Ground,
+    Turns,
+    World,
+)
 from torpor.linux import clone, devpts, namespaces, proc, ptrace
+from torpor.posix import host_names
 from torpor.tracee.stub import StubProcess
 
 
@@ -54,6 +66,16 @@ class Namespaces:
                 devpts.hang(ground.devpts)
             except OSError:
                 world.tell(1, 0, NOTE_NO_PTS)
+        if ground.names:
+            try:
+                namespaces.put_over(ground.names, host_names.HOSTS)
+            except OSError:
+                world.tell(1, 0, NOTE_NO_NAMES)
+        if ground.host:
+            try:
+                namespaces.call_host(ground.host)
+            except OSError:
+                world.tell(1, 0, NOTE_NO_HOST)
 
     def hear(self, subject: int, value: int, step: int) -> None:
         """Nobody waits for us."""

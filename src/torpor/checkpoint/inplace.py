@@ -32,7 +32,19 @@ import msgspec
 
 from torpor.checkpoint import machine
 from torpor.checkpoint.plan import Birth, Helper, Plan, plan
-from torpor.checkpoint.plant import ENDED, MADE, MISSED, NOTE_NO_PTS, READY, WAITING, Ground, Turns, World
+from torpor.checkpoint.plant import (
+    ENDED,
+    MADE,
+    MISSED,
+    NOTE_NO_HOST,
+    NOTE_NO_NAMES,
+    NOTE_NO_PTS,
+    READY,
+    WAITING,
+    Ground,
+    Turns,
+    World,
+)
 from torpor.image.manifest import ClockRecord, Manifest
 from torpor.linux import capability, clone, namespaces, pidwalk, proc, ptrace
 from torpor.linux.arch.x86_64 import NR
@@ -156,6 +168,10 @@ class InPlace:
         namespaces.become_subreaper()
         if ground.devpts >= 0:
             world.tell(1, 0, NOTE_NO_PTS)
+        if ground.names:
+            world.tell(1, 0, NOTE_NO_NAMES)
+        if ground.host:
+            world.tell(1, 0, NOTE_NO_HOST)
 
     # The order of births.
 

@@ -55,9 +55,9 @@ is done."""
 FITS_NOT = 9
 """Exit status of a process that has got another number than it should."""
 
-NOTE_NO_PROC, NOTE_NO_CLOCK, NOTE_NO_PTS, NOTE_NO_QUEUES = 101, 102, 103, 104
+NOTE_NO_PROC, NOTE_NO_CLOCK, NOTE_NO_PTS, NOTE_NO_QUEUES, NOTE_NO_NAMES, NOTE_NO_HOST = range(101, 107)
 """Reported by PID 1, not failures: no new /proc could be mounted; there is no time namespace; the
-job's devpts, its message queues could not be mounted."""
+job's devpts, its message queues, its names of hosts could not be mounted; its host's name could not be set."""
 
 
 class Ground(msgspec.Struct, frozen=True):
@@ -72,6 +72,10 @@ class Ground(msgspec.Struct, frozen=True):
     """By session leader: a descriptor of the pseudo-terminal that it takes as its controlling terminal."""
     devpts: int = -1
     """The job's own /dev/pts, -1 for the host's."""
+    names: str = ""
+    """A file to be seen as /etc/hosts, '' for the host's."""
+    host: str = ""
+    """What the job's host is called there, '' for what it is."""
 
 
 class Turns(Protocol):
@@ -265,6 +269,10 @@ def _await(fd: int, births: int, timeout: float, hear: Callable[[int, int, int],
                 notes.append("the job's pseudo-terminals are not in /dev/pts: nothing may be mounted there")
             elif step == NOTE_NO_QUEUES:
                 notes.append("the host's message queues are still mounted: nothing may be mounted there")
+            elif step == NOTE_NO_NAMES:
+                notes.append("the job's hosts are looked up as on this host: nothing may be mounted over /etc/hosts")
+            elif step == NOTE_NO_HOST:
+                notes.append("uname(2) tells the name of this host now: there is no UTS namespace here")
             elif step == NOTE_NO_CLOCK:
                 notes.append("the monotonic clock jumps: there is no time namespace here")
             elif step >= TURN:

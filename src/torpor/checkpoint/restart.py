@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -25,7 +25,7 @@ from torpor.linux import cpuid, namespaces, proc, xsave
 from torpor.model.errors import Refusal, Refused, RestartFailed
 from torpor.model.path_map import PathMap
 from torpor.model.wrapping import Wrapping
-from torpor.posix import paths, terminal
+from torpor.posix import host_names, paths, terminal
 from torpor.posix.job_services import job_services
 from torpor.store.parts import whole
 from torpor.tracee.call import CallFailed
@@ -33,9 +33,11 @@ from torpor.tracee.freeze import await_state
 from torpor.tracee.task import Gone
 
 if TYPE_CHECKING:
+    from torpor.checkpoint.ports import Held
     from torpor.checkpoint.rehearse import Rehearsal
-    from torpor.checkpoint.resettle import Moves
     from torpor.checkpoint.together import RestartedTogether
+    from torpor.checkpoint.whereabouts import Whereabouts
+    from torpor.model.address_map import AddressMap
     from torpor.store.load import Load
 
 Progress = Callable[[str, int, int], None]
@@ -52,8 +54,8 @@ class RestartRequest(msgspec.Struct, kw_only=True):
     folder for files that are missing and that the checkpoint carries; it need not exist. wrap: what is to be put around
     the job, and what there is to say about that. rehearsal: what is restarted is cut loose from the world outside;
     `before_release` then has to raise. together: the other hosts of the job, if this is a part of one.
-    moves: addresses of its hosts that are others now.  stopped: the job is stopped, as by SIGSTOP, before its first
-    instruction.
+    whereabouts: where they all are, None for where they were.  names: where a file with their names may be made.
+    stopped: the job is stopped, as by SIGSTOP, before its first instruction.
     """
 
     load: Load
@@ -68,10 +70,13 @@ class RestartRequest(msgspec.Struct, kw_only=True):
     in_place: bool | None = None
     progress: Progress | None = None
     before_release: Callable[[Restarted], None] | None = None
-    wrap: Callable[[Manifest, Callable[[str], None]], Wrapping | None] = lambda manifest, say: None
+    wrap: Callable[[Manifest, AddressMap | None, Callable[[str], None]], Wrapping | None] = (
+        lambda manifest, moves, say: None
+    )
     rehearsal: Rehearsal | None = None
     together: RestartedTogether | None = None
-    moves: Moves = msgspec.field(default_factory=dict)
+    whereabouts: Whereabouts | None = None
+    names: str = ""
     stopped: bool = False
 
 
@@ -107,10 +112,6 @@ def restart(request: RestartRequest) -> Restarted:
     """
     began = time.perf_counter()
     manifest = relocate(read(request.load), request.map_path)
-    if request.moves:
-        from torpor.checkpoint.resettle import resettle  # brings all of TCP and UDP along
-
-        manifest = resettle(manifest, request.moves)
     if request.rehearsal is not None:
         manifest = request.rehearsal.manifest(manifest)
     refusals = check(manifest, request.changed_files, request.files)
@@ -120,7 +121,13 @@ def restart(request: RestartRequest) -> Restarted:
     notes: list[str] = []
     footing, births = _footing(manifest, request, keep_session, notes.append)
     name = f"{whole(request.load.info.job)}@{request.load.info.number}"
-    wrapping = request.wrap(manifest, notes.append)
+    met = _meet(manifest, request, notes.append)
+    try:
+        manifest = met.manifest
+        wrapping = request.wrap(manifest, met.moves, notes.append)
+    except BaseException:
+        met.close()
+        raise
     inventory = Inventory(
         manifest, request.load, name, request.standard, request.files, request.changed_files, notes.append,
         footing.inherits, request.private,
@@ -128,10 +135,10 @@ def restart(request: RestartRequest) -> Restarted:
     )  # fmt: skip
     planted: Planted | None = None
     try:
-        if request.together is not None:
-            inventory.connected = _meet(manifest, request.load, request.together, notes.append)
+        inventory.connected = met.connected
         inventory.make()
-        ground = _ground(manifest, inventory)
+        met.release()
+        ground = _ground(manifest, inventory, request)
         planted = plant.plant(births, manifest, ground, footing, inventory.pioneer, wrapping)
         notes += planted.notes
         inventory.hosts = planted.hosts
@@ -162,6 +169,7 @@ def restart(request: RestartRequest) -> Restarted:
             _uproot(planted, footing)
         elif inventory.pioneer is not None:
             footing.uproot(inventory.pioneer.pid)
+        met.release()
         inventory.undo()
         if isinstance(error, (CallFailed, Gone, ProcessLookupError, FileNotFoundError)):
             raise RestartFailed(f"{name} could not be recreated: {error}") from error
@@ -198,25 +206,62 @@ def check(manifest: Manifest, changed_files: str, files: str = "auto") -> list[R
     return found
 
 
-def _meet(manifest: Manifest, load: Load, together: RestartedTogether, say: Callable[[str], None]) -> dict[int, int]:
-    """Connect to the other hosts of the job: our descriptors, by the inode numbers that these ends had. Raises
-    RestartFailed, GivenUp."""
-    from torpor.checkpoint.reunion import Reunion, far_ends
+class _Met(NamedTuple):
+    """What came of meeting the other hosts. manifest: with the addresses of now.  moves: from those that the job
+    believes in, None for a job of one host.  connected: our descriptors, by the inode numbers that these ends had.
+    held: ports that are kept for the job's sockets."""
 
-    found = far_ends(manifest, load)
-    reunion = Reunion(found, together.code, say)
+    manifest: Manifest
+    moves: AddressMap | None = None
+    connected: dict[int, int] = {}
+    held: Held | None = None
+
+    def release(self) -> None:
+        """The job's sockets have their ports."""
+        if self.held is not None:
+            self.held.close()
+
+    def close(self) -> None:
+        self.release()
+        for fd in self.connected.values():
+            os.close(fd)
+
+
+def _meet(manifest: Manifest, request: RestartRequest, say: Callable[[str], None]) -> _Met:
+    """Connect to the other hosts of the job, if it has any, and learn where they are. Raises RestartFailed, GivenUp."""
+    together, whereabouts = request.together, request.whereabouts
+    if together is None:
+        return _Met(manifest)
+    # These bring all of TCP and UDP along.
+    from torpor.checkpoint.ports import Held
+    from torpor.checkpoint.resettle import resettle
+    from torpor.checkpoint.reunion import Reunion, far_ends
+    from torpor.model.address_map import AddressMap
+
+    held = Held(whereabouts.crowded(), whereabouts.taken) if whereabouts is not None else Held((), ())
+    met = _Met(manifest, held=held)
     try:
-        port, waits = reunion.wait()
-        made = reunion.meet(together.recreated(port, waits, [end.name for end in found if end.calls]))
-    finally:
-        reunion.close()
-    try:
+        for old, new in held.now.items():
+            say(f"port {old} is {new} now: another part of the job has it on this host")
+        found = far_ends(manifest, request.load)
+        reunion = Reunion(found, together.code, say)
+        try:
+            port, waits = reunion.wait()
+            reached = together.recreated(port, waits, [end.name for end in found if end.calls], held.now)
+            met = met._replace(connected=reunion.meet(reached.places))
+        finally:
+            reunion.close()
         together.connected()
     except BaseException:
-        for fd in made.values():
-            os.close(fd)
+        met.close()
         raise
-    return made
+    if whereabouts is None:
+        return met
+    before = AddressMap.parse(manifest.ledger.moved if manifest.ledger is not None else ())
+    return met._replace(
+        manifest=resettle(manifest, whereabouts.moves(reached.shifts)),
+        moves=whereabouts.believed(before, reached.shifts),
+    )
 
 
 def _way_out(file: FileRecord, reason: str) -> str:
@@ -255,13 +300,25 @@ def _own_ipc(manifest: Manifest, say: Callable[[str], None]) -> bool:
     return False
 
 
-def _ground(manifest: Manifest, inventory: Inventory) -> Ground:
+def _ground(manifest: Manifest, inventory: Inventory, request: RestartRequest) -> Ground:
+    """Raises RestartFailed."""
     now = machine.clocks()
     saved = manifest.clocks
+    host = names = ""
+    if request.whereabouts is not None:
+        host = request.whereabouts.me.face.name
+        if request.names and request.whereabouts.elsewhere:
+            names = request.names
+            try:
+                host_names.write(names, request.whereabouts.names())
+            except OSError as error:
+                raise RestartFailed(f"{names}: {error.strerror}") from None
     return Ground(
         clocks=(saved.monotonic - now.monotonic, saved.boottime - now.boottime),
         terminals={leader: fd for leader, (fd, _) in inventory.terminals.items()},
         devpts=inventory.instance,
+        names=names,
+        host=host if host != os.uname().nodename else "",
     )
 
 

@@ -227,6 +227,8 @@ def _stored(
     """Tell the other hosts that this one's part is stored."""
     if request.together is None:
         return
+    from torpor.checkpoint import resettle
+
     assert saving.written is not None
     manifest, now = captured.manifest, time.perf_counter()
     request.together.stored(
@@ -241,6 +243,8 @@ def _stored(
             seconds=now - began,
             first=request.first,
             notes=captured.notes,
+            face=request.together.face,
+            ports=resettle.ports(manifest),
         )
     )
 

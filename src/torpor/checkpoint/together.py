@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from torpor.image.whole import PartRecord
+from torpor.image.whole import Face, PartRecord
 from torpor.model.errors import CheckpointFailed
 from torpor.posix.far import End, Told
 
@@ -22,11 +22,12 @@ class GivenUp(CheckpointFailed):
 
 class SavedTogether(Protocol):
     """A checkpoint. part: the name of this host's part.  address: numeric, by which others reach this host.  number: of
-    the checkpoint."""
+    the checkpoint.  face: how the job knows this host."""
 
     part: str
     address: str
     number: int
+    face: Face
 
     def surveyed(self) -> None:
         """Nothing stands in the way. Returns when the job is to be stopped."""
@@ -62,6 +63,13 @@ class Place(NamedTuple):
     address: tuple[str, int] | None
 
 
+class Reached(NamedTuple):
+    """places: by connection, where this host is to call.  shifts: by part, its ports that are others now."""
+
+    places: Mapping[bytes, Place]
+    shifts: Mapping[str, Mapping[int, int]] = {}
+
+
 class RestartedTogether(Protocol):
     """A restart."""
 
@@ -70,10 +78,11 @@ class RestartedTogether(Protocol):
         ...
 
     def recreated(
-        self, port: int, waits: Sequence[tuple[bytes, bool]], calls: Sequence[bytes]
-    ) -> Mapping[bytes, Place]:
+        self, port: int, waits: Sequence[tuple[bytes, bool]], calls: Sequence[bytes], shift: Mapping[int, int]
+    ) -> Reached:
         """This host waits for connections: `waits`, by their names, and whether at the address that they had; the
-        others at `port`. It will call `calls`. Returns, when all wait, where those are."""
+        others at `port`. It will call `calls`. shift: ports of this part that are others now. Returns, when all
+        wait, where those are that it calls."""
         ...
 
     def connected(self) -> None:

@@ -90,7 +90,7 @@ def command(options: argparse.Namespace) -> int:
 
         PathMap.parse(options.map_path)  # what makes no sense is said before anything is done
     if options.map_host:
-        from torpor.watch.map import AddressMap
+        from torpor.model.address_map import AddressMap
 
         AddressMap.parse(options.map_host)
     from torpor.cli.progress import Progress

@@ -22,7 +22,7 @@ count as external.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -32,16 +32,19 @@ from torpor.posix.far import NAME, End, Told, name
 _END = struct.Struct("<16sBQ")
 _WAITS = struct.Struct("<16sB")
 _MET = struct.Struct("<16sBI")
+_SHIFT = struct.Struct("<HH")
 
 _SIDE, _FINISHED, _WAITING, _ORPHAN, _ACCEPTED = 1, 2, 4, 8, 16
 
 
 class _Packed(msgspec.Struct, frozen=True, array_like=True):
-    """hosts: a table of names and addresses. ends, more: packed records, whose last field is an index there."""
+    """hosts: a table of names and addresses. ends, more: packed records, whose last field is an index there.  shifts:
+    by host, pairs of ports."""
 
     hosts: tuple[tuple[str, str], ...]
     ends: bytes
     more: bytes = b""
+    shifts: dict[str, bytes] = {}
 
 
 class _Said(msgspec.Struct, frozen=True, array_like=True):
@@ -149,13 +152,17 @@ class Met(NamedTuple):
     calls: bool
 
 
-def places(address: str, waits: Sequence[tuple[bytes, bool]], calls: Sequence[bytes]) -> bytes:
+def places(
+    address: str, waits: Sequence[tuple[bytes, bool]], calls: Sequence[bytes], shift: Mapping[int, int] = {}
+) -> bytes:
     """What a host tells once its sockets exist; b'' for nothing. address: where it waits for connections.  waits:
-    names, and whether that one is waited for at the address it had.  calls: names."""
-    if not waits and not calls:
+    names, and whether that one is waited for at the address it had.  calls: names.  shift: ports of its that are others
+    now, which all hosts are told."""
+    if not waits and not calls and not shift:
         return b""
     packed = b"".join(_WAITS.pack(called, original) for called, original in waits)
-    return _packed([("", address)], packed, b"".join(calls))
+    ports = b"".join(_SHIFT.pack(old, new) for old, new in shift.items())
+    return _packed([("", address)], packed, b"".join(calls), {"": ports} if ports else {})
 
 
 class Meeting:
@@ -165,8 +172,11 @@ class Meeting:
         self._hosts: list[tuple[str, str]] = []
         self._waits: dict[bytes, tuple[int, int]] = {}
         self._calls: dict[bytes, int] = {}
+        self._all: list[str] = []
+        self._shifts: dict[str, bytes] = {}
 
     def add(self, host: str, part: bytes) -> None:
+        self._all.append(host)
         if not part:
             return
         try:
@@ -175,6 +185,8 @@ class Meeting:
             waits = list(_WAITS.iter_unpack(said.ends))
         except (msgspec.MsgspecError, struct.error, IndexError):
             raise ValueError(_ODD) from None
+        if said.shifts:
+            self._shifts[host] = said.shifts.get("", b"")
         me = len(self._hosts)
         self._hosts.append((host, address))
         for called, original in waits:
@@ -199,10 +211,11 @@ class Meeting:
         if alone:
             called = next(called for called in self._waits if called not in self._calls)
             raise ValueError(f"{self._hosts[self._waits[called][0]][0]} waits for a connection that nobody calls for")
-        return {
-            host: _packed((self._hosts[peer] for peer in peers[me]), bytes(calls[me]), bytes(waits[me]))
-            for me, (host, _) in enumerate(self._hosts)
-        }
+        found = {host: _packed((), b"", b"", self._shifts) for host in self._all} if self._shifts else {}
+        for me, (host, _) in enumerate(self._hosts):
+            there = (self._hosts[peer] for peer in peers[me])
+            found[host] = _packed(there, bytes(calls[me]), bytes(waits[me]), self._shifts)
+        return found
 
 
 def met(part: bytes) -> Iterator[Met]:
@@ -214,5 +227,13 @@ def met(part: bytes) -> Iterator[Met]:
             yield Met(called, host, address, bool(original), calls)
 
 
-def _packed(hosts: Iterable[tuple[str, str]], records: bytes, more: bytes = b"") -> bytes:
-    return msgspec.msgpack.encode(_Packed(tuple(hosts), records, more))
+def shifted(part: bytes) -> dict[str, dict[int, int]]:
+    """By host, its ports that are others now, of what a host was handed. Raises msgspec.MsgspecError, struct.error."""
+    packed = msgspec.msgpack.decode(part, type=_Packed)
+    return {host: dict(_SHIFT.iter_unpack(pairs)) for host, pairs in packed.shifts.items()}
+
+
+def _packed(
+    hosts: Iterable[tuple[str, str]], records: bytes, more: bytes = b"", shifts: Mapping[str, bytes] = {}
+) -> bytes:
+    return msgspec.msgpack.encode(_Packed(tuple(hosts), records, more, dict(shifts)))

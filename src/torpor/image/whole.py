@@ -7,12 +7,25 @@ import msgspec
 from torpor.store.parts import Part
 
 
+class Face(msgspec.Struct, frozen=True):
+    """How the job knows the host of a part, wherever that is.
+
+    name: what uname(2) tells there.  names: under which it is looked up, and the address that this gives; '': that of
+    the part.
+    """
+
+    name: str = ""
+    names: tuple[str, ...] = ()
+    address: str = ""
+
+
 class PartRecord(msgspec.Struct, frozen=True):
     """What one host has saved.
 
     part: where it is in the store; its name is the host's name in the job.  host: what the host calls itself.
     address: numeric, by which the other hosts reached it.
-    pause: how long its processes stood still, seconds.  first: the job began here.
+    pause: how long its processes stood still, seconds.  first: the job began here.  face: see there.  ports: on which
+    it listens, or which it has for datagrams.
     """
 
     part: Part
@@ -25,6 +38,8 @@ class PartRecord(msgspec.Struct, frozen=True):
     seconds: float
     first: bool = False
     notes: tuple[str, ...] = ()
+    face: Face = Face()
+    ports: tuple[int, ...] = ()
 
 
 class Whole(msgspec.Struct, frozen=True, kw_only=True):

@@ -197,7 +197,7 @@ def _restart(part: Part, membership: Membership, entry: Entry, report: Report | 
 
     try:
         agreed = membership.recreate(PATIENCE)
-        among = Among(part.old, part.hosts, agreed)
+        among = Among(part.old, part.hosts, agreed, membership.knows)
         return restart_part(part.checkpoint, part.store, Wishes(**given), entry, among, membership, runs, report)
     except BaseException as error:
         if released:

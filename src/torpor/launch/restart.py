@@ -17,9 +17,11 @@ from torpor.supervise.say import say
 if TYPE_CHECKING:
     from torpor.checkpoint.restart import Restarted
     from torpor.checkpoint.together import RestartedTogether
+    from torpor.checkpoint.whereabouts import Whereabouts
     from torpor.image.manifest import Manifest
     from torpor.image.seal import Opening
     from torpor.launch.detach import Report, Started
+    from torpor.model.address_map import AddressMap
     from torpor.store import RootInfo, Store
     from torpor.store.load import Load
     from torpor.supervise.membership import Membership
@@ -37,8 +39,8 @@ class Wishes(NamedTuple):
     that finding the old pids in place may take.  untrusted: also if nobody who is trusted has signed it.
     in_place: without a namespace (None: where there is none to be had).  upkeep: what is to be done for it unasked, in
     place of what the checkpoint says (`upkeep.changed`).  map_path: 'OLD=NEW'
-    each, for files that are elsewhere now.  map_host: the same for addresses (watch/map.py).  stopped: it shall stand
-    still before its first instruction.  why: for the log.
+    each, for files that are elsewhere now.  map_host: the same for addresses (model/address_map.py).  stopped: it shall
+    stand still before its first instruction.  why: for the log.
     notes: what is to be said once the job runs; before, the restart might cut it off a file again.
     """
 
@@ -63,14 +65,16 @@ class Wishes(NamedTuple):
 
 class Among(NamedTuple):
     """One part of a checkpoint of several hosts is restarted. part: its name.  hosts: where each part is now, numeric
-    addresses by name.  together: see RestartRequest."""
+    addresses by name.  together: see RestartRequest.  learnt: called when it is known where all are."""
 
     part: str
     hosts: Mapping[str, str]
     together: RestartedTogether
+    learnt: Callable[[Whereabouts], None]
 
-    def open(self, store: Store, info: RootInfo, opening: Opening) -> tuple[Load, Moves]:
-        """The part, and which addresses are others now. Raises what `Store.load` does, UsageError."""
+    def open(self, store: Store, info: RootInfo, opening: Opening) -> tuple[Load, Whereabouts]:
+        """The part, and where all are. Raises what `Store.load` does, UsageError."""
+        from torpor.checkpoint.whereabouts import Whereabouts
         from torpor.image import codec
         from torpor.image.whole import Whole
 
@@ -82,13 +86,9 @@ class Among(NamedTuple):
         wanted = next((part for part in load.info.parts if part.name == self.part), None)
         if wanted is None:
             raise UsageError(f"{info.job}@{info.number} has no part of {self.part}")
-        now = ((record.address, self.hosts.get(record.part.name, record.address)) for record in whole.parts)
-        moves = {old: new for old, new in now if old != new}
-        return store.load(info.job, info.number, opening, wanted), moves
-
-
-Moves = Mapping[str, str]
-"""Addresses of hosts: what they were, and what they are now."""
+        found = Whereabouts.of(self.part, whole.parts, self.hosts)
+        self.learnt(found)
+        return store.load(info.job, info.number, opening, wanted), found
 
 
 def restart(checkpoint: str | None, store: str, wishes: Wishes, on_running: Callable[[], None] = lambda: None) -> int:
@@ -369,14 +369,12 @@ def _restart(
 
     wrapper: Wrapper | None = None
 
-    def wrap(manifest: Manifest, tell: Callable[[str], None]) -> Wrapper | None:
+    def wrap(manifest: Manifest, moves: AddressMap | None, tell: Callable[[str], None]) -> Wrapper | None:
         nonlocal wrapper
-        words = (*wishes.map_host, *(f"{old}={new}" for old, new in moves.items()))
-        if manifest.ledger is not None or words:
+        if manifest.ledger is not None or moves or wishes.map_host:
             from torpor.launch import watching
-            from torpor.watch.map import AddressMap
 
-            prior = watching.again(manifest.ledger, AddressMap.parse(words))
+            prior = watching.again(manifest.ledger, wishes.map_host, moves)
             wrapper = watching.wrapper(prior, tell) if prior is not None else None
         return wrapper
 
@@ -397,12 +395,12 @@ def _restart(
             )
         )
 
-    moves: Moves = {}
+    whereabouts: Whereabouts | None = None
     opening = Opening(wishes.untrusted)
     if among is None:
         load = store.load(info.job, info.number, opening)
     else:
-        load, moves = among.open(store, info, opening)
+        load, whereabouts = among.open(store, info, opening)
     try:
         if wishes.why != "crash":
             entry = entry._replace(upkeep=_upkeep(load.info, wishes))
@@ -427,7 +425,8 @@ def _restart(
                     before_release=register,
                     wrap=wrap,
                     together=among.together if among is not None else None,
-                    moves={_packed(old): _packed(new) for old, new in moves.items()},
+                    whereabouts=whereabouts,
+                    names=os.path.join(entry.folder, "hosts"),
                     stopped=wishes.stopped,
                 )
             )
@@ -451,12 +450,6 @@ def _hooks(entry: Entry, wishes: Wishes) -> None:
 
     told = {"JOB": entry.name, "CHECKPOINT": entry.origin, "STORE": entry.store, "WHY": wishes.why}
     hooks.run(upkeep.decode(entry.upkeep).hooks, "pre-restart", told)
-
-
-def _packed(address: str) -> bytes:
-    import socket
-
-    return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
 
 
 def _supervise(

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from torpor.linux import capability, proc, seccomp_notify
+from torpor.model.address_map import AddressMap
 from torpor.model.errors import Unwatched
 from torpor.model.ledger import Ledger
-from torpor.watch.map import AddressMap
 
 if TYPE_CHECKING:
     from torpor.watch.wrapper import Wrapper
@@ -25,13 +25,15 @@ def begun(how: str = CONNECT) -> Ledger:
     return Ledger(since=time.time(), with_sendmsg=how == SENDMSG)
 
 
-def again(saved: Ledger | None, moves: AddressMap) -> Ledger | None:
-    """The ledger that a job is restarted with, None if it is not to be watched. moves: where the hosts are now that it
-    was saved on."""
-    if saved is None and not moves:
+def again(saved: Ledger | None, words: Iterable[str], moves: AddressMap | None = None) -> Ledger | None:
+    """The ledger that a job is restarted with, None if it is not to be watched. words: where addresses are now that it
+    was saved with (`--map-host`).  moves: where all are that it believes in, for a part of a job over hosts."""
+    later = AddressMap.parse(words)
+    if saved is None and not later and not moves:
         return None
     prior = saved or begun()
-    return msgspec.structs.replace(prior, moved=AddressMap.parse(prior.moved).then(moves).words())
+    before = AddressMap.parse(prior.moved) if moves is None else moves
+    return msgspec.structs.replace(prior, moved=before.then(later).words())
 
 
 def wrapper(prior: Ledger, say: Callable[[str], None]) -> Wrapper | None:

@@ -1,7 +1,8 @@
-"""User, PID, mount and time namespaces (namespaces(7)), as far as a restarted job needs them."""
+"""User, PID, mount, UTS and time namespaces (namespaces(7)), as far as a restarted job needs them."""
 
 from __future__ import annotations
 
+import _socket
 import errno
 import os
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from torpor.linux.arch.x86_64 import NR
 from torpor.linux.libc import libc, syscall
 from torpor.linux.trial import Verdict, trial
 
-_MS_REC, _MS_SLAVE = 0x4000, 0x80000
+_MS_BIND, _MS_REC, _MS_SLAVE = 0x1000, 0x4000, 0x80000
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
@@ -85,6 +86,22 @@ def leave(user: bool) -> None:
     if user:
         map_ids(*ids)
     _mount(b"none", b"/", None, _MS_REC | _MS_SLAVE)
+
+
+def put_over(path: str, target: str) -> None:
+    """In a new mount namespace: show a file in the place of another. Raises OSError.
+
+    The host's own file must not be replaced by another (rename(2)) while that is to last: what is mounted on a file
+    goes with it, in all namespaces (fs/namespace.c, `__detach_mounts`).
+    """
+    _mount(b"none", b"/", None, _MS_REC | _MS_SLAVE)
+    _mount(os.fsencode(path), os.fsencode(target), None, _MS_BIND)
+
+
+def call_host(name: str) -> None:
+    """Give our future children, and ourselves, a host name of their own. Raises OSError."""
+    syscall(NR.unshare, clone.NEWUTS)
+    _socket.sethostname(name)
 
 
 def mount_memory(path: str) -> None:

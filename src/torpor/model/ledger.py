@@ -36,7 +36,7 @@ class Ledger(msgspec.Struct, frozen=True):
     """Everything that was asked for since a moment (seconds since the epoch), oldest first.
 
     with_sendmsg: sendmsg(2) and sendmmsg(2) are wrapped too. dropped: calls to addresses for which there was no room.
-    moved: 'OLD=NEW' for addresses that are elsewhere since a restart (watch/map.py).
+    moved: 'OLD=NEW' for addresses that are elsewhere since a restart (model/address_map.py).
     """
 
     since: float

@@ -8,16 +8,17 @@ no loop yet; its `Restarting` listens by itself.
 from __future__ import annotations
 
 import queue
+import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from torpor.checkpoint.together import GivenUp, Place
+from torpor.checkpoint.together import GivenUp, Place, Reached
 from torpor.coordinate import conversations
 from torpor.coordinate.phases import Phase
 from torpor.coordinate.words import Finished, Work
-from torpor.image.whole import PartRecord
+from torpor.image.whole import Face, PartRecord
 from torpor.link.secret import Secret, code
 from torpor.posix.far import End, Told
 from torpor.supervise.wire import Here, Wire
@@ -29,8 +30,8 @@ class Saving:
     """One attempt to save this part; see SavedTogether. stop: it is ended then.  limit: seconds after which it goes its
     own way if nobody speaks to it.  post: from any thread, to the member process."""
 
-    def __init__(self, part: str, address: str, number: int, stop: bool, limit: float, post: Post) -> None:
-        self.part, self.address, self.number = part, address, number
+    def __init__(self, part: str, address: str, number: int, stop: bool, limit: float, post: Post, face: Face) -> None:
+        self.part, self.address, self.number, self.face = part, address, number, face
         self.phase = Phase.SURVEY
         """What was ordered last."""
         self.undo = False
@@ -134,17 +135,20 @@ class Restarting:
         return code(self._key, self.number.to_bytes(8, "big") + words)
 
     def recreated(
-        self, port: int, waits: Sequence[tuple[bytes, bool]], calls: Sequence[bytes]
-    ) -> Mapping[bytes, Place]:
-        part = self._turn(Phase.RECREATE, Phase.CONNECT, conversations.places(f"{self._address} {port}", waits, calls))
+        self, port: int, waits: Sequence[tuple[bytes, bool]], calls: Sequence[bytes], shift: Mapping[int, int]
+    ) -> Reached:
+        told = conversations.places(f"{self._address} {port}", waits, calls, shift)
+        part = self._turn(Phase.RECREATE, Phase.CONNECT, told)
         out: dict[bytes, Place] = {}
+        shifts: dict[str, dict[int, int]] = {}
         try:
+            shifts = conversations.shifted(part) if part else {}
             for met in conversations.met(part) if part else ():
                 host, _, number = met.address.rpartition(" ")
                 out[met.name] = Place(met.host, None if met.original else (host, int(number)))
-        except (msgspec.MsgspecError, ValueError):
+        except (msgspec.MsgspecError, struct.error, ValueError):
             raise GivenUp("what it was told of its connections is not understood") from None
-        return out
+        return Reached(out, shifts)
 
     def connected(self) -> None:
         self._turn(Phase.CONNECT, Phase.FILL)

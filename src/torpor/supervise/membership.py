@@ -18,7 +18,9 @@ import msgspec
 from torpor.coordinate import words
 from torpor.coordinate.phases import Kind, Phase
 from torpor.coordinate.words import Work
+from torpor.image.whole import Face
 from torpor.model.errors import CheckpointFailed, NotNow, RestartFailed, TorporError, UsageError
+from torpor.posix import host_names
 from torpor.supervise import asked, member_start, wire
 from torpor.supervise import part as parts
 from torpor.supervise.agreeing import Restarting, Saving
@@ -32,6 +34,7 @@ from torpor.supervise.say import say
 from torpor.supervise.wire import How, Wire
 
 if TYPE_CHECKING:
+    from torpor.checkpoint.whereabouts import Whereabouts
     from torpor.link.secret import Secret
     from torpor.link.server import Server
 
@@ -101,6 +104,8 @@ class Membership:
         """An order to begin, while something else is being done."""
         self._asked: dict[str, Question] = {}
         self._reports = 0
+        self._face = Face(os.uname().nodename, _names(part))
+        """How the job knows this host."""
         self._status: int | None = None
         self._ending = self._emptied = self._again = False
         self._over = False
@@ -193,6 +198,11 @@ class Membership:
             found, self.part.address, self._secret, self._wire, self.part.limits.host, self._early
         )
         return self._restarting
+
+    def knows(self, whereabouts: Whereabouts) -> None:
+        """This part comes back: to the job its host is what it was."""
+        face, was = whereabouts.me.face, whereabouts.me.was
+        self._face = msgspec.structs.replace(face, address=face.address or was)
 
     def give_up(self, reason: str) -> str:
         """This part of a restart did not come about, and nothing is left of it: tell the others, and leave the job.
@@ -318,7 +328,9 @@ class Membership:
         part, stop = self.part, work.kind is Kind.STOP
         self._keep_key()
         self._job.set_own(self.pids)  # a server that crashed was started again by its keeper
-        saving = self._saving = Saving(part.part, part.address, work.attempt, stop, part.limits.host, self._post)
+        saving = self._saving = Saving(
+            part.part, part.address, work.attempt, stop, part.limits.host, self._post, self._face
+        )
         how = msgspec.json.decode(work.what, type=How) if work.what else How()
         order = Order(stop, how.files, how.with_files, how.compress, how.encrypt_to, why=how.why)
         questions = list(self._asked.values())
@@ -485,6 +497,11 @@ class Membership:
         for question in list(self._asked.values()):
             self._fail(question, "the job has ended")
         self._job.after()
+
+
+def _names(part: Part) -> tuple[str, ...]:
+    """Under which this host is known."""
+    return host_names.names_of(host_names.read(), part.address, part.part, os.uname().nodename)
 
 
 def _send(pid: int, number: int) -> None:

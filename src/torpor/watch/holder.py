@@ -152,7 +152,7 @@ def _mover(words: Sequence[str]) -> Mover | None:
     """Who makes calls to addresses that are elsewhere now."""
     if not words:
         return None
-    from torpor.watch.map import AddressMap
+    from torpor.model.address_map import AddressMap
     from torpor.watch.moved import Mover
 
     return Mover(AddressMap.parse(words))

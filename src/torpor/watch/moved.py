@@ -14,13 +14,15 @@ import errno
 import fcntl
 import os
 import signal
+from _socket import AF_INET, AF_INET6, inet_pton
 
 from torpor.linux import uio
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.libc import libc
 from torpor.linux.seccomp_notify import Notice
+from torpor.model.address_map import AddressMap, Place
 from torpor.watch import lines
-from torpor.watch.map import AddressMap, moved
+from torpor.watch.lines import V4_IN_V6
 
 ADDRESS_MOST = 128
 """sizeof(struct sockaddr_storage)."""
@@ -58,19 +60,28 @@ class Mover:
             return None
         raw = uio.read(notice.task, at, size)
         asked = lines.host_and_port(raw)
-        place = self._moves.find(*asked) if asked is not None else None
+        stream = protocol in ("tcp", "mptcp")
+        place = self._moves.find(*asked, answer=nr != NR.bind and not stream) if asked is not None else None
         if place is None:
             return None
         address = moved(raw, place)
         if nr == NR.bind:
             return _outcome(libc.bind(fd, address, size))
-        stream = protocol in ("tcp", "mptcp")
         if nr == NR.connect:
             return _connect(fd, address, stream)
         if stream or args[2] > _DATAGRAM_MOST:
             return None  # a connection goes where it goes; what is too long is refused whatever the address
         data = uio.read(notice.task, args[1], args[2]) if args[2] else b""
         return _outcome(libc.sendto(fd, data, len(data), (args[3] & 0xFFFFFFFF) | _MSG_NOSIGNAL, address, size))
+
+
+def moved(address: bytes, place: Place) -> bytes:
+    """A struct sockaddr of the Internet with another place in it, of the same family; IPv4 in IPv6 clothes stays so."""
+    port = place.port.to_bytes(2, "big")
+    if int.from_bytes(address[:2], "little") == AF_INET:
+        return address[:2] + port + inet_pton(AF_INET, place.host) + address[8:]
+    host = inet_pton(AF_INET6, place.host) if ":" in place.host else V4_IN_V6 + inet_pton(AF_INET, place.host)
+    return address[:2] + port + address[4:8] + host + address[24:]
 
 
 def _outcome(value: int) -> Outcome:

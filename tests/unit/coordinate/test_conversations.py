@@ -15,6 +15,7 @@ from torpor.coordinate.conversations import (
     met,
     name,
     places,
+    shifted,
     told,
 )
 from torpor.posix.far import TCP, UDP, End, Told
@@ -106,6 +107,18 @@ def test_every_end_hears_of_its_own_peer_and_of_nothing_else(some: list, seed: o
 
 
 NAMES = [bytes((number,)) * 16 for number in range(4)]
+
+
+def test_all_hosts_hear_of_ports_that_are_others_now() -> None:
+    meeting = Meeting()
+    meeting.add("one", places("10.0.0.1:77", [], [], {80: 8080, 81: 8081}))
+    meeting.add("two", b"")
+    meeting.add("three", places("10.0.0.3:99", [(NAMES[0], True)], []))
+    meeting.add("four", places("10.0.0.4:11", [], [NAMES[0]]))
+    found = meeting.result()
+    others = {"one": {80: 8080, 81: 8081}}
+    assert [shifted(found[host]) for host in ("one", "two", "three", "four")] == [others] * 4
+    assert [each.host for each in met(found["four"])] == ["three"]
 
 
 def meet(said: dict[str, bytes]) -> dict[str, list[Met]]:

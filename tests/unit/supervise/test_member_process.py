@@ -16,7 +16,7 @@ from torpor.checkpoint.together import GivenUp
 from torpor.coordinate import words
 from torpor.coordinate.phases import Kind, Limits, Phase
 from torpor.coordinate.words import Finished, Work
-from torpor.image.whole import PartRecord
+from torpor.image.whole import Face, PartRecord
 from torpor.link import secret as secrets
 from torpor.link.direct import Hub
 from torpor.link.members import PREFIX
@@ -209,7 +209,7 @@ def test_whoever_has_lost_its_supervisor_is_lost(job: Job) -> None:
 
 def saving(limit: float = 5.0) -> tuple[Saving, list[Finished]]:
     said: list[Finished] = []
-    return Saving("h1", "127.0.0.1", 3, False, limit, said.append), said
+    return Saving("h1", "127.0.0.1", 3, False, limit, said.append, Face()), said
 
 
 def test_a_save_waits_for_each_order() -> None:
@@ -250,11 +250,12 @@ def test_a_restart_hears_where_to_call() -> None:
     assert one.parts == ["h1"] and one.what == "train@4" and len(one.code(b"x")) == 32
     meeting = Meeting()
     meeting.add("h2", places("fe80::2 77", [(b"a" * 16, False), (b"b" * 16, True)], []))
-    meeting.add("h1", places("10.0.0.1 1", [], [b"a" * 16, b"b" * 16]))
+    meeting.add("h1", places("10.0.0.1 1", [], [b"a" * 16, b"b" * 16], {80: 8080}))
     for word in (wire.In(), Work(5, Kind.RESTART, Phase.CONNECT, meeting.result()["h1"])):
         _send(there, word)
     _send(there, Work(5, Kind.RESTART, Phase.UNDO))
-    found = one.recreated(1, [], [b"a" * 16, b"b" * 16])
+    found, shifts = one.recreated(1, [], [b"a" * 16, b"b" * 16], {80: 8080})
+    assert shifts == {"h1": {80: 8080}}
     assert found[b"a" * 16].address == ("fe80::2", 77) and found[b"b" * 16].address is None
     assert heard == [wire.In()]
     with pytest.raises(GivenUp):

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from torpor.model.address_map import AddressMap, Place
 from torpor.model.errors import UsageError
 from torpor.watch import lines
-from torpor.watch.map import AddressMap, Place, moved
+from torpor.watch.moved import moved
 
 PLACES = st.builds(Place, st.sampled_from([f"10.0.0.{n}" for n in range(1, 6)]), st.integers(1, 4))
 

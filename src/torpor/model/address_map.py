@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from torpor.model.errors import UsageError
-from torpor.watch.lines import V4_IN_V6
 
 
 class Place(NamedTuple):
@@ -18,10 +17,15 @@ class Place(NamedTuple):
 
 
 class AddressMap:
-    """Old places and the new ones for them. One with a port counts before one without, which keeps the port."""
+    """Old places and the new ones for them. One with a port counts before one without, which keeps the port.
+
+    both: old addresses that are new ones of somebody else, so that a host which had changed places with another might
+    be meant, or that other one.
+    """
 
     def __init__(self, moves: dict[Place, Place]) -> None:
         self.moves = moves
+        self.both = {old.host for old in moves if not old.port} & {new.host for new in moves.values()}
 
     def __bool__(self) -> bool:
         return bool(self.moves)
@@ -44,11 +48,14 @@ class AddressMap:
                 raise UsageError(f"--map-host {word}: {old} is somewhere else already")
         return cls(moves)
 
-    def find(self, host: str, port: int) -> Place | None:
-        """Where an address is now; None if it is where it was."""
+    def find(self, host: str, port: int, answer: bool = False) -> Place | None:
+        """Where an address is now; None if it is where it was. answer: it may be that of a sender, who is answered, and
+        which the kernel has told just now; so it is, unless the port is known to have been another's."""
         exact = self.moves.get(Place(host, port)) if port else None
         if exact is not None:
             return exact
+        if answer and host in self.both:
+            return None
         whole = self.moves.get(Place(host))
         return None if whole is None else Place(whole.host, port)
 
@@ -60,15 +67,6 @@ class AddressMap:
     def words(self) -> tuple[str, ...]:
         """What `parse` makes this of."""
         return tuple(f"{_word(old)}={_word(new)}" for old, new in self.moves.items())
-
-
-def moved(address: bytes, place: Place) -> bytes:
-    """A struct sockaddr of the Internet with another place in it, of the same family; IPv4 in IPv6 clothes stays so."""
-    port = place.port.to_bytes(2, "big")
-    if int.from_bytes(address[:2], "little") == AF_INET:
-        return address[:2] + port + inet_pton(AF_INET, place.host) + address[8:]
-    host = inet_pton(AF_INET6, place.host) if ":" in place.host else V4_IN_V6 + inet_pton(AF_INET, place.host)
-    return address[:2] + port + address[4:8] + host + address[24:]
 
 
 def _word(place: Place) -> str:
