@@ -49,7 +49,7 @@ class Apart:
 
     def _start(self, at: int, more: Mapping[str, object], come: bool = True) -> subprocess.Popen[bytes]:
         hosts = {name: f"127.0.0.{at + n}" for n, name in enumerate(self.names)}
-        node = server.Node(FIRST, hosts[FIRST], *server.free_ports(hosts[FIRST], 2))
+        node = server.Node(FIRST, hosts[FIRST], 0)
         key = secrets.fresh()
         for name in self.names:
             first = name == FIRST
@@ -67,8 +67,14 @@ class Apart:
             self._close(name)
             self._running[name] = process
             self._tell(name, key.line() + parts.line(part))
+        ports = self._said(FIRST)["ports"]
+        assert isinstance(ports, list)
+        for name in self.names:
+            self._tell(name, json.dumps({"nodes": [[FIRST, hosts[FIRST], *ports]]}).encode() + b"\n")
         if "checkpoint" not in more:
-            doors = {name: (hosts[name], self._said(name)["door"]) for name in self.names}
+            told = {name: self._said(name) for name in self.names}
+            assert all("door" in each for each in told.values()), told
+            doors = {name: (hosts[name], told[name]["door"]) for name in self.names}
             for name in self.names:
                 self._tell(name, json.dumps({"doors": doors}).encode() + b"\n")
         for name in self.names:
