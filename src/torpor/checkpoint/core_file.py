@@ -43,7 +43,7 @@ def write(manifest: Manifest, process: ProcessRecord, source: Source, fd: int) -
         last = at
         while last < len(own) and own[last].address < area.end:
             last += 1
-        over = [part for part in (_inside(run, area) for run in own[at:last]) if part is not None]
+        over = [part for part in (saved_memory.inside(run, area) for run in own[at:last]) if part is not None]
         held += _segments(area, memory.behind(area), over, manifest.vdso if area.name == CODE else b"")
     plan = elf_core.layout([segment for segment, _, _ in held], _notes(manifest, process, own, source))
     os.ftruncate(fd, plan.size)
@@ -54,12 +54,6 @@ def write(manifest: Manifest, process: ProcessRecord, source: Source, fd: int) -
         if plain:
             write_at(fd, offset, plain)
     return plan.size
-
-
-def _inside(run: Run, area: AreaRecord) -> Run | None:
-    """What of a run is in an area."""
-    first, last = max(run.address, area.start), min(run.end, area.end)
-    return Run(first, last - first, run.ref, run.skip + first - run.address) if first < last else None
 
 
 def _segments(

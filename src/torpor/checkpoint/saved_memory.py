@@ -142,6 +142,12 @@ def _window(runs: Iterable[Run], area: AreaRecord) -> Iterator[Run]:
             yield Run(first + shift, last - first, run.ref, run.skip + first - run.address)
 
 
+def inside(run: Run, area: AreaRecord) -> Run | None:
+    """What of a run is in an area."""
+    first, last = max(run.address, area.start), min(run.end, area.end)
+    return Run(first, last - first, run.ref, run.skip + first - run.address) if first < last else None
+
+
 def read(runs: Iterable[Run], source: Source, address: int, size: int) -> bytes:
     """`size` bytes at an address, from the runs that cover it; zeros where none does."""
     out = bytearray(size)

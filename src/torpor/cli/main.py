@@ -27,6 +27,7 @@ COMMANDS = {
     "prune": "remove old checkpoints, and what nobody needs",
     "verify": "is a checkpoint whole",
     "drill": "would a checkpoint start: rehearse its restart",
+    "scan": "does a checkpoint hold keys, tokens, passwords",
     "core": "write a saved process as a core file, for a debugger",
     "copy": "copy a checkpoint to another store",
     "key": "keys: who signs checkpoints, who is trusted, who can read",
