@@ -49,6 +49,7 @@ from torpor.posix.contents import store_file
 from torpor.posix.job_services import job_services
 from torpor.posix.memory import layout, vdso
 from torpor.posix.memory.area import FILE, PROT_WRITE, AreaRecord
+from torpor.posix.memory.forget import Forget
 from torpor.posix.process_services import PROCESS_SERVICES, THREAD_SERVICES
 from torpor.posix.scratch import Scratch
 from torpor.posix.service import Job, Stream, ThreadService
@@ -144,7 +145,15 @@ class Captured(NamedTuple):
             objects=tuple(objects),
             scratch=self.scratch(),
             files=files,
+            forgotten=self._forgotten(),
         )
+
+    def left_out(self) -> tuple[str, ...]:
+        """What there is to be said about what was left out by choice, once the manifest is complete."""
+        return (*(f"left out: {line}" for line in self._forgotten()), *self.memory.forget.remarks())
+
+    def _forgotten(self) -> tuple[str, ...]:
+        return self.memory.forget.told(zip(self.pids, (record.pid for record in self.manifest.processes)))
 
 
 def capture(
@@ -161,11 +170,13 @@ def capture(
     together: SavedTogether | None = None,
     flags: memory.Flags | None = None,
     snapshot: Snapshot | None = None,
+    forget: Forget | None = None,
 ) -> Captured:
     """What there is to say of a frozen job; its bulk data goes to the sink. flags, snapshot: what can wait is left in
-    copies of the processes (memory.look, memory.save); None for everything now. may_turn_over: also of connections that
-    wait to be accepted with data in them (posix/backlog.py); otherwise NotNow is raised for them.  together: the other
-    hosts of the job, if it is not alone; they are waited for at "frozen" and "settled".
+    copies of the processes (memory.look, memory.save); None for everything now. forget: what is left out.
+    may_turn_over: also of connections that wait to be accepted with data in them (posix/backlog.py); otherwise NotNow
+    is raised for them.  together: the other hosts of the job, if it is not alone; they are waited for at "frozen" and
+    "settled".
 
     Raises Refused before anything was run in the job, CheckpointFailed, and whatever shows that the job changed.
     """
@@ -201,7 +212,7 @@ def capture(
     asked = {pid: _ask(process) for pid, process in frozen.processes.items()}
     services = _job_services(view, [frozen.processes[pid] for pid in order if pid in frozen.processes])
     alone = {} if snapshot is None else _not_copied(frozen, order, asked, tree.watched)
-    held = memory.save(frozen, looks, view, files.number, sink, progress, snapshot, alone)
+    held = memory.save(frozen, looks, view, files.number, sink, progress, snapshot, alone, forget or Forget(()))
     records = [_process(pid, tree, view, frozen, asked.get(pid), files) for pid in order]
     manifest = Manifest(
         job=job,

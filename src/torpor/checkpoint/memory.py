@@ -16,6 +16,7 @@ from torpor.model.errors import CheckpointFailed, Refusal, Refused
 from torpor.model.snapshot import COMM
 from torpor.posix.memory import capture, objects
 from torpor.posix.memory.area import FILE, OBJECT, AreaRecord
+from torpor.posix.memory.forget import Forget
 from torpor.posix.memory.objects import MemoryObjectRecord
 from torpor.posix.memory.pages import PagesRecord, Window, pack
 from torpor.posix.service import Job
@@ -85,17 +86,19 @@ def save(
     progress: Progress | None,
     snapshot: Snapshot | None,
     alone: Mapping[int, str],
+    forget: Forget,
 ) -> Held:
     """Save all memory that has to be saved while the job is stopped; the rest is held in copies of its processes, which
     `Held.finish` saves. snapshot: takes the copies; None to save everything now.  alone: processes that
-    are to make none (host pids), and why.
+    are to make none (host pids), and why.  forget: what is left out.
 
     Raises Refused (before anything was sent to the sink) or CheckpointFailed, Gone, OSError.
     """
-    held = Held(looks, file_number, sink, progress, snapshot)
+    held = Held(looks, file_number, sink, progress, snapshot, forget)
     shared: dict[tuple[int, int], list[tuple[Process, Area, AreaRecord]]] = {}
     for pid, (seen, _) in looks.items():
         process = frozen.processes[pid]
+        forget.look(pid, process.leader.tid)
         records = held.number(process, seen)
         for (area, _, _), record in zip(seen, records):
             if record.kind == OBJECT:
@@ -124,7 +127,9 @@ class Held:
         sink: Sink,
         progress: Progress | None,
         snapshot: Snapshot | None,
+        forget: Forget,
     ) -> None:
+        self.forget = forget
         self.areas: dict[int, tuple[AreaRecord, ...]] = {}
         self.objects: tuple[MemoryObjectRecord, ...] = ()
         self.why: dict[int, str] = {}
@@ -153,7 +158,7 @@ class Held:
         work = []
         for pid, (seen, _) in self._looks.items():
             chosen = [one for one in seen if capture.apart(one)] if pid in self._copies else seen
-            work += [Work(pid, pid, window, plainly) for window, plainly in capture.own_windows(pid, chosen)]
+            work += [Work(pid, pid, window, plainly) for window, plainly in self._windows(pid, pid, chosen)]
             if pid not in self._copies:
                 self._guards[pid] = capture.guards(pid, seen)
             else:
@@ -199,7 +204,11 @@ class Held:
         else:
             seen = [one for one in seen if not capture.apart(one)]
         self._guards[pid] = capture.guards(copy.pid, seen)
-        return [Work(pid, copy.pid, window, plainly) for window, plainly in capture.own_windows(copy.pid, seen)]
+        return [Work(pid, copy.pid, window, plainly) for window, plainly in self._windows(pid, copy.pid, seen)]
+
+    def _windows(self, pid: int, source: int, seen: Iterable[capture.Seen]) -> Iterable[tuple[Window, bool]]:
+        """What there is to save of these areas of a process. source: it, or its copy."""
+        return capture.own_windows(source, [one for one in seen if self.forget.kept(pid, one.record)])
 
     def _renumber(self, pid: int, found: Iterable[capture.Seen]) -> None:
         """Records as they were found now; the numbers of files and objects are known."""
@@ -211,7 +220,9 @@ class Held:
     def _take(self, work: list[Work]) -> None:
         total = sum(each.window.size for each in work)
         progress = self._progress
-        refs = _pump(work, self._sink, (lambda done: progress("memory", done, total)) if progress else None)
+        refs = _pump(
+            work, self._sink, (lambda done: progress("memory", done, total)) if progress else None, self.forget
+        )
         for each, ref in zip(work, refs):
             self._found[each.pid].append((each.window, ref))
 
@@ -263,7 +274,7 @@ def _objects(
     return tuple(records)
 
 
-def _pump(work: list[Work], sink: Sink, progress: Callable[[int], None] | None) -> list[int]:
+def _pump(work: list[Work], sink: Sink, progress: Callable[[int], None] | None, forget: Forget) -> list[int]:
     """Read every window and put it into the sink, with a few threads; the chunks in the order of the work."""
     refs = [0] * len(work)
     lock = threading.Lock()
@@ -281,8 +292,10 @@ def _pump(work: list[Work], sink: Sink, progress: Callable[[int], None] | None) 
                 if not batch:
                     return
                 for i in batch:
-                    _, source, window, plainly = work[i]
-                    refs[i] = sink.put(reader.read(source, window, plainly))
+                    pid, source, window, plainly = work[i]
+                    data = reader.read(source, window, plainly)
+                    forget.blot(pid, window, data)
+                    refs[i] = sink.put(data)
                 if progress is not None:
                     with lock:
                         done += sum(work[i].window.size for i in batch)

@@ -120,6 +120,7 @@ def restart(request: RestartRequest) -> Restarted:
     keep_session = request.terminal >= 0 and manifest.terminal is not None
     notes: list[str] = []
     footing, births = _footing(manifest, request, keep_session, notes.append)
+    notes += [f"left out when it was saved: {line}" for line in manifest.forgotten]
     name = f"{whole(request.load.info.job)}@{request.load.info.number}"
     met = _meet(manifest, request, notes.append)
     try:

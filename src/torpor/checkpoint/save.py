@@ -21,6 +21,7 @@ from torpor.image.whole import PartRecord
 from torpor.linux import masks
 from torpor.model.errors import CheckpointFailed, NotNow, Refused
 from torpor.model.ledger import Ledger
+from torpor.posix.memory.forget import Forget
 from torpor.posix.service import Stream
 from torpor.tracee.call import CallFailed
 from torpor.tracee.freeze import freeze
@@ -50,6 +51,7 @@ class SaveRequest(msgspec.Struct, kw_only=True):
     ledger: called while the job is stopped: what it has asked for so far, None if it is not watched.
     together: the other hosts of the job, if it is not alone: then this is a part of a checkpoint, which exists when
     somebody has written its root (whole.py).  first: the job began here.
+    forget: what is left out (posix/memory/forget.py).
     """
 
     name: str
@@ -68,6 +70,7 @@ class SaveRequest(msgspec.Struct, kw_only=True):
     ledger: Callable[[], Ledger | None] = lambda: None
     together: SavedTogether | None = None
     first: bool = True
+    forget: Sequence[str] = ()
 
 
 class SaveReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,6 +172,7 @@ def _attempt(
                         together,
                         flags,
                         snapshot,
+                        Forget(request.forget),
                     )
                     captured = captured.watched(request.ledger())
                 except (CallFailed, Gone, ProcessLookupError, FileNotFoundError) as error:
@@ -203,7 +207,7 @@ def _attempt(
         location=request.store.location,
         processes=len(captured.manifest.processes),
         threads=_threads(captured.manifest),
-        notes=(*captured.notes, *filter(None, [why])),
+        notes=(*captured.notes, *captured.left_out(), *filter(None, [why])),
     )
 
 

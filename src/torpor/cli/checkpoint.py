@@ -35,6 +35,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
     add_compress(parser)
     upkeep.add_on(parser)
+    upkeep.add_forget(parser)
     parser.add_argument(
         "--encrypt-to",
         action="append",
@@ -66,6 +67,7 @@ def command(options: argparse.Namespace) -> int:
             name=options.name,
             encrypt_to=options.encrypt_to,
             on=options.on,
+            forget=options.forget,
             progress=progress,
         )
     finally:

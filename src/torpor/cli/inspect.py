@@ -51,6 +51,7 @@ def command(options: argparse.Namespace) -> int:
             "bytes_new": opened.info.bytes_new,
             "path": opened.info.path,
             "upkeep": _upkeep(opened),
+            "forgotten": opened.manifest.forgotten,
             "processes": [
                 {**process._asdict(), "descriptors": [d._asdict() for d in process.descriptors]}
                 for process in opened.processes()
@@ -152,6 +153,7 @@ def _head(opened: Checkpoint) -> list[str]:
     return [
         f"{opened.name}, {saved}",
         f"{size(info.bytes_total)} in all, of which {size(info.bytes_new)} new; {info.path}",
+        *(f"left out: {line}" for line in manifest.forgotten),
         *([f"a restart goes on with {shlex.join(unasked)}"] if unasked else []),
     ]
 

@@ -108,7 +108,7 @@ def _start_over_hosts(options: argparse.Namespace) -> int:
     from torpor.launch import hosts
     from torpor.supervise.signals import exit_with
 
-    for flag in ("detach", "resume_or_start", "watch", "on_crash", "on", "inside"):
+    for flag in ("detach", "resume_or_start", "watch", "on_crash", "on", "forget", "inside"):
         if getattr(options, flag):
             raise UsageError(f"run: --{flag.replace('_', '-')} is not for a job over hosts yet")
     names = [host.strip() for host in options.hosts.split(",") if host.strip()]

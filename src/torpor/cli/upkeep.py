@@ -10,7 +10,7 @@ from torpor.model.errors import UsageError
 
 USAGE = """[--every TIME] [--keep N] [--on-signal SIGNAL=ACTION] [--deadline TIME]
                   [--on-crash restart:N] [--stopped-status N] [--[no-]with-files] [--compress HOW]
-                  [--on EVENT COMMAND]"""
+                  [--on EVENT COMMAND] [--forget WHAT]"""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +43,16 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--with-files", action=argparse.BooleanOptionalAction, help="as torpor checkpoint --with-files (default: not)"
     )
     add_compress(group)
+    add_forget(group)
+
+
+def add_forget(parser: argparse._ActionsContainer) -> None:
+    """--forget"""
+    parser.add_argument(
+        "--forget", action="append", metavar="WHAT",
+        help="leave out the values of environment variables of that name (or pattern); dontdump: memory that the "
+        "program has marked as not for core dumps; may be repeated; it is gone at a restart (docs/secrets.md)",
+    )  # fmt: skip
 
 
 def add_on(parser: argparse._ActionsContainer) -> None:
@@ -56,7 +66,18 @@ def add_on(parser: argparse._ActionsContainer) -> None:
 
 def given(options: argparse.Namespace) -> dict[str, Any]:
     """What was asked for, by the fields of supervise/upkeep.py. Raises UsageError."""
-    words = ("every", "keep", "on_signal", "deadline", "on_crash", "stopped_status", "with_files", "compress", "on")
+    words = (
+        "every",
+        "keep",
+        "on_signal",
+        "deadline",
+        "on_crash",
+        "stopped_status",
+        "with_files",
+        "compress",
+        "on",
+        "forget",
+    )
     if all(getattr(options, word) is None for word in words):
         return {}
     from torpor.model import duration
@@ -79,6 +100,8 @@ def given(options: argparse.Namespace) -> dict[str, Any]:
         out["stopped_status"] = _within("--stopped-status", options.stopped_status, 0, 255)
     if options.with_files is not None:
         out["with_files"] = options.with_files
+    if options.forget is not None:
+        out["forget"] = tuple(word for word in options.forget if word)
     if options.on is not None:
         from torpor.supervise import hooks
 

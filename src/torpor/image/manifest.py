@@ -146,5 +146,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The kernel's own code, as the processes see it."""
     ledger: Ledger | None = None
     """The outside addresses that the job has asked for, if it was watched; it is then watched again."""
+    forgotten: tuple[str, ...] = ()
+    """What was left out by choice (--forget), in words."""
     terms: Terms | None = None
     """The policy in force at the checkpoint, and what goes with it; None where there was none."""

@@ -40,6 +40,7 @@ def run(
     with_files: bool | None = None,
     compress: str | None = None,
     on: Sequence[tuple[str, str]] | None = None,
+    forget: Sequence[str] | None = None,
 ) -> Job:
     """Start a program as a job without a terminal; its output goes to `job.log`.
 
@@ -59,7 +60,7 @@ def run(
     words += ["--untrusted"] if untrusted else []
     words += [f"--watch={watch}"] if watch is not None else []
     words += ["--inside"] if inside else []
-    words += _unasked(every, keep, on_signal, deadline, on_crash, stopped_status, with_files, compress, on)
+    words += _unasked(every, keep, on_signal, deadline, on_crash, stopped_status, with_files, compress, on, forget)
     return _started([*words, "--", *argv], cwd, env)
 
 
@@ -89,6 +90,7 @@ def restart(
     with_files: bool | None = None,
     compress: str | None = None,
     on: Sequence[tuple[str, str]] | None = None,
+    forget: Sequence[str] | None = None,
 ) -> Job:
     """Start a saved job again, without a terminal; what it says goes to `job.log`.
 
@@ -114,7 +116,7 @@ def restart(
     words += ["--in-place"] if in_place else []
     words += ["--stopped"] if stopped else []
     words += [f"--pid-budget={pid_budget}"] if pid_budget is not None else []
-    words += _unasked(every, keep, on_signal, deadline, on_crash, stopped_status, with_files, compress, on)
+    words += _unasked(every, keep, on_signal, deadline, on_crash, stopped_status, with_files, compress, on, forget)
     return _started([*words, *([checkpoint] if checkpoint else [])], None, None)
 
 
@@ -139,6 +141,7 @@ def checkpoint(
     name: str | None = None,
     encrypt_to: Sequence[str] | None = None,
     on: Sequence[tuple[str, str]] | None = None,
+    forget: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> Saved:
     """Save a job by its name (None: the only one), or the tree of a process by its pid. See
@@ -146,11 +149,11 @@ def checkpoint(
     if isinstance(job, int):
         return checkpoint_pid(
             job, stop=stop, files=files, with_files=with_files, compress=compress, store=store, name=name,
-            encrypt_to=encrypt_to, on=on, progress=progress,
+            encrypt_to=encrypt_to, on=on, forget=forget, progress=progress,
         )  # fmt: skip
     return attach(job).checkpoint(
         stop=stop, files=files, with_files=with_files, compress=compress, store=store, name=name,
-        encrypt_to=encrypt_to, on=on, progress=progress,
+        encrypt_to=encrypt_to, on=on, forget=forget, progress=progress,
     )  # fmt: skip
 
 
@@ -201,7 +204,7 @@ def open_checkpoint(
 def _unasked(
     every: str | None, keep: int | None, on_signal: Mapping[str, str] | None, deadline: str | None,
     on_crash: str | None, stopped_status: int | None, with_files: bool | None, compress: str | None,
-    on: Sequence[tuple[str, str]] | None,
+    on: Sequence[tuple[str, str]] | None, forget: Sequence[str] | None,
 ) -> list[str]:  # fmt: skip
     """The options of cli/upkeep.py."""
     given = {
@@ -213,6 +216,7 @@ def _unasked(
         words.append("--with-files" if with_files else "--no-with-files")
     for event, command in on or ():
         words += ["--on", event, command]
+    words += [f"--forget={word}" for word in forget or ()]
     return words + [f"--on-signal={name}={action}" for name, action in (on_signal or {}).items()]
 
 

@@ -120,6 +120,7 @@ class Job:
         name: str | None = None,
         encrypt_to: Sequence[str] | None = None,
         on: Sequence[tuple[str, str]] | None = None,
+        forget: Sequence[str] | None = None,
         progress: Progress | None = None,
     ) -> Saved:
         """Save the job; it goes on running unless `stop`.
@@ -128,15 +129,17 @@ class Job:
         program, its libraries and what it has mapped or open for reading, for a machine that lacks them.  store, name:
         other than those the job was started with.  compress: 'none', 'fast', 'zstd' or 'auto' (by what
         saves most time); None: the default.  encrypt_to: keys that can read it ('self', a name, a key
-        written out, a file); None: the default.  on: (event, command) each, run around this checkpoint as well. Raises
-        Refused, CheckpointFailed, HookFailed; the job then goes on unharmed.
+        written out, a file); None: the default.  on: (event, command) each, run around this checkpoint as well.
+        forget: what is left out (docs/secrets.md). Raises Refused, CheckpointFailed, HookFailed; the job then goes on
+        unharmed.
         """
         files, readers, compress, hooks = _files(files), _readers(encrypt_to), _compress(compress), _hooks(on)
-        if hooks and self.entry.part:
-            raise UsageError("--on is not for a job over hosts yet")
+        if (hooks or forget) and self.entry.part:
+            raise UsageError("--on and --forget are not for a job over hosts yet")
         request = {
             "do": "checkpoint", "stop": stop, "files": files, "with_files": with_files, "compress": compress,
             "store": _absolute(store), "name": name or "", "encrypt_to": readers, "on": hooks,
+            "forget": list(forget or ()),
         }  # fmt: skip
 
         def direct() -> dict[str, Any]:
@@ -151,6 +154,7 @@ class Job:
                 registry.check_name(name or self.name), self._reach(), _absolute(store) or self.entry.store,
                 stop=stop, files=files, with_files=with_files, compress=compress, encrypt_to=readers,
                 progress=progress, upkeep=self.entry.upkeep, inside=self.entry.inside, ledger=self.ledger, on=hooks,
+                forget=forget or (),
             )  # fmt: skip
             self.entry = self.entry._replace(saved=f"{plain['job']}@{plain['number']}", saved_at=time.time())
             if self.entry.alive:
@@ -416,6 +420,7 @@ def checkpoint_pid(
     name: str | None = None,
     encrypt_to: Sequence[str] | None = None,
     on: Sequence[tuple[str, str]] | None = None,
+    forget: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> Saved:
     """Save the tree of process `pid`, whoever started it; as `Job.checkpoint`.
@@ -430,7 +435,7 @@ def checkpoint_pid(
         if entry.root.pid == pid:
             return Job(entry).checkpoint(
                 stop=stop, files=files, with_files=with_files, compress=compress, store=store, name=name,
-                encrypt_to=encrypt_to, on=on, progress=progress,
+                encrypt_to=encrypt_to, on=on, forget=forget, progress=progress,
             )  # fmt: skip
     where = _foreign(pid)
     label = registry.check_name(name) if name else registry.fit_name(f"{proc.comm(pid)}-{pid}")
@@ -447,6 +452,7 @@ def checkpoint_pid(
             encrypt_to=readers,
             progress=progress,
             on=_hooks(on),
+            forget=forget or (),
         )
     )
 

@@ -23,7 +23,7 @@ Done: TypeAlias = Callable[[dict[str, Any] | None, BaseException | None], None]
 
 class Order(NamedTuple):
     """A checkpoint that is to be made. encrypt_to: see image.seal.sealing.  compress, name, store: '' for the
-    job's own.  why: for the log.  on: hooks for this one."""
+    job's own.  why: for the log.  on, forget: for this one."""
 
     stop: bool = False
     files: str = "auto"
@@ -34,6 +34,7 @@ class Order(NamedTuple):
     store: str = ""
     why: str = "command"
     on: Hooks = ()
+    forget: Sequence[str] = ()
 
 
 class Keeper:

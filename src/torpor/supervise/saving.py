@@ -72,6 +72,7 @@ def save(
     together: SavedTogether | None = None,
     first: bool = True,
     on: Hooks = (),
+    forget: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Make a checkpoint of the processes in `where` as the next one of job `name`; returns the report as
     plain values.
@@ -81,7 +82,7 @@ def save(
     streams: what the job inherited, by its number there, and our own descriptor of it; None if we hold none.
     upkeep: what a restart is to go on with (upkeep.py); inside: how the job speaks with torpor (inside.py).  why: who
     wants it, for the log, where all of this leaves a line.  ledger, together, first: see SaveRequest.  on: hooks for
-    this one, beside those of `upkeep`.
+    this one, beside those of `upkeep`; forget: likewise, what is left out.
     Raises what `torpor.checkpoint.save.save` raises, and HookFailed. To be called in one thread from start to end.
     """
     from torpor.checkpoint.save import save as run
@@ -102,6 +103,7 @@ def save(
             name, where, opened, sealer, stop, files, with_files, compress, streams, progress, guard, upkeep
         )
         request.ledger = ledger
+        request.forget = (*upkeeping(upkeep).forget, *forget)
         if inside:
             request.label = {**request.label, "inside": inside}
         request.together, request.first = together, first

@@ -470,6 +470,7 @@ class Supervisor:
             name=text(request, "name"),
             store=text(request, "store"),
             on=hooks.parsed(request.get("on", ())),
+            forget=texts(request, "forget") or (),
         )
 
         def progress(phase: str, so_far: int, total: int) -> None:
@@ -540,6 +541,7 @@ class Supervisor:
             upkeep=self.entry.upkeep, inside=self.entry.inside, why=order.why,
             ledger=self._wrapper.ledger if self._wrapper is not None else lambda: None,
             together=together, first=self._membership is None or self._membership.part.first, on=order.on,
+            forget=order.forget,
         )  # fmt: skip
 
     # -- our part in a job over hosts (`membership.Supervised`)

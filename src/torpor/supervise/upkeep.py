@@ -33,7 +33,8 @@ class Upkeep(NamedTuple):
     passed on.  deadline: seconds from a signal that means `checkpoint-stop` until whoever sent it will end the job, 0:
     not known.  crashes: how often the job is restarted after a crash.  stopped_status: exit status once the job was
     saved and ended.  with_files: every checkpoint carries the files that the job needs.  compress: how they all are
-    compressed, '' for the default.  hooks: commands that are run around checkpoints and restarts."""
+    compressed, '' for the default.  hooks: commands that are run around checkpoints and restarts.  forget: what is
+    left out of every checkpoint."""
 
     every: float = 0.0
     keep: int = 0
@@ -44,6 +45,7 @@ class Upkeep(NamedTuple):
     with_files: bool = False
     compress: str = ""
     hooks: Hooks = ()
+    forget: tuple[str, ...] = ()
 
     def action(self, number: int) -> str:
         """What that signal means."""
@@ -110,6 +112,7 @@ def options(upkeep: Upkeep) -> list[str]:
         words.append(f"--compress={upkeep.compress}")
     for event, command in upkeep.hooks:
         words += ["--on", event, command]
+    words += [f"--forget={word}" for word in upkeep.forget]
     return words
 
 
