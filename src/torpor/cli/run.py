@@ -56,6 +56,9 @@ def options(parser: argparse.ArgumentParser) -> None:
         "torpor rsh brings its processes to the others, which are reached by ssh (docs/hosts.md)",
     )  # fmt: skip
     parser.add_argument(
+        "--join", metavar="JOB", help="the program becomes part of a job that runs on this host (docs/hosts.md)"
+    )
+    parser.add_argument(
         "--engine", metavar="URL", default="", help="with --hosts: a site's NATS servers, in place of one of the job's"
     )
     parser.add_argument(
@@ -74,6 +77,8 @@ def command(options: argparse.Namespace) -> int:
         raise UsageError("run: --resume-or-start needs --name")
     if options.untrusted and not options.resume_or_start:
         raise UsageError("run: --untrusted is for --resume-or-start")
+    if options.join:
+        return _join(options)
     if options.hosts:
         return _start_over_hosts(options)
     if options.engine or options.remote_torpor:
@@ -102,6 +107,19 @@ def _start(options: argparse.Namespace) -> int:
     return run.run(
         options.program, options.name, store(options), upkeep.encoded(options), options.watch, options.inside
     )
+
+
+def _join(options: argparse.Namespace) -> int:
+    from torpor.launch import join
+    from torpor.supervise import registry
+    from torpor.supervise.signals import exit_with
+
+    for flag in ("detach", "resume_or_start", "watch", "name", "hosts", "engine", "remote_torpor", "store"):
+        if getattr(options, flag):
+            raise UsageError(f"run: --{flag.replace('_', '-')} does not go with --join: that is the job's affair")
+    if upkeep.given(options):
+        raise UsageError("run: what is done unasked for a job is said where it is started, not with --join")
+    return exit_with(join.here(registry.find(options.join), options.program))
 
 
 def _start_over_hosts(options: argparse.Namespace) -> int:

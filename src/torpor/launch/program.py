@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from torpor.model.errors import TorporError
 
 if TYPE_CHECKING:
+    from torpor.supervise.joined import Program
     from torpor.watch.wrapper import Wrapper
 
 
@@ -46,11 +47,13 @@ def start(
     new_session: bool = False,
     env: Mapping[bytes, bytes] | None = None,
     wrapper: Wrapper | None = None,
+    prepare: Callable[[], None] = lambda: None,
 ) -> int:
     """Start `argv` as our child and return its pid, once it has really been executed.
 
     mask: the signal mask it gets. What Python ignores on its own account is at its default in the program;
-    what was ignored when we were started is ignored in it too.  wrapper: what is to be put around it. Raises
+    what was ignored when we were started is ignored in it too.  wrapper: what is to be put around it.  prepare: what it
+    does first. Raises
     CannotStart, Unwatched.
     """
     program = argv[0]
@@ -62,7 +65,7 @@ def start(
     reading, writing = os.pipe()  # closed by a successful exec
     pid = os.fork()
     if pid == 0:
-        _become(argv, blocked, new_session, given, writing, wrapper)
+        _become(argv, blocked, new_session, given, writing, wrapper, prepare)
     os.close(writing)
     try:
         if wrapper is not None:
@@ -77,15 +80,37 @@ def start(
     return pid
 
 
+def start_joined(asked: Program, streams: Sequence[int]) -> int:
+    """Start a program for somebody else, with three streams of theirs; its pid. Raises CannotStart."""
+    import resource
+
+    def prepare() -> None:
+        for number, fd in enumerate(streams):
+            os.dup2(fd, number)
+        os.umask(asked.umask)
+        for which, soft in asked.limits.items():
+            try:
+                resource.setrlimit(which, (soft, resource.getrlimit(which)[1]))
+            except (OSError, ValueError):
+                continue
+        for sent in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGCHLD):
+            signal.signal(sent, signal.SIG_IGN if sent in asked.ignored else signal.SIG_DFL)
+        os.chdir(asked.cwd)
+
+    env = {os.fsencode(name): os.fsencode(value) for name, value in asked.env.items()}
+    return start(asked.argv, asked.mask, new_session=True, env=env, prepare=prepare)
+
+
 def _become(
     argv: Sequence[str], mask: Iterable[int], new_session: bool, env: Mapping[bytes, bytes], writing: int,
-    wrapper: Wrapper | None,
+    wrapper: Wrapper | None, prepare: Callable[[], None],
 ) -> NoReturn:  # fmt: skip
     """In the new process: become the program, or write down the errno and exit."""
     number = errno.ENOEXEC
     try:
         if new_session:
             os.setsid()
+        prepare()
         for number_of_ours in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number_of_ours, signal.SIG_DFL)
         if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:

@@ -146,6 +146,7 @@ def supervised(supervisor: Supervisor, detached: bool = False, wishes: Mapping[s
     After a crash of a job that is to be restarted, this process becomes another one (again.py) and does not return.
     wishes: how it is to be restarted then (`restart.Wishes`).
     """
+    supervisor.joined.start = program.start_joined
     status = supervisor.run()
     if supervisor.again:
         from torpor.launch import again

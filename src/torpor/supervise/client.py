@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torpor.model.errors import TorporError
 from torpor.supervise import protocol
@@ -23,11 +23,13 @@ class NoAnswer(NoSupervisor):
 
 
 def ask(
-    entry: Entry, request: protocol.Message, on_event: Callable[[protocol.Message], None] | None = None
-) -> protocol.Message:
+    entry: Entry, request: protocol.Message, on_event: Callable[[protocol.Message], None] | None = None,
+    fds: Sequence[int] = (),
+) -> protocol.Message:  # fmt: skip
     """Send one request to the job's supervisor and return its result.
 
-    on_event: called with each event until then. Raises NoSupervisor, or the error that the supervisor met.
+    fds: descriptors that are handed over with it.  on_event: called with each event until then. Raises NoSupervisor, or
+    the error that the supervisor met.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(HELLO_SECONDS)
@@ -46,7 +48,7 @@ def ask(
                         if message.get("torpor") != protocol.VERSION:
                             raise TorporError(f"{entry.name} is supervised by another version of torpor")
                         greeted = True
-                        connection.sendall(protocol.encode({"torpor": protocol.VERSION, **request}))
+                        _send(connection, protocol.encode({"torpor": protocol.VERSION, **request}), fds)
                         connection.settimeout(None)
                     elif "error" in message:
                         raise protocol.raised(message["error"])
@@ -60,6 +62,12 @@ def ask(
             raise kind(f"the supervisor of {entry.name} does not answer: {error.strerror or error}") from None
         except ValueError as error:
             raise TorporError(f"{entry.name}: its socket does not speak torpor's protocol ({error})") from None
+
+
+def _send(connection: socket.socket, data: bytes, fds: Sequence[int]) -> None:
+    if fds:
+        data = data[socket.send_fds(connection, [data], fds) :]
+    connection.sendall(data)
 
 
 def _connect(connection: socket.socket, entry: Entry) -> None:

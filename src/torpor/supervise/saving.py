@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import _thread
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torpor.model.errors import NotFound, TorporError
@@ -62,7 +62,7 @@ def save(
     with_files: bool = False,
     compress: str = "",
     encrypt_to: Sequence[str] | None = None,
-    streams: Mapping[int, int] | None = None,
+    streams: Sequence[tuple[int, int]] | None = None,
     progress: Progress | None = None,
     guard: Guard | None = None,
     upkeep: str = "",
@@ -79,7 +79,7 @@ def save(
 
     with_files, compress: see `Job.checkpoint`; what `upkeep` says of them holds too.
     encrypt_to: see image.seal.sealing.
-    streams: what the job inherited, by its number there, and our own descriptor of it; None if we hold none.
+    streams: what the job inherited: its number there, and our own descriptor of it; None if we hold none.
     upkeep: what a restart is to go on with (upkeep.py); inside: how the job speaks with torpor (inside.py).  why: who
     wants it, for the log, where all of this leaves a line.  ledger, together, first: see SaveRequest.  on: hooks for
     this one, beside those of `upkeep`; forget: likewise, what is left out.
@@ -167,7 +167,7 @@ def lasting(upkeep: str, with_files: bool, compress: str) -> tuple[bool, str]:
 
 def _request(
     name: str, where: Reach, store: Store, sealer: Sealing, stop: bool, files: str, with_files: bool, compress: str,
-    streams: Mapping[int, int] | None, progress: Progress | None, guard: Guard | None, upkeep: str,
+    streams: Sequence[tuple[int, int]] | None, progress: Progress | None, guard: Guard | None, upkeep: str,
 ) -> SaveRequest:  # fmt: skip
     from torpor.checkpoint.save import SaveRequest
 
@@ -231,19 +231,19 @@ def thin(store: str, name: str, keep: int) -> str:
     return f"old checkpoints of {name} could not be removed: {trouble}" if trouble else ""
 
 
-def check(where: Reach, streams: Mapping[int, int] | None = None) -> dict[str, Any]:
+def check(where: Reach, streams: Sequence[tuple[int, int]] | None = None) -> dict[str, Any]:
     """Could these processes be saved? Reads /proc only. Returns the report as plain values."""
     from torpor.checkpoint.survey import check as run
 
     return plain_check(run(where.tree(), _streams(streams)))
 
 
-def _streams(held: Mapping[int, int] | None) -> list[Any]:
+def _streams(held: Sequence[tuple[int, int]] | None) -> list[Any]:
     from torpor.posix.service import Stream
 
     if held is None:
         return [Stream(number, -1) for number in (0, 1, 2)]
-    return [Stream(number, fd) for number, fd in sorted(held.items())]
+    return [Stream(number, fd) for number, fd in sorted(held)]
 
 
 def plain_report(report: SaveReport) -> dict[str, Any]:

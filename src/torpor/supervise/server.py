@@ -14,6 +14,8 @@ from torpor.supervise.loop import IN, OUT, Loop, hung_up
 
 BACKLOG_LIMIT = 8 << 20
 """Bytes that may wait for a reader; one that takes nothing loses its events, then its connection."""
+FDS = 3
+"""Descriptors that a command may hand over."""
 
 
 class Connection:
@@ -27,6 +29,13 @@ class Connection:
         self._out = bytearray()
         self._closing = False
         self.open = True
+        self.fds: list[int] = []
+        """Descriptors that the command has handed over."""
+
+    def take(self) -> list[int]:
+        """They are the caller's now."""
+        fds, self.fds = self.fds, []
+        return fds
 
     def send(self, message: protocol.Message) -> None:
         """Queue a message; what the peer does not take now goes out when it can."""
@@ -60,6 +69,8 @@ class Connection:
             self._server.loop.forget(self._fd)
             self._server.connections.discard(self)
             self._sock.close()
+            for fd in self.take():
+                os.close(fd)
 
     def ready(self, events: int) -> None:
         """The loop's callback."""
@@ -67,11 +78,14 @@ class Connection:
             self._flush()
         if self.open and events & IN:
             try:
-                data = self._sock.recv(1 << 16)
+                data, fds, _, _ = socket.recv_fds(self._sock, 1 << 16, FDS)
             except BlockingIOError:
                 return
             except OSError:
-                data = b""
+                data, fds = b"", []
+            for fd in fds:
+                os.set_inheritable(fd, False)
+            self.fds += fds
             if not data:
                 self.close()
                 return

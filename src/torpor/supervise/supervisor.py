@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from torpor.model.errors import TorporError, UsageError
 from torpor.supervise import hooks, protocol, registry, state, upkeep
+from torpor.supervise.joined import Joined
 from torpor.supervise.keeper import Done, Keeper, Order
 from torpor.supervise.loop import Loop
 from torpor.supervise.registry import Entry, Pid
@@ -90,6 +91,7 @@ class Supervisor:
         self._stop_pending = 0
         self._root_stopped = 0
         self._reap_pending = False
+        self.joined = Joined()
         self._waiting: list[Connection] = []
         self._following: list[Connection] = []
         self._loop = Loop()
@@ -180,11 +182,14 @@ class Supervisor:
                     break
                 if seen.si_pid == self.entry.root.pid and self._events < 0:
                     self._root_changed(seen.si_code, seen.si_status)
+                else:
+                    self.joined.changed(seen.si_pid, seen.si_code, seen.si_status)
         except ChildProcessError:
             pass
         finally:
             if self._events < 0 and self.status is None and not self.entry.root.state:
                 self.status = self._status_taken()
+            self.joined.look()
             self._guard.leave()
 
     def _status_taken(self) -> int:
@@ -251,7 +256,10 @@ class Supervisor:
 
     def after(self) -> None:
         """What follows from a change of state, once everything that has arrived was looked at."""
-        if self._membership is not None and self.status is not None:
+        if not self._worker.busy:
+            self.joined.begin()
+            self.joined.answer(self._final)
+        if self._membership is not None and self.status is not None and not self.joined.run:
             self._membership.root_ended(self.status)
         if self._finished():
             self._loop.stop()
@@ -284,7 +292,11 @@ class Supervisor:
     def _finished(self) -> bool:
         if self._membership is not None and not self._membership.over:
             return False
-        return self.status is not None and not self._worker.busy
+        return self.status is not None and not self._worker.busy and not self.joined.run
+
+    def _final(self, status: int) -> dict[str, Any]:
+        """What whoever waits for a program that has joined is told."""
+        return {"status": upkeep.final_status(self._upkeep, status, bool(self.stopped_as), False, False)}
 
     def _end(self) -> int:
         status = self.status if self.status is not None else 255 << 8
@@ -386,6 +398,11 @@ class Supervisor:
             connection.finish({"result": {}})
         elif do == "checkpoint":
             self._checkpoint(connection, request)
+        elif do == "join":
+            if self.status is not None:
+                raise TorporError(f"{self.entry.name} has just ended")
+            self.joined.ask(self.entry, connection, request)
+            self.after()
         else:
             raise ValueError(do)
 
@@ -438,6 +455,9 @@ class Supervisor:
         for connection in self._following:
             connection.send(event)
 
+    def _inherited(self) -> list[tuple[int, int]]:
+        return [*self._streams.items(), *self.joined.streams]
+
     def _busy(self) -> str:
         asked = self._membership is not None and self._membership.busy
         held = self._inside is not None and self._inside.waiting
@@ -453,7 +473,7 @@ class Supervisor:
         from torpor.supervise import saving
 
         self._free()
-        where, streams = reach(self.entry), self._streams
+        where, streams = reach(self.entry), self._inherited()
 
         def done(result: Any, error: BaseException | None) -> None:
             connection.finish(protocol.error_message(error) if error else {"result": result})
@@ -537,7 +557,7 @@ class Supervisor:
         return saving.save(
             name, where, store,
             stop=order.stop, files=order.files, with_files=order.with_files, compress=order.compress,
-            encrypt_to=order.encrypt_to, streams=self._streams, progress=progress, guard=self._guard,
+            encrypt_to=order.encrypt_to, streams=self._inherited(), progress=progress, guard=self._guard,
             upkeep=self.entry.upkeep, inside=self.entry.inside, why=order.why,
             ledger=self._wrapper.ledger if self._wrapper is not None else lambda: None,
             together=together, first=self._membership is None or self._membership.part.first, on=order.on,
