@@ -172,3 +172,94 @@ def test_each_server_is_killed_while_the_job_is_saved(over: Over, delay: float) 
     over.bench.tell()
     over.ended(job, 0)
     all_counted(job)
+
+
+def begin(over: Over, host: str, name: str, *program: str, out: str, join: bool = False) -> harness.Running:
+    """A program on a host, as a launcher that is not torpor's starts it: each with the same file."""
+    bench, file = over.bench, f"{over.bench.folder}/job"
+    words = ["--join", file] if join else ["--name", name, "--store", bench.store, "--job-file", file]
+    with open(out, "ab") as f, open(out + ".err", "ab") as e:
+        command = [*bench.account.torpor, "run", *words, "--hosts", host, "--", *program]
+        process = bench.popen(command, stdout=f, stderr=e, env={**bench.env, **over.env(host)}, start_new_session=True)
+    return harness.Running(bench, process, out, name, "run")
+
+
+@pytest.mark.diagonal
+def test_programs_join_from_other_hosts(over: Over) -> None:
+    """Each is counted in the next checkpoint, from which all come back; the job ends with the last of them, and each
+    command has the status of its own program."""
+    bench = over.bench
+    count = f"n=0; while ! [ -e {bench.go} ]; do n=$((n+1)); echo $n; sleep 0.02; done"
+    end = f"until [ -e {bench.go}.$0 ]; do sleep 0.02; done; exit $0"
+    outs = [bench.output_file() for _ in HOSTS]
+    jobs: list[harness.Running] = []
+    for n, host in enumerate(HOSTS):
+        jobs.append(begin(over, host, "sim", "sh", "-c", f"{count}; {end}", str(n), out=outs[n], join=n == 2))
+        jobs[0].wait_for("^3$")  # it is the first one
+    for job in jobs[1:]:
+        job.wait_for("^3$")
+    assert os.stat(f"{bench.folder}/job").st_mode & 0o777 == 0o600
+    said = over.on(HOSTS[1], "checkpoint", "sim")
+    assert said.status == 0 and f"saved on 3 hosts: {', '.join(HOSTS)}" in said.err, (said, jobs[0].trace())
+    bench.tell()
+    for n, job in enumerate(jobs):
+        assert job.popen is not None and job.popen.poll() is None
+        open(f"{bench.go}.{n}", "w").close()
+        if n:
+            assert job.finish() == n, job.trace()
+        else:
+            waits = "waiting for what has joined it (127.0.0.3, 127.0.0.4)\n"
+            harness.until(lambda: waits in harness.text(outs[0] + ".err"), "it waits")  # noqa: B023
+    assert jobs[0].finish() == 0, jobs[0].trace()
+    assert not os.path.exists(f"{bench.folder}/job")
+    bench.gone("after the job has ended")
+    for out in outs:
+        numbers = harness.text(out).split()
+        assert numbers == [str(n + 1) for n in range(len(numbers))]
+
+
+@pytest.mark.exam
+def test_what_has_joined_is_restarted_and_waited_for(over: Over) -> None:
+    bench = over.bench
+    count = f"n=0; while ! [ -e {bench.go} ]; do n=$((n+1)); echo $n; sleep 0.02; done"
+    end = f"until [ -e {bench.go}.$0 ]; do sleep 0.02; done; exit $0"
+    outs = [bench.output_file() for _ in HOSTS[:2]]
+    jobs = []
+    for n, host in enumerate(HOSTS[:2]):
+        program = ["sh", "-c", f"{count} >> $1; {end}", str(n), f"{outs[n]}.own"]
+        jobs.append(begin(over, host, "sim", *program, out=outs[n]))
+        harness.until(lambda n=n: "3\n" in harness.text(f"{outs[n]}.own"), "it counts")  # type: ignore[misc]
+    for job in [*jobs]:
+        assert over.on(HOSTS[1], "checkpoint", "sim", "--stop").status == 0 if job is jobs[0] else True
+        assert job.finish() == 75, job.trace()
+    job = bench.restart("sim", "--hosts", ",".join(HOSTS[:2]))
+    harness.until(lambda: over.on(HOSTS[1], "jobs", "--json").out != "[]\n", "it is there")
+    bench.tell()
+    open(f"{bench.go}.0", "w").close()
+    harness.until(lambda: "waiting for what has joined it (127.0.0.3)\n" in harness.text(job.out + ".err"), "it waits")
+    assert job.popen is not None and job.popen.poll() is None
+    open(f"{bench.go}.1", "w").close()
+    assert job.finish() == 0, job.trace()
+    bench.gone("after the job has ended")
+
+
+@pytest.mark.exam
+def test_a_joined_host_is_lost(over: Over) -> None:
+    """The job does not wait for it for ever; and its file is nothing to a stranger."""
+    bench = over.bench
+    count = f"n=0; while ! [ -e {bench.go} ]; do n=$((n+1)); echo $n; sleep 0.02; done"
+    outs = [bench.output_file() for _ in range(3)]
+    first = begin(over, HOSTS[0], "sim", "sh", "-c", count, out=outs[0])
+    first.wait_for("^3$")
+    other = begin(over, HOSTS[1], "sim", "sh", "-c", "echo READY; sleep 1000", out=outs[1], join=True)
+    other.ready()
+    os.chmod(f"{bench.folder}/job", 0o644)
+    third = begin(over, HOSTS[2], "sim", "true", out=outs[2], join=True)
+    assert third.finish() == 1 and "open to others" in harness.text(outs[2] + ".err")
+    for pid in harness.tagged(bench.tag):
+        words = harness.text_of_proc(f"/proc/{pid}/environ")
+        if f"run-{HOSTS[1]}" in words:
+            os.kill(pid, signal.SIGKILL)
+    bench.tell()
+    assert first.finish() == 0
+    bench.gone("after the job has ended")

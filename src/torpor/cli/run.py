@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from torpor.cli import upkeep
 from torpor.cli.options import add_json, add_store, add_untrusted, store
@@ -31,8 +32,10 @@ EXAMPLE = """  torpor run --name train -- python3 train.py --epochs 90
 def options(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"""torpor run [--name NAME] [--detach] [--store FOLDER] [--resume-or-start [--untrusted]]
                   [--watch[=sendmsg]] [--inside] [--hosts HOST,... [--engine URL] [--remote-torpor PATH]]
+                  [--job-file FILE]
                   {upkeep.USAGE}
-                  -- PROGRAM [ARGUMENT ...]"""
+                  -- PROGRAM [ARGUMENT ...]
+       torpor run --join JOB|FILE [--hosts HOST] -- PROGRAM [ARGUMENT ...]"""
     parser.add_argument("--name", help="name of the job (default: the program's)")
     parser.add_argument("--detach", action="store_true", help="without a terminal; output goes to a log")
     parser.add_argument(
@@ -56,8 +59,13 @@ def options(parser: argparse.ArgumentParser) -> None:
         "torpor rsh brings its processes to the others, which are reached by ssh (docs/hosts.md)",
     )  # fmt: skip
     parser.add_argument(
-        "--join", metavar="JOB", help="the program becomes part of a job that runs on this host (docs/hosts.md)"
-    )
+        "--join", metavar="JOB", help="the program becomes part of a job that runs on this host, or whose job file "
+        "this is (docs/hosts.md)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--job-file", metavar="FILE", default="", help="in a folder that all hosts see: whoever finds none begins the "
+        "job, whoever comes later with the same file joins it (docs/hosts.md)",
+    )  # fmt: skip
     parser.add_argument(
         "--engine", metavar="URL", default="", help="with --hosts: a site's NATS servers, in place of one of the job's"
     )
@@ -79,7 +87,7 @@ def command(options: argparse.Namespace) -> int:
         raise UsageError("run: --untrusted is for --resume-or-start")
     if options.join:
         return _join(options)
-    if options.hosts:
+    if options.hosts or options.job_file:
         return _start_over_hosts(options)
     if options.engine or options.remote_torpor:
         raise UsageError("run: --engine and --remote-torpor are for --hosts")
@@ -111,15 +119,14 @@ def _start(options: argparse.Namespace) -> int:
 
 def _join(options: argparse.Namespace) -> int:
     from torpor.launch import join
-    from torpor.supervise import registry
     from torpor.supervise.signals import exit_with
 
-    for flag in ("detach", "resume_or_start", "watch", "name", "hosts", "engine", "remote_torpor", "store"):
+    for flag in ("detach", "resume_or_start", "watch", "name", "job_file", "engine", "remote_torpor", "store"):
         if getattr(options, flag):
             raise UsageError(f"run: --{flag.replace('_', '-')} does not go with --join: that is the job's affair")
     if upkeep.given(options):
         raise UsageError("run: what is done unasked for a job is said where it is started, not with --join")
-    return exit_with(join.here(registry.find(options.join), options.program))
+    return exit_with(join.join(options.join, options.program, options.hosts or ""))
 
 
 def _start_over_hosts(options: argparse.Namespace) -> int:
@@ -129,13 +136,23 @@ def _start_over_hosts(options: argparse.Namespace) -> int:
     for flag in ("detach", "resume_or_start", "watch", "on_crash", "on", "forget", "inside"):
         if getattr(options, flag):
             raise UsageError(f"run: --{flag.replace('_', '-')} is not for a job over hosts yet")
-    names = [host.strip() for host in options.hosts.split(",") if host.strip()]
-    return exit_with(
-        hosts.run(
+    names = [host.strip() for host in (options.hosts or "").split(",") if host.strip()] or hosts.this()
+    if options.job_file:
+        from torpor.launch import job_file, join
+
+        options.job_file = os.path.abspath(options.job_file)
+        if not job_file.claim(options.job_file):
+            # What the job is was said by whoever began it.
+            return exit_with(join.join(options.job_file, options.program, options.hosts or ""))
+    try:
+        status = hosts.run(
             options.program, options.name, store(options), upkeep.encoded(options), names, options.engine,
-            options.remote_torpor,
-        )
-    )  # fmt: skip
+            options.remote_torpor, options.job_file,
+        )  # fmt: skip
+    finally:
+        if options.job_file:
+            job_file.remove(options.job_file)
+    return exit_with(status)
 
 
 def _start_detached(options: argparse.Namespace) -> Started:

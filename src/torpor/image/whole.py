@@ -25,7 +25,7 @@ class PartRecord(msgspec.Struct, frozen=True):
     part: where it is in the store; its name is the host's name in the job.  host: what the host calls itself.
     address: numeric, by which the other hosts reached it.
     pause: how long its processes stood still, seconds.  first: the job began here.  face: see there.  ports: on which
-    it listens, or which it has for datagrams.
+    it listens, or which it has for datagrams.  own: its program had joined the job, which waits for that program's end.
     """
 
     part: Part
@@ -40,6 +40,7 @@ class PartRecord(msgspec.Struct, frozen=True):
     notes: tuple[str, ...] = ()
     face: Face = Face()
     ports: tuple[int, ...] = ()
+    own: bool = False
 
 
 class Whole(msgspec.Struct, frozen=True, kw_only=True):

@@ -31,16 +31,18 @@ SERVERS = 3
 
 def run(
     argv: Sequence[str], name: str | None, store: str, keep_up: str, hosts: Sequence[str], engine: str = "",
-    remote: str = "",
+    remote: str = "", job_file: str = "",
 ) -> int:  # fmt: skip
     """Run a program on the first of these hosts, which is this one, as a job over all of them; its wait status.
 
     hosts: as others call them.  engine: a site's NATS servers; '': one of the job's own, here.  remote: the command
-    `torpor` on the other hosts, by default the same as here. Raises CannotStart, UsageError, TorporError.
+    `torpor` on the other hosts, by default the same as here.  job_file: through which others join, '' for
+    none. Raises CannotStart, UsageError, TorporError.
     """
     program.check(argv[0])
     found = places(hosts)
     parts = describe(argv, _name(argv, name, store), store, keep_up, found, engine)
+    parts[0] = msgspec.structs.replace(parts[0], job_file=job_file)
     return _started(parts, {part: part for part in found}, remote)
 
 
@@ -64,6 +66,7 @@ def restart(
     where = assign(names, hosts)
     found = places(list(dict.fromkeys(where[part] for part in names)))
     number = f"{info.job}@{info.number}"
+    own = {record.part.name for record in whole.parts if record.own}
     addresses = {part: found[where[part]] for part in names}
     parts = describe((), whole.job, store, "", addresses, engine)
     given = {"files": wishes.files, "changed_files": wishes.changed_files, "untrusted": wishes.untrusted,
@@ -71,7 +74,12 @@ def restart(
     streams = {key: value for key in ("stdin", "stdout", "stderr") if (value := getattr(wishes, key)) is not None}
     each = [
         msgspec.structs.replace(
-            part, checkpoint=number, old=part.part, env={}, wishes={**given, **(streams if part.first else {})}
+            part,
+            checkpoint=number,
+            old=part.part,
+            own=part.part in own,
+            env={},
+            wishes={**given, **(streams if part.first else {})},
         )
         for part in parts
     ]
@@ -123,14 +131,27 @@ def _starter_is_us() -> bool:
     return True
 
 
+def this() -> list[str]:
+    """This host, as it calls itself. Raises UsageError where others could not reach it by that."""
+    name = socket.gethostname()
+    if address_of(name).startswith("127."):
+        raise UsageError(f"other hosts do not reach this one as {name} ({address_of(name)}): say --hosts ADDRESS")
+    return [name]
+
+
+def address_of(host: str) -> str:
+    """Of a host, numeric. Raises UsageError."""
+    try:
+        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"--hosts: {host}: {getattr(error, 'strerror', None) or error}") from None
+
+
 def places(hosts: Sequence[str]) -> dict[str, str]:
     """Names of hosts and their addresses. Raises UsageError for what is no host, or if the first is not this one."""
     found: dict[str, str] = {}
     for name in hosts:
-        try:
-            found[name] = str(socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0])
-        except (OSError, UnicodeError) as error:
-            raise UsageError(f"--hosts: {name}: {getattr(error, 'strerror', None) or error}") from None
+        found[name] = address_of(name)
     if len(found) != len(hosts) or len(set(found.values())) != len(hosts):
         raise UsageError("--hosts: a host is there twice")
     first, address = next(iter(found.items()))

@@ -21,7 +21,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from torpor.launch import program
+from torpor.launch import job_file, program
 from torpor.launch.run import answered, supervised
 from torpor.link import lines
 from torpor.model.errors import RestartFailed, TorporError, UsageError
@@ -101,8 +101,20 @@ def _settle(part: Part, answer: int, heard: int) -> Part:
     return msgspec.structs.replace(part, nodes=nodes)
 
 
+class Taken(UsageError):
+    """A job of that name is running on this host."""
+
+
+def joined(secret: Secret, part: Part) -> int:
+    """Join a job with a program of our own, in the foreground: its wait status. Raises Taken, TorporError."""
+    program.hold_standard()
+    return _supervise(part, secret, None)
+
+
 def _names(part: Part) -> tuple[str, ...]:
-    """What this part may be called on its host: two parts of a job may be on one."""
+    """What this part may be called on its host: two parts of a job may be on one, but for those that join."""
+    if part.own and not part.checkpoint:
+        return (part.job,)
     return part.job, f"{part.job}.{part.part}"
 
 
@@ -111,7 +123,7 @@ def _supervise(part: Part, secret: Secret, report: Report | None, answer: int = 
     names: Iterator[str] = iter([registry.check_name(name) for name in _names(part)])
     entry = registry.claim(given, names, lambda _: False)
     if entry is None:
-        raise UsageError(f"a job named {part.job} is running already on {part.part}")
+        raise Taken(f"a job named {part.job} is running already on {part.part}")
     try:
         if part.checkpoint and heard:
             _hear(heard)
@@ -119,14 +131,21 @@ def _supervise(part: Part, secret: Secret, report: Report | None, answer: int = 
             os.close(heard)
         server = _server(part, secret, entry.folder)
         membership = Membership(part, secret, entry.folder, server)
+        if part.job_file:
+            job_file.write(part.job_file, secret, part)
         if part.checkpoint:
             return _restart(part, membership, entry, report)
+        if part.own:
+            return _join(part, membership, entry)
         return _begin(part, secret, membership, entry, report, answer, heard)
     except BaseException:
         left = registry.read(entry.folder)
         if left is None or not left.root.alive:
             registry.release(entry)
         raise
+    finally:
+        if part.job_file:
+            job_file.remove(part.job_file)
 
 
 def _server(part: Part, secret: Secret, folder: str) -> Server | None:
@@ -181,6 +200,26 @@ def _begin(
     supervisor = Supervisor(entry, signals, terminal, streams, membership=membership)
     _started(report, entry)
     return supervised(supervisor, detached=report is not None)
+
+
+def _join(part: Part, membership: Membership, entry: Entry) -> int:
+    """A program of this host's own joins the job, in the foreground."""
+    from torpor.supervise.supervisor import Supervisor
+    from torpor.supervise.terminal import Terminal, open_terminal
+
+    become_subreaper()
+    streams = inherited()
+    signals = Signals()
+    try:
+        membership.join(PATIENCE)
+        root = program.start(list(map(os.fsdecode, part.argv)), signals.before)
+    except BaseException:
+        signals.close()
+        membership.close()
+        raise
+    entry = registry.update(entry._replace(root=Pid.of(root), root_vpid=root))
+    terminal = Terminal(open_terminal(), relay=False)
+    return supervised(Supervisor(entry, signals, terminal, streams, membership=membership))
 
 
 def _restart(part: Part, membership: Membership, entry: Entry, report: Report | None) -> int:

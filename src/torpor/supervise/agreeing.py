@@ -21,25 +21,27 @@ from torpor.coordinate.words import Finished, Work
 from torpor.image.whole import Face, PartRecord
 from torpor.link.secret import Secret, code
 from torpor.posix.far import End, Told
+from torpor.supervise.part import Part
 from torpor.supervise.wire import Here, Wire
 
 Post = Callable[[Finished], None]
 
 
 class Saving:
-    """One attempt to save this part; see SavedTogether. stop: it is ended then.  limit: seconds after which it goes its
-    own way if nobody speaks to it.  post: from any thread, to the member process."""
+    """One attempt to save this part; see SavedTogether. stop: it is ended then.  post: from any thread, to the member
+    process. If nobody speaks to it for longer than the limit of its host, it goes its own way."""
 
-    def __init__(self, part: str, address: str, number: int, stop: bool, limit: float, post: Post, face: Face) -> None:
-        self.part, self.address, self.number, self.face = part, address, number, face
+    def __init__(self, part: Part, number: int, stop: bool, post: Post, face: Face) -> None:
+        self.part, self.address, self.number, self.face = part.part, part.address, number, face
         self.phase = Phase.SURVEY
         """What was ordered last."""
         self.undo = False
         """Was it ordered to give up?"""
         self.given_up = ""
         """Why there is no point in going on; for whoever works without asking us for a while."""
+        self._own = part.own
         self._stop = stop
-        self._limit = limit
+        self._limit = part.limits.host
         self._post = post
         self._orders: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
 
@@ -84,7 +86,7 @@ class Saving:
         self._turn(Phase.RESUME, Phase.STORE)
 
     def stored(self, record: PartRecord) -> None:
-        part = msgspec.msgpack.encode(record)
+        part = msgspec.msgpack.encode(msgspec.structs.replace(record, own=self._own))
         if self._stop:
             self._turn(Phase.STORE, Phase.COMMIT, part)
         else:

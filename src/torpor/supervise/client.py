@@ -67,7 +67,8 @@ def ask(
 def _send(connection: socket.socket, data: bytes, fds: Sequence[int]) -> None:
     if fds:
         data = data[socket.send_fds(connection, [data], fds) :]
-    connection.sendall(data)
+    if data:  # sending nothing fails once the other side has answered and gone
+        connection.sendall(data)
 
 
 def _connect(connection: socket.socket, entry: Entry) -> None:

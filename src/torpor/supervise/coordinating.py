@@ -16,7 +16,7 @@ from torpor.coordinate.record import Record
 from torpor.image.whole import PartRecord
 from torpor.link import members
 from torpor.link.lease import Lease
-from torpor.link.link import ALL, COORDINATOR, Link, LinkError, Message, host_topic
+from torpor.link.link import ALL, COORDINATOR, Link, LinkError, Message, host_topic, quote
 from torpor.link.mailbox import Mailbox
 from torpor.model.errors import TorporError
 from torpor.supervise.part import Part
@@ -27,6 +27,8 @@ TRIES = (0.0, 1.0, 3.0, 10.0)
 """Seconds before each attempt to write the job's root: a store that does not answer may do so in a moment."""
 REMEMBERED = 100
 """So many answers are remembered: a question that is asked twice is answered twice, and done once."""
+OWN = "own."
+"""Begins the keys of parts that have joined the job with programs of their own: without these it is not over."""
 
 Later = Callable[[float, Callable[[], None]], None]
 
@@ -102,7 +104,12 @@ class Coordinating:
     def _missed(self, host: str) -> None:
         """A host of the job that nobody has seen since we coordinate."""
         if host in self.present and host not in self._members.roster.alive:
-            self._handle(words.Lost(host))
+            self._lost(host)
+
+    def _lost(self, host: str) -> None:
+        """Nobody is to wait for the end of its program."""
+        self._link.delete(OWN + quote(host), lambda _none, _error: None)
+        self._handle(words.Lost(host))
 
     # What comes in.
 
@@ -117,7 +124,10 @@ class Coordinating:
             self._handle(word)
 
     def _change(self, change: members.Change) -> None:
-        self._handle(words.Found(change.host) if change.joined else words.Lost(change.host))
+        if change.joined:
+            self._handle(words.Found(change.host))
+        else:
+            self._lost(change.host)
 
     def _handle(self, event: words.Event) -> None:
         if self._coordinator is not None and not self._closed:

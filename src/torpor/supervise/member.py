@@ -35,6 +35,7 @@ from torpor.link.link import (
     Status,
     host_topic,
     quote,
+    unquote,
 )
 from torpor.link.mailbox import Mailbox
 from torpor.link.members import PREFIX, Presence
@@ -42,12 +43,12 @@ from torpor.link.secret import Secret
 from torpor.model.errors import TorporError
 from torpor.supervise import part as parts
 from torpor.supervise import wire
-from torpor.supervise.coordinating import Coordinating
+from torpor.supervise.coordinating import OWN, Coordinating
 from torpor.supervise.loop import Loop
 from torpor.supervise.wire import Wire
 
 OVER = "over"
-"""The key of the wait status of the job's root, once that has ended."""
+"""The key of the wait status of the job's root, once that and all that joined the job have ended."""
 AGAIN = 2.0
 """Seconds after which something is said again that nobody has answered."""
 SOON = 0.25
@@ -96,6 +97,10 @@ class Member:
         self._wakes = 0
         self._restart_until = 0.0
         self._keys: set[str] = set()
+        self._own: set[str] = set()
+        """Parts that have joined the job, as far as the first part's member process knows them."""
+        self._certain = 0.0
+        """When it knows all of them."""
         self._resigned = False
         """Have we taken our key out, and only wait for the others to do the same?"""
         self._down = ""
@@ -105,6 +110,8 @@ class Member:
         talk.follow(self.loop, self._hear, self._deserted)
         link.on_status(self._turned)
         link.watch(OVER, lambda _, entry: self._over(entry))
+        if self.part.first:
+            link.watch(f"{OWN}>", self._joined)
         self._enter()
         self._tick()
 
@@ -141,10 +148,23 @@ class Member:
                 self._cannot(str(error))
             elif error is not None:
                 self.loop.later(AGAIN, self._enter)
+            elif self.part.own:
+                self._enter_own(incarnation)
             else:
                 self._begin(incarnation)
 
         self._presence = Presence(self.link, self.loop.later, mine, entered, self.part.silent, revision)
+
+    def _enter_own(self, incarnation: int) -> None:
+        """The job is not to end without us."""
+
+        def entered(_revision: int | None, error: TorporError | None) -> None:
+            if error is not None:
+                self.loop.later(AGAIN, lambda: self._enter_own(incarnation))
+            else:
+                self._begin(incarnation)
+
+        self.link.put(OWN + quote(self.part.part), b"", entered)
 
     def _begin(self, incarnation: int) -> None:
         host = self._host = Host(self.part.part, incarnation, self.part.limits)
@@ -230,7 +250,8 @@ class Member:
             self.talk.send(self._who())
         elif isinstance(word, wire.RootEnded):
             self._status = word.status
-            self._tell_over()
+            self._certain = time.monotonic() + (AGAIN if word.waits else 0.0)
+            self._root_ended()
         elif self._host is not None and isinstance(word, words.Finished | words.Broke):
             self._do(self._host.handle(word, time.monotonic()))
         elif isinstance(word, words.Emptied):
@@ -305,6 +326,23 @@ class Member:
             self._coordinating = Coordinating(self.part, self.link, self._lease, self.loop.later, self._mail)
 
     # The end.
+
+    def _joined(self, key: str, entry: Entry | None) -> None:
+        (self._own.discard if entry is None else self._own.add)(unquote(key.removeprefix(OWN)))
+        if self._status is not None and not self._own:
+            self._root_ended()
+
+    def _root_ended(self) -> None:
+        """The job is over, unless others have joined it."""
+        left = self._certain - time.monotonic()
+        if self._own:
+            self.talk.send(wire.Waiting(tuple(sorted(self._own))))
+        elif left > 0 or not self._in:
+            self.loop.later(max(left, SOON), self._root_ended)
+        elif self._status is not None and not self._told:
+            self._told = True
+            self.talk.send(wire.End(self._status))
+            self._tell_over()
 
     def _tell_over(self) -> None:
         """The job has ended: all parts are to know, also those that hear it late."""
@@ -389,7 +427,11 @@ class Member:
         elif self._over_here and self.part.first and not self.part.nodes:
             self.link.destroy(lambda _none, error: end(error))  # a site's servers do not end with the job
         elif self._presence is not None:
-            self._presence.leave(end)
+            presence = self._presence
+            if self.part.own:
+                self.link.delete(OWN + quote(self.part.part), lambda _none, _error: presence.leave(end))
+            else:
+                presence.leave(end)
         else:
             end()
 

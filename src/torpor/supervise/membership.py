@@ -110,6 +110,8 @@ class Membership:
         self._ending = self._emptied = self._again = False
         self._over = False
         """Has the job ended everywhere?"""
+        self._waits = False
+        """Has the root ended, and others have not that have joined the job?"""
         self._kill = 0.0
         self._restarting: Restarting | None = None
         self._spawn(bool(part.checkpoint))
@@ -176,7 +178,7 @@ class Membership:
         if self._emptied:
             self._wire.send(words.Emptied())
         if self._status is not None:
-            self._wire.send(wire.RootEnded(self._status))
+            self._wire.send(wire.RootEnded(self._status, self._waits))
         for question in self._asked.values():
             self._wire.send(question.word)
 
@@ -279,6 +281,8 @@ class Membership:
             self._job.saved_as(f"{self.part.job}@{word.number}", False)
         elif isinstance(word, wire.End):
             self._end()
+        elif isinstance(word, wire.Waiting):
+            self._wait(word.parts)
         elif isinstance(word, wire.Cannot):
             self._cannot(word.reason)
         elif isinstance(word, wire.Gone):
@@ -292,6 +296,8 @@ class Membership:
             self._saving.give_up(reason)
         for question in list(self._asked.values()):
             self._fail(question, reason)
+        if self._status is not None and self.part.first:
+            self._end()
 
     # Orders.
 
@@ -306,6 +312,8 @@ class Membership:
             self._kill_all()
             self._job.saved_as(f"{self.part.job}@{work.attempt}", True)
             self._finished(work)
+        elif self.part.first and self._status is not None:
+            self._wire.send(words.Broke(work.attempt, work.phase, "its program has ended, and so the job is about to"))
         elif work.phase is not Phase.SURVEY:
             self._wire.send(words.Broke(work.attempt, work.phase, "it has let go of the job already"))
         elif self._worker.busy:
@@ -328,9 +336,7 @@ class Membership:
         part, stop = self.part, work.kind is Kind.STOP
         self._keep_key()
         self._job.set_own(self.pids)  # a server that crashed was started again by its keeper
-        saving = self._saving = Saving(
-            part.part, part.address, work.attempt, stop, part.limits.host, self._post, self._face
-        )
+        saving = self._saving = Saving(part, work.attempt, stop, self._post, self._face)
         how = msgspec.json.decode(work.what, type=How) if work.what else How()
         order = Order(stop, how.files, how.with_files, how.compress, how.encrypt_to, why=how.why)
         questions = list(self._asked.values())
@@ -439,9 +445,22 @@ class Membership:
         self._status = status
         if self.part.first:
             self._wire.send(wire.RootEnded(status))
-            self._end()
+            self._loop.later(SHORTLY, self._not_told)
+            if self._trouble:
+                self._end()
         else:
             self._look()
+
+    def _not_told(self) -> None:
+        """The member process does not say whether the job is over: there is nobody else to wait for."""
+        if not self._waits:
+            self._end()
+
+    def _wait(self, parts: tuple[str, ...]) -> None:
+        if not self._waits:
+            joined = ", ".join(parts)
+            say(f"torpor: {self.part.job}: the first program has ended; waiting for what has joined it ({joined})")
+        self._waits = True
 
     def _look(self) -> None:
         """A part is there as long as something of the job is."""

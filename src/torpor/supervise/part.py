@@ -16,9 +16,11 @@ VERSION = 1
 class Part(msgspec.Struct, frozen=True, kw_only=True):
     """A part of a job.
 
-    job: the job's name.  part: this part's, one of `hosts`; normally the host's.  first: PROG runs here, and its end is
-    the job's.  address: of this host, numeric, by which the others reach it.  hosts: all parts at the beginning, and
-    where they are.
+    job: the job's name.  part: this part's; normally the host's.  first: PROG runs here, and its end is the job's, once
+    those programs have ended that were joined.  own: this is such a part, with a program of its own.  job_file:
+    through which others join; made by the first part, '' if nobody can.
+    address: of this host, numeric, by which the others reach it.  hosts: all parts at the beginning, and where they
+    are.
     nodes: the job's own servers; or engine: a site's, as after `--engine`, settings: as in `[engine]`.
     store: location of the store, '' for the default.  key: text of the key that signs, '' for this host's own.  upkeep:
     what is done unasked, as `upkeep.encode` writes it; only the first part does it.
@@ -32,6 +34,8 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     job: str
     part: str
     first: bool
+    own: bool = False
+    job_file: str = ""
     address: str
     hosts: dict[str, str]
     nodes: tuple[Node, ...] = ()

@@ -60,9 +60,11 @@ class AskWho(Word, frozen=True):
 
 
 class RootEnded(Word, frozen=True):
-    """The job's root has ended, with this wait status, and so the job has."""
+    """The job's root has ended, with this wait status, and so the job has, once those have that joined it. waits: a
+    member process before this one knew of some."""
 
     status: int
+    waits: bool = False
 
 
 # From the member process. Besides: Work; Answer, to an Ask.
@@ -95,6 +97,12 @@ class End(Word, frozen=True):
     status: int
 
 
+class Waiting(Word, frozen=True):
+    """The job is not over, although its root has ended: these parts have joined it, and run on."""
+
+    parts: tuple[str, ...]
+
+
 class Cannot(Word, frozen=True):
     """This process has come to its end, and another would do no better."""
 
@@ -106,7 +114,7 @@ class Gone(Word, frozen=True):
 
 
 ToMember: TypeAlias = Begin | words.Finished | words.Broke | words.Emptied | Ask | AskWho | RootEnded
-ToSupervisor: TypeAlias = words.Work | words.Answer | In | Here | Who | Exists | End | Cannot | Gone
+ToSupervisor: TypeAlias = words.Work | words.Answer | In | Here | Who | Exists | End | Waiting | Cannot | Gone
 
 
 class Wire:

@@ -209,7 +209,8 @@ def test_whoever_has_lost_its_supervisor_is_lost(job: Job) -> None:
 
 def saving(limit: float = 5.0) -> tuple[Saving, list[Finished]]:
     said: list[Finished] = []
-    return Saving("h1", "127.0.0.1", 3, False, limit, said.append, Face()), said
+    part = Part(job="train", part="h1", first=True, address="127.0.0.1", hosts={}, limits=Limits(host=limit))
+    return Saving(part, 3, False, said.append, Face()), said
 
 
 def test_a_save_waits_for_each_order() -> None:
