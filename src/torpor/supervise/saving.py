@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import _thread
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torpor.model.errors import NotFound, TorporError
