@@ -14,8 +14,6 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from torpor.launch import program
 from torpor.model.errors import TorporError, UsageError
 from torpor.supervise import client, protocol, registry
@@ -67,6 +65,8 @@ def join(job: str, argv: Sequence[str], host: str = "", patience: float = PATIEN
 
 def _part(guest: Part, argv: Sequence[str], host: str) -> Part:
     """What we are in the job."""
+    import msgspec
+
     from torpor.launch.hosts import address_of
 
     if host:
@@ -100,10 +100,10 @@ def here(entry: Entry, argv: Sequence[str]) -> int:
         argv=list(argv), env={os.fsdecode(name): os.fsdecode(value) for name, value in program.environment().items()},
         cwd=os.getcwd(), umask=_umask(), mask=sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
         ignored=[number for number in PASSED_ON if signal.getsignal(number) == signal.SIG_IGN],
-        limits={which: resource.getrlimit(which)[0] for which in LIMITS},
+        limits=[(which, resource.getrlimit(which)[0]) for which in LIMITS],
     )  # fmt: skip
     passed = _Passed()
-    request = {"do": "join", "program": msgspec.to_builtins(ours, str_keys=True)}
+    request = {"do": "join", "program": ours._asdict()}
     try:
         return int(client.ask(entry, request, passed.on_event, fds=(0, 1, 2))["status"])
     except client.NoAnswer:

@@ -88,7 +88,7 @@ def start_joined(asked: Program, streams: Sequence[int]) -> int:
         for number, fd in enumerate(streams):
             os.dup2(fd, number)
         os.umask(asked.umask)
-        for which, soft in asked.limits.items():
+        for which, soft in asked.limits:
             try:
                 resource.setrlimit(which, (soft, resource.getrlimit(which)[1]))
             except (OSError, ValueError):

@@ -16,9 +16,7 @@ import os
 import signal
 import stat
 from collections.abc import Callable, Sequence
-from typing import Any
-
-import msgspec
+from typing import Any, NamedTuple
 
 from torpor.model.errors import TorporError
 from torpor.supervise import protocol
@@ -26,17 +24,27 @@ from torpor.supervise.registry import Entry, Pid
 from torpor.supervise.server import Connection
 
 
-class Program(msgspec.Struct, frozen=True):
-    """What is to be started. env, argv, cwd: as `os.fsdecode` gives them.  ignored: signals.  limits: soft ones, by
-    their number (getrlimit(2))."""
+class Program(NamedTuple):
+    """What is to be started. env, argv, cwd: as `os.fsdecode` gives them.  ignored, mask: signals.  limits: soft ones,
+    each with its number (getrlimit(2))."""
 
     argv: list[str]
     env: dict[str, str]
     cwd: str
     umask: int
-    ignored: list[int] = []
-    mask: list[int] = []
-    limits: dict[int, int] = {}
+    ignored: list[int]
+    mask: list[int]
+    limits: list[tuple[int, int]]
+
+    @classmethod
+    def of(cls, said: dict[str, Any]) -> Program:
+        """What `_asdict` became in JSON. Raises KeyError, TypeError, ValueError."""
+        argv, env = [str(word) for word in said["argv"]], {str(key): str(value) for key, value in said["env"].items()}
+        limits = [(int(which), int(soft)) for which, soft in said["limits"]]
+        if not argv:
+            raise ValueError("no program")
+        return cls(argv, env, str(said["cwd"]), int(said["umask"]), list(map(int, said["ignored"])),
+                   list(map(int, said["mask"])), limits)  # fmt: skip
 
 
 Start = Callable[[Program, Sequence[int]], int]
@@ -75,7 +83,7 @@ class Joined:
             raise TorporError(f"{entry.name} was restarted, in namespaces of its own: nothing can join it from outside")
         if len(connection.fds) != 3:
             raise ValueError("three streams are wanted")
-        self._asked.append((connection, msgspec.convert(request["program"], Program, strict=False)))
+        self._asked.append((connection, Program.of(request["program"])))
 
     def begin(self) -> None:
         """Start what is asked for. Not while a save looks which processes there are."""
@@ -109,10 +117,10 @@ class Joined:
 
     def look(self) -> None:
         """Whose end a save has seen: a tracer's wait for it is the parent's, if they are one."""
-        from torpor.linux import ptrace
-
         for pid, one in self._there.items():
             if one.status is None and not one.pid.state:
+                from torpor.linux import ptrace
+
                 one.status = ptrace.reaped.pop(pid, signal.SIGKILL)
 
     def answer(self, final: Callable[[int], dict[str, Any]]) -> None:
