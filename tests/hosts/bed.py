@@ -40,7 +40,8 @@ class Host:
 
     def command(self, words: Sequence[str], env: Mapping[str, str] | None = None) -> list[str]:
         """What has to be run here for `words` to be run there."""
-        inside = {"HOME": "/run/home", "USER": "root", "LANG": "C.UTF-8", "PATH": os.environ["PATH"], **(env or {})}
+        inside = {"HOME": "/run/home", "USER": "root", "LANG": "C.UTF-8", "PATH": os.environ["PATH"]}
+        inside.update({"TORPOR_LEASE": "4s", **(env or {})})
         enter = ["nsenter", "-t", str(self.pid), "-n", "-m", "-p", "-i", "-u"]
         return [*enter, "env", "-C", "/scratch", "-i", *(f"{key}={value}" for key, value in inside.items()), *words]
 

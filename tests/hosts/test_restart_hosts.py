@@ -44,7 +44,8 @@ def test_on_other_hosts_and_on_one() -> None:
         h2.crash()
         job.wait(30)
         # Other hosts, other addresses.
-        job = start(made, h3, "restart", "far", "--store", store, "--hosts", "h3,h4")
+        # The dead host's lease has to end first.
+        job = start(made, h3, "restart", "far", "--store", store, "--hosts", "h3,h4", "--wait", "60s")
         running(made, job, h4, "far")
         saved = h4.run([TORPOR, "checkpoint", "far", "--stop"])
         job.wait(30)

@@ -358,6 +358,15 @@ class Bench:
             os.chown(name, self.account.uid, self.account.gid)
         return path
 
+    def policy(self, text: str = '[[service]]\naction = "reset"\n') -> None:
+        """The user's policy: by default, that nothing outside needs to be asked about."""
+        path = os.path.join(self.home, ".config", "torpor", "policy.toml")
+        for folder in (os.path.join(self.home, ".config"), os.path.dirname(path)):
+            os.makedirs(folder, exist_ok=True)
+            os.chown(folder, self.account.uid, self.account.gid)
+        with open(path, "w") as file:
+            file.write(text)
+
     # -- jobs
 
     def tell(self) -> None:

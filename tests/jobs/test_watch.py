@@ -43,6 +43,7 @@ def asked(job: harness.Running) -> set[str]:
 
 
 def start(bench: harness.Bench, words: list[str], how: str = "") -> harness.Running:
+    bench.policy()  # the programs ask for addresses that they are not connected to later
     job = bench.run(words, flags=[f"--watch={how}" if how else "--watch"])
     job.ready()
     return job

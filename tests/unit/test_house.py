@@ -19,6 +19,7 @@ FLOORS = [
     "checkpoint",
     "watch",
     "policy",
+    "seats",
     "link",
     "coordinate",
     "supervise",

@@ -32,6 +32,7 @@ from torpor.linux.arch.x86_64 import NR
 from torpor.model.data import Sink
 from torpor.model.errors import CheckpointFailed, NotNow, Refusal, Refused
 from torpor.model.ledger import Ledger
+from torpor.model.terms import Terms
 from torpor.posix import (
     cpu,
     descriptor_services,
@@ -122,9 +123,9 @@ class Captured(NamedTuple):
     pids: tuple[int, ...]
     notes: tuple[str, ...]
 
-    def watched(self, ledger: Ledger | None) -> Captured:
-        """With what the job has asked for."""
-        return self._replace(manifest=msgspec.structs.replace(self.manifest, ledger=ledger))
+    def told(self, ledger: Ledger | None, terms: Terms | None) -> Captured:
+        """With what the job has asked for outside, and on what terms."""
+        return self._replace(manifest=msgspec.structs.replace(self.manifest, ledger=ledger, terms=terms))
 
     def complete(self) -> Manifest:
         """The whole manifest. Raises CheckpointFailed (memory.Unlike), OSError."""

@@ -52,10 +52,11 @@ class RestartRequest(msgspec.Struct, kw_only=True):
     called when the job is whole and has not run yet, so that it can be written down before it does; what it raises
     fails the restart. map_path: where the job's files are now. private: a
     folder for files that are missing and that the checkpoint carries; it need not exist. wrap: what is to be put around
-    the job, and what there is to say about that. rehearsal: what is restarted is cut loose from the world outside;
-    `before_release` then has to raise. together: the other hosts of the job, if this is a part of one.
-    whereabouts: where they all are, None for where they were.  names: where a file with their names may be made.
-    stopped: the job is stopped, as by SIGSTOP, before its first instruction.
+    the job, and what there is to say about that. admit: whether the job may go on, asked when nothing of it was made
+    yet; it returns connections that were made anew to outside, by inode number, and raises Refused. rehearsal: what is
+    restarted is cut loose from the world outside; `before_release` then has to raise. together: the other hosts of the
+    job, if this is a part of one. whereabouts: where they all are, None for where they were. names: where a file with
+    their names may be made. stopped: the job is stopped, as by SIGSTOP, before its first instruction.
     """
 
     load: Load
@@ -73,6 +74,7 @@ class RestartRequest(msgspec.Struct, kw_only=True):
     wrap: Callable[[Manifest, AddressMap | None, Callable[[str], None]], Wrapping | None] = (
         lambda manifest, moves, say: None
     )
+    admit: Callable[[Manifest, Callable[[str], None]], dict[int, int]] = lambda manifest, say: {}
     rehearsal: Rehearsal | None = None
     together: RestartedTogether | None = None
     whereabouts: Whereabouts | None = None
@@ -137,6 +139,7 @@ def restart(request: RestartRequest) -> Restarted:
     planted: Planted | None = None
     try:
         inventory.connected = met.connected
+        inventory.connected.update(request.admit(manifest, notes.append))
         inventory.make()
         met.release()
         ground = _ground(manifest, inventory, request)

@@ -21,6 +21,7 @@ from torpor.image.whole import PartRecord
 from torpor.linux import masks
 from torpor.model.errors import CheckpointFailed, NotNow, Refused
 from torpor.model.ledger import Ledger
+from torpor.model.terms import Terms
 from torpor.posix.memory.forget import Forget
 from torpor.posix.service import Stream
 from torpor.tracee.call import CallFailed
@@ -48,7 +49,8 @@ class SaveRequest(msgspec.Struct, kw_only=True):
     with_files: also what the job runs, maps and has open without writing to it.
     compress: see Store.begin.
     label: more that is to be seen in a listing.
-    ledger: called while the job is stopped: what it has asked for so far, None if it is not watched.
+    ledger: called while the job is stopped: what it has asked for so far, None if it is not watched.  terms: what is
+    sealed of policies and seats.  identity: which job it is (`store.root.Header`).
     together: the other hosts of the job, if it is not alone: then this is a part of a checkpoint, which exists when
     somebody has written its root (whole.py).  first: the job began here.
     forget: what is left out (posix/memory/forget.py).
@@ -68,6 +70,8 @@ class SaveRequest(msgspec.Struct, kw_only=True):
     guard: AbstractContextManager[object] = msgspec.field(default_factory=contextlib.nullcontext)
     label: Mapping[str, str] = msgspec.field(default_factory=dict)
     ledger: Callable[[], Ledger | None] = lambda: None
+    terms: Terms | None = None
+    identity: str = ""
     together: SavedTogether | None = None
     first: bool = True
     forget: Sequence[str] = ()
@@ -174,7 +178,7 @@ def _attempt(
                         snapshot,
                         Forget(request.forget),
                     )
-                    captured = captured.watched(request.ledger())
+                    captured = captured.told(request.ledger(), request.terms)
                 except (CallFailed, Gone, ProcessLookupError, FileNotFoundError) as error:
                     raise Changed(f"the job changed while it was being saved ({error}); it runs on") from error
                 if together is not None:
@@ -264,7 +268,7 @@ def _commit(saving: Save, captured: Captured, request: SaveRequest, began: float
         "seconds": round(time.perf_counter() - began, 3),
         **request.label,
     }
-    return saving.commit(codec.encode(manifest), label)
+    return saving.commit(codec.encode(manifest), label, identity=request.identity)
 
 
 def _threads(manifest: Manifest) -> int:

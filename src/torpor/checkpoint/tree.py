@@ -13,7 +13,8 @@ class Tree(msgspec.Struct, frozen=True):
 
     anchor: the process below which the job's processes are. include_anchor: it belongs to the job itself. skip:
     torpor's own processes below the anchor (the stand-ins of a restarted job): not saved, but what is below them is.
-    root: the job's first process. watched: torpor has put a filter of its own on the job (watch/).
+    aside: another such process, with all that is below it. root: the job's first process. watched: torpor has put a
+    filter of its own on the job (watch/).
     """
 
     anchor: int
@@ -21,6 +22,7 @@ class Tree(msgspec.Struct, frozen=True):
     root: int
     skip: tuple[int, ...] = ()
     watched: bool = False
+    aside: int = 0
 
     def find(self) -> list[int]:
         """Host pids of the job's processes now: the root first, and parents before their children.
@@ -36,7 +38,7 @@ class Tree(msgspec.Struct, frozen=True):
             except (FileNotFoundError, ProcessLookupError):
                 continue
             for pid in below:
-                if pid not in seen:
+                if pid not in seen and pid != self.aside:
                     seen.add(pid)
                     queue.append(pid)
                     if pid not in self.skip and not _is_copy(pid):

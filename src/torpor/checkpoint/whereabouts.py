@@ -62,6 +62,11 @@ class Whereabouts:
         return any(part.now != _known(part) for part in self._parts)
 
     @property
+    def addresses(self) -> frozenset[str]:
+        """Of all parts: those that they had, those that the job knows them by, and those of now."""
+        return frozenset(host for part in self._parts for host in (part.was, _known(part), part.now))
+
+    @property
     def taken(self) -> frozenset[int]:
         """Ports of all parts that are on our host now."""
         return frozenset(port for part in self._parts if part.now == self.me.now for port in part.ports)

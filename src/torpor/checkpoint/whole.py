@@ -24,10 +24,17 @@ def latest(store: Store, job: str) -> int:
 
 
 def commit(
-    store: Store, sealer: Sealer, job: str, number: int, records: Sequence[PartRecord], label: dict[str, str]
+    store: Store,
+    sealer: Sealer,
+    job: str,
+    number: int,
+    records: Sequence[PartRecord],
+    label: dict[str, str],
+    identity: str = "",
 ) -> RootInfo:
     """Write the job's root, which names these parts. If one with just these parts is there already (the coordinator
-    before this one has written it), that one counts. label: more for the listing. Raises CheckpointFailed, Damaged."""
+    before this one has written it), that one counts. label: more for the listing. identity: of the job. Raises
+    CheckpointFailed, Damaged."""
     records = sorted(records, key=lambda record: record.part.name)
     parts = tuple(record.part for record in records)
     if number in numbers.existing(store.backend, job):
@@ -47,7 +54,7 @@ def commit(
         **label,
     }
     try:
-        return saving.commit(codec.encode(whole), told, parts)
+        return saving.commit(codec.encode(whole), told, parts, identity)
     except BaseException:
         saving.abort()
         raise

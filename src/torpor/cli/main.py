@@ -32,6 +32,7 @@ COMMANDS = {
     "copy": "copy a checkpoint to another store",
     "key": "keys: who signs checkpoints, who is trusted, who can read",
     "policy": "what restarted jobs may do about services outside of them",
+    "seats": "pools of licence seats",
     "doctor": "what this machine allows",
     "rsh": "inside a job over hosts: run a command on another of them",
     "completion": "print a completion script for a shell",

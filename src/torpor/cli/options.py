@@ -106,6 +106,38 @@ def add_untrusted(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_policy(parser: argparse.ArgumentParser, more: str = "") -> None:
+    """--policy and --wait"""
+    parser.add_argument(
+        "--policy", metavar="FILE", default="",
+        help="what it may do about services outside of it, beside what the policies of the system and the user say "
+        f"(docs/policy.md){more}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--wait", metavar="TIME", help="how long to wait for licence seats: 90s, 10m; 0: not at all (default: as the "
+        "policy says)",
+    )  # fmt: skip
+
+
+def policy(path: str) -> str:
+    """The policy in a file, as a job has it; '' for none. Raises UsageError."""
+    if not path:
+        return ""
+    from torpor.policy import files
+    from torpor.supervise import terms
+
+    return terms.encode([files.given(path)])
+
+
+def wait(options: argparse.Namespace) -> float | None:
+    """--wait in seconds; None if it was not given. Raises UsageError."""
+    if options.wait is None:
+        return None
+    from torpor.model import duration
+
+    return duration.parse(options.wait)
+
+
 def add_map_path(parser: argparse.ArgumentParser) -> None:
     """--map-path"""
     parser.add_argument(

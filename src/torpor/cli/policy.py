@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from torpor.cli.options import add_json
+from torpor.cli.options import add_json, add_store, add_untrusted, store
 from torpor.model.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,21 +15,80 @@ HELP = """What a restarted job may do about services outside of it: licence serv
 connection to. Policies are files: /etc/torpor/policy.toml, ~/.config/torpor/policy.toml, and what --policy of
 torpor run and restart names. docs/policy.md explains them.
 
-  check [FILE]    is a policy right? Without FILE: those of the system and of the user"""
-EXAMPLE = """  torpor policy check licences.toml"""
+  check [FILE]         is a policy right? Without FILE: those of the system and of the user
+  explain CHECKPOINT   the services that a saved job has used, and what a restart would do about each; exit status 1
+                       if it would be refused (whether seats are free is not asked)"""
+EXAMPLE = """  torpor policy check licences.toml
+  torpor policy explain train --policy licences.toml"""
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=("check",), metavar="check")
-    parser.add_argument("file", nargs="?", metavar="FILE", help="check: the policy file")
+    parser.add_argument("action", choices=("check", "explain"), metavar="check|explain")
+    parser.add_argument("what", nargs="?", metavar="FILE|CHECKPOINT", help="check: a file; explain: a checkpoint")
+    parser.add_argument("--policy", metavar="FILE", default="", help="explain: as for torpor restart")
+    parser.add_argument("--part", default="", metavar="PART", help="explain: of a job over hosts, one host's part")
+    add_untrusted(parser)
+    add_store(parser)
     add_json(parser)
 
 
 def command(options: argparse.Namespace) -> int:
+    return _explain(options) if options.action == "explain" else _check(options)
+
+
+def _explain(options: argparse.Namespace) -> int:
+    import torpor
+    from torpor.cli.text import say, say_json, table
+    from torpor.policy import files
+    from torpor.policy.decide import decide, merged
+    from torpor.policy.outside import services
+
+    opened = torpor.open_checkpoint(
+        options.what, store=store(options) or None, untrusted=options.untrusted, part=options.part
+    )
+    sealed = opened.manifest.terms
+    given = (files.given(options.policy),) if options.policy else ()
+    layers = merged(sealed.layers if sealed is not None else (), given, files.standing())
+    outcome = decide(services(opened.manifest), layers, sealed.held if sealed is not None else ())
+    refused = dict(outcome.refusals)
+    found: list[dict[str, Any]] = [
+        {
+            "service": str(service), "programs": list(service.programs), "connected": bool(service.open),
+            "licence": service.licence, "action": "ask" if decision is None and str(service) in refused
+            else decision.action if decision is not None else "reset",
+            "seats": list(decision.seats) if decision is not None else [], "refused": refused.get(str(service), ""),
+        }
+        for service, decision in outcome.decisions
+    ]  # fmt: skip
+    if options.json:
+        say_json({
+            "name": opened.name, "services": found, "seats": [seat.name for seat in outcome.seats],
+            "policies": [layer.source for layer in layers],
+            "refused": [f"{what}: {why}" for what, why in outcome.refusals],
+        })  # fmt: skip
+        return 1 if refused else 0
+    said = ", ".join(layer.source for layer in layers) or "no policy"
+    say(f"{opened.name}: {said}")
+    rows: list[list[str]] = [
+        [each["service"], "yes" if each["connected"] else "no", " ".join([each["action"], *each["seats"]]),
+         ", ".join(each["programs"]) or "-"]
+        for each in found
+    ]  # fmt: skip
+    say(table(("SERVICE", "CONNECTED", "ACTION", "PROGRAM"), rows) if rows else "it has used nothing outside")
+    if outcome.seats:
+        say(f"seats: {', '.join(f'{seat.name} ({seat.provider})' for seat in outcome.seats)}")
+    for what, why in outcome.refusals:
+        say(f"refused: {what}: {why}")
+    return 1 if refused else 0
+
+
+def _check(options: argparse.Namespace) -> int:
     from torpor.cli.text import say, say_json
     from torpor.policy import files
 
-    layers = [files.given(options.file)] if options.file else list(files.standing())
+    if options.policy or options.part:
+        raise UsageError("policy check: --policy and --part are for explain")
+    layers = [files.given(options.what)] if options.what else list(files.standing())
     for layer in layers:
         _complete(layer, layers)
     if options.json:

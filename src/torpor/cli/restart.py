@@ -6,7 +6,17 @@ import argparse
 from typing import TYPE_CHECKING
 
 from torpor.cli import upkeep
-from torpor.cli.options import add_files, add_json, add_map_path, add_store, add_untrusted, store
+from torpor.cli.options import (
+    add_files,
+    add_json,
+    add_map_path,
+    add_policy,
+    add_store,
+    add_untrusted,
+    policy,
+    store,
+    wait,
+)
 from torpor.model.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,7 +44,11 @@ EXAMPLE = """  torpor restart train
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="NAME, NAME@3, NAME@-1")
     parser.add_argument("--detach", action="store_true", help="without a terminal; output goes to the job's log")
-    parser.add_argument("--clone", action="store_true", help="also if the job is still running: a second one")
+    parser.add_argument(
+        "--clone",
+        action="store_true",
+        help="also if the job is still running: a second one, with an identity and seats of its own",
+    )
     parser.add_argument(
         "--stopped",
         action="store_true",
@@ -64,6 +78,11 @@ def options(parser: argparse.ArgumentParser) -> None:
         help="connections and datagrams that the job begins from now on to the address OLD go to NEW; numeric, both "
         "with a port or none; may be repeated (docs/watch.md)",
     )
+    add_policy(parser, "; the stricter of this and what is sealed into the checkpoint holds")
+    parser.add_argument(
+        "--new-policy", metavar="FILE", default="",
+        help="the same, in place of what is sealed into the checkpoint: for whoever holds the key that signed it",
+    )  # fmt: skip
     parser.add_argument("--hosts", metavar="HOST,...", help="of a job over hosts: where it comes back")
     parser.add_argument("--engine", metavar="URL", default="", help="with --hosts: as for torpor run")
     parser.add_argument("--remote-torpor", metavar="PATH", default="", help="with --hosts: as for torpor run")
@@ -93,10 +112,19 @@ def command(options: argparse.Namespace) -> int:
         from torpor.model.address_map import AddressMap
 
         AddressMap.parse(options.map_host)
+    if options.policy and options.new_policy:
+        raise UsageError("restart: --policy or --new-policy, not both")
     from torpor.cli.progress import Progress
     from torpor.launch import restart
 
     progress = Progress()
+
+    def tell(line: str) -> None:
+        from torpor.cli.text import complain
+
+        progress.clear()
+        complain(line)
+
     wishes = restart.Wishes(
         name=options.name,
         clone=options.clone,
@@ -113,6 +141,10 @@ def command(options: argparse.Namespace) -> int:
         in_place=True if options.in_place else None,
         progress=progress,
         upkeep=upkeep.given(options),
+        policy=policy(options.policy or options.new_policy),
+        new_policy=bool(options.new_policy),
+        wait=wait(options),
+        tell=tell,
     )
     if options.hosts:
         return _over_hosts(options, wishes)

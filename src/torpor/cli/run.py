@@ -6,7 +6,7 @@ import argparse
 import os
 
 from torpor.cli import upkeep
-from torpor.cli.options import add_json, add_store, add_untrusted, store
+from torpor.cli.options import add_json, add_policy, add_store, add_untrusted, policy, store, wait
 from torpor.model.errors import UsageError
 
 TYPE_CHECKING = False
@@ -31,8 +31,8 @@ EXAMPLE = """  torpor run --name train -- python3 train.py --epochs 90
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"""torpor run [--name NAME] [--detach] [--store FOLDER] [--resume-or-start [--untrusted]]
-                  [--watch[=sendmsg]] [--inside] [--hosts HOST,... [--engine URL] [--remote-torpor PATH]]
-                  [--job-file FILE]
+                  [--watch[=sendmsg]] [--policy FILE] [--wait TIME] [--inside]
+                  [--hosts HOST,... [--engine URL] [--remote-torpor PATH]] [--job-file FILE]
                   {upkeep.USAGE}
                   -- PROGRAM [ARGUMENT ...]
        torpor run --join JOB|FILE [--hosts HOST] -- PROGRAM [ARGUMENT ...]"""
@@ -49,6 +49,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         "that only sendmsg names, which makes that call slow. Without root, programs that are set-user-ID lose their "
         "privilege (docs/watch.md)",
     )  # fmt: skip
+    add_policy(parser, "; seats that it names are acquired first, and the job is watched")
     parser.add_argument(
         "--inside", action="store_true",
         help="let the program speak with torpor: checkpoint itself, hear of restarts, hold checkpoints off "
@@ -113,15 +114,17 @@ def _start(options: argparse.Namespace) -> int:
     from torpor.launch import run
 
     return run.run(
-        options.program, options.name, store(options), upkeep.encoded(options), options.watch, options.inside
-    )
+        options.program, options.name, store(options), upkeep.encoded(options), options.watch, options.inside,
+        policy(options.policy), wait(options),
+    )  # fmt: skip
 
 
 def _join(options: argparse.Namespace) -> int:
     from torpor.launch import join
     from torpor.supervise.signals import exit_with
 
-    for flag in ("detach", "resume_or_start", "watch", "name", "job_file", "engine", "remote_torpor", "store"):
+    for flag in ("detach", "resume_or_start", "watch", "name", "job_file", "engine", "remote_torpor", "store", "policy",
+                 "wait"):  # fmt: skip
         if getattr(options, flag):
             raise UsageError(f"run: --{flag.replace('_', '-')} does not go with --join: that is the job's affair")
     if upkeep.given(options):
@@ -133,7 +136,7 @@ def _start_over_hosts(options: argparse.Namespace) -> int:
     from torpor.launch import hosts
     from torpor.supervise.signals import exit_with
 
-    for flag in ("detach", "resume_or_start", "watch", "on_crash", "on", "forget", "inside"):
+    for flag in ("detach", "resume_or_start", "watch", "on_crash", "on", "forget", "inside", "policy", "wait"):
         if getattr(options, flag):
             raise UsageError(f"run: --{flag.replace('_', '-')} is not for a job over hosts yet")
     names = [host.strip() for host in (options.hosts or "").split(",") if host.strip()] or hosts.this()
@@ -156,12 +159,14 @@ def _start_over_hosts(options: argparse.Namespace) -> int:
 
 
 def _start_detached(options: argparse.Namespace) -> Started:
+    from torpor.cli.text import complain
     from torpor.launch import run
 
     keep_up = upkeep.encoded(options)
     return run.run_detached(
-        options.program, options.name, store(options), keep_up=keep_up, watch=options.watch, inside=options.inside
-    )
+        options.program, options.name, store(options), keep_up=keep_up, watch=options.watch, inside=options.inside,
+        policy=policy(options.policy), wait=wait(options), tell=complain,
+    )  # fmt: skip
 
 
 def _saved(options: argparse.Namespace) -> tuple[list[str], list[str]]:
@@ -175,7 +180,8 @@ def _saved(options: argparse.Namespace) -> tuple[list[str], list[str]]:
 def _wishes(options: argparse.Namespace, notes: tuple[str, ...]) -> Wishes:
     from torpor.launch import restart
 
-    return restart.Wishes(untrusted=options.untrusted, upkeep=upkeep.given(options), why="resume", notes=notes)
+    return restart.Wishes(untrusted=options.untrusted, upkeep=upkeep.given(options), why="resume", notes=notes,
+                           policy=policy(options.policy), wait=wait(options))  # fmt: skip
 
 
 def _resume(options: argparse.Namespace, names: list[str], notes: list[str]) -> int:

@@ -19,7 +19,7 @@ from torpor.supervise import registry, state
 from torpor.supervise.registry import Entry
 from torpor.supervise.say import say
 
-_ONCE = ("progress", "clone", "name", "upkeep", "notes", "stopped")
+_ONCE = ("progress", "clone", "name", "upkeep", "notes", "tell", "stopped")
 """Wishes that were meant for the first restart only, or that stand in the entry."""
 _CODE = "from torpor.launch.again import main; sys.exit(main(sys.argv[1]))"
 

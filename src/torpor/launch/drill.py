@@ -162,6 +162,7 @@ def _drill(seen: _Seen, info: RootInfo, wishes: Wishes, result: Drilled) -> Dril
     found = addresses.look(records, mine)
     refusals = dict.fromkeys([*check(saved, wishes.changed_files), *around.refusals, *found.refusals])
     failures += [str(refusal) for refusal in refusals]
+    failures += _forbidden(saved)
     notes = [*around.notes]
     failures += [
         f"{place.path} has {_size(place.free)} free, and a restart may write {_size(place.needed)} there; make room"
@@ -214,6 +215,18 @@ class _Nowhere(Refused):
 
     def __init__(self, thing: str, way_out: str) -> None:
         super().__init__([Refusal(0, "", thing, way_out)], "no restart can be rehearsed here")
+
+
+def _forbidden(saved: Manifest) -> list[str]:
+    """Why policies would refuse the restart. Seats are not asked for."""
+    from torpor.policy import files
+    from torpor.policy.decide import decide, merged
+    from torpor.policy.outside import services
+
+    terms = saved.terms
+    layers = merged(terms.layers if terms is not None else (), files.standing())
+    outcome = decide(services(saved), layers, terms.held if terms is not None else ())
+    return [f"{what}: {why}; see torpor policy explain" for what, why in outcome.refusals]
 
 
 def _mine(info: RootInfo, saved: Manifest) -> tuple[Mine, bool]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -19,6 +19,7 @@ from torpor.launch import program
 from torpor.launch.travel import travelling
 from torpor.model.errors import UsageError
 from torpor.supervise import registry
+from torpor.supervise.say import say
 
 if TYPE_CHECKING:
     from torpor.launch.restart import Wishes
@@ -55,6 +56,7 @@ def restart(
     fewer; 'PART=HOST' for a part by its name.  engine, remote: as for `run`. Raises as restart.restart.
     """
     from torpor.launch.checkpoint import open_whole
+    from torpor.supervise.lease import of_checkpoint
 
     opened = open_whole(checkpoint, store or None, wishes.untrusted)
     if opened is None:
@@ -68,9 +70,9 @@ def restart(
     number = f"{info.job}@{info.number}"
     own = {record.part.name for record in whole.parts if record.own}
     addresses = {part: found[where[part]] for part in names}
-    parts = describe((), whole.job, store, "", addresses, engine)
+    parts = describe((), whole.job, store, "", addresses, engine, of_checkpoint(info))
     given = {"files": wishes.files, "changed_files": wishes.changed_files, "untrusted": wishes.untrusted,
-             "map_path": list(wishes.map_path)}  # fmt: skip
+             "map_path": list(wishes.map_path), "policy": wishes.policy, "new_policy": wishes.new_policy}  # fmt: skip
     streams = {key: value for key in ("stdin", "stdout", "stderr") if (value := getattr(wishes, key)) is not None}
     each = [
         msgspec.structs.replace(
@@ -83,7 +85,25 @@ def restart(
         )
         for part in parts
     ]
-    return _started(each, where, remote)
+    return _alone(store, whole.job, of_checkpoint(info), wishes, lambda: _started(each, where, remote))
+
+
+def _alone(store: str, job: str, identity: str, wishes: Wishes, start: Callable[[], int]) -> int:
+    """Start a job that runs nowhere else: this process, which becomes the supervisor of its first part, takes its
+    lease before anything is started on other hosts. Raises Refused."""
+    from torpor.launch import admission
+    from torpor.store import open_store
+    from torpor.supervise.standing import Standing
+
+    opened = open_store(store or None, apart=True)
+    standing = Standing(identity, job)
+    try:
+        tell = wishes.tell or (lambda line: say(f"torpor: {line}"))
+        admission.sole(standing, opened, wishes.wait, wishes.why == "resume", tell)
+        return start()
+    except BaseException:
+        standing.close()
+        raise
 
 
 def assign(parts: Sequence[str], hosts: Sequence[str]) -> dict[str, str]:
@@ -168,9 +188,9 @@ def places(hosts: Sequence[str]) -> dict[str, str]:
 
 
 def describe(
-    argv: Sequence[str], job: str, store: str, keep_up: str, hosts: Mapping[str, str], engine: str
+    argv: Sequence[str], job: str, store: str, keep_up: str, hosts: Mapping[str, str], engine: str, identity: str = ""
 ) -> list[Part]:  # fmt: skip
-    """The parts of the job, the first one first. Raises TorporError."""
+    """The parts of the job, the first one first. identity: of a job that there was before. Raises TorporError."""
     from torpor.image import keys
     from torpor.supervise.part import Part
 
@@ -185,13 +205,14 @@ def describe(
 
         settings = dict(read().engine)
         site(engine, settings)  # for its errors
+    identity = identity or registry.fresh_identity()
     given = program.environment()
     env = {os.fsdecode(name): value for name, value in given.items()}
     abroad = {os.fsdecode(name): value for name, value in travelling(given).items()}
     return [
         Part(
             job=job, part=name, first=name == first, address=address, hosts=dict(hosts), nodes=nodes, engine=engine,
-            settings=settings, store=store, key=keys.text_of(key), upkeep=keep_up,
+            settings=settings, store=store, key=keys.text_of(key), upkeep=keep_up, identity=identity,
             argv=tuple(map(os.fsencode, argv)) if name == first else (), env=env if name == first else abroad,
             cwd=os.getcwdb() if name == first else b"/",
         )

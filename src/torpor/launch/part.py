@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torpor.launch import job_file, program
-from torpor.launch.run import answered, supervised
+from torpor.launch.run import answered, stands, supervised
 from torpor.link import lines
 from torpor.model.errors import RestartFailed, TorporError, UsageError
 from torpor.supervise import registry
@@ -119,7 +119,8 @@ def _names(part: Part) -> tuple[str, ...]:
 
 
 def _supervise(part: Part, secret: Secret, report: Report | None, answer: int = 1, heard: int = 0) -> int:
-    given = Entry(name="", store=part.store, argv=tuple(map(os.fsdecode, part.argv)), upkeep=part.upkeep)
+    given = Entry(name="", store=part.store, argv=tuple(map(os.fsdecode, part.argv)), upkeep=part.upkeep,
+                  identity=part.identity)  # fmt: skip
     names: Iterator[str] = iter([registry.check_name(name) for name in _names(part)])
     entry = registry.claim(given, names, lambda _: False)
     if entry is None:
@@ -198,6 +199,8 @@ def _begin(
     entry = registry.update(entry._replace(supervisor=Pid.of(os.getpid()), root=Pid.of(root), root_vpid=root))
     terminal = Terminal(open_terminal() if report is None else -1, relay=False)
     supervisor = Supervisor(entry, signals, terminal, streams, membership=membership)
+    if part.first:
+        supervisor.stand(stands(entry._replace(name=part.job), None))
     _started(report, entry)
     return supervised(supervisor, detached=report is not None)
 
@@ -224,7 +227,8 @@ def _join(part: Part, membership: Membership, entry: Entry) -> int:
 
 def _restart(part: Part, membership: Membership, entry: Entry, report: Report | None) -> int:
     from torpor.checkpoint.together import GivenUp
-    from torpor.launch.restart import Among, Wishes, restart_part
+    from torpor.launch.among import Among
+    from torpor.launch.restart import Wishes, restart_part
 
     given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in part.wishes.items()}
     released = False
@@ -236,7 +240,7 @@ def _restart(part: Part, membership: Membership, entry: Entry, report: Report | 
 
     try:
         agreed = membership.recreate(PATIENCE)
-        among = Among(part.old, part.hosts, agreed, membership.knows)
+        among = Among(part.old, part.hosts, agreed, membership.knows, part.first)
         return restart_part(part.checkpoint, part.store, Wishes(**given), entry, among, membership, runs, report)
     except BaseException as error:
         if released:

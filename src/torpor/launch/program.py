@@ -126,7 +126,7 @@ def _become(
             if error.errno != errno.ENOEXEC:
                 raise
             # A script without a first line that names its interpreter: as execvp(3) does.
-            os.execve("/bin/sh", ["/bin/sh", _found(argv[0]), *argv[1:]], env)
+            os.execve("/bin/sh", ["/bin/sh", found(argv[0]), *argv[1:]], env)
     except OSError as error:
         number = error.errno or number
     finally:
@@ -140,7 +140,8 @@ if _child_signal_ignored:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
-def _found(program: str) -> str:
+def found(program: str) -> str:
+    """Where a program is; its name where it is nowhere."""
     if "/" in program:
         return program
     for folder in os.get_exec_path():
@@ -152,7 +153,7 @@ def _found(program: str) -> str:
 
 def check(name: str) -> None:
     """Is there such a program? For whoever has much to do before it is started. Raises CannotStart."""
-    path = _found(name)
+    path = found(name)
     if not os.path.isfile(path):
         raise CannotStart(name, FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
     if not os.access(path, os.X_OK):

@@ -16,15 +16,14 @@ from torpor.supervise.say import say
 
 if TYPE_CHECKING:
     from torpor.checkpoint.restart import Restarted
-    from torpor.checkpoint.together import RestartedTogether
     from torpor.checkpoint.whereabouts import Whereabouts
     from torpor.image.manifest import Manifest
-    from torpor.image.seal import Opening
+    from torpor.launch.among import Among
     from torpor.launch.detach import Report, Started
     from torpor.model.address_map import AddressMap
     from torpor.store import RootInfo, Store
-    from torpor.store.load import Load
     from torpor.supervise.membership import Membership
+    from torpor.supervise.standing import Standing
     from torpor.supervise.terminal import Terminal
     from torpor.watch.wrapper import Wrapper
 
@@ -39,8 +38,11 @@ class Wishes(NamedTuple):
     that finding the old pids in place may take.  untrusted: also if nobody who is trusted has signed it.
     in_place: without a namespace (None: where there is none to be had).  upkeep: what is to be done for it unasked, in
     place of what the checkpoint says (`upkeep.changed`).  map_path: 'OLD=NEW'
-    each, for files that are elsewhere now.  map_host: the same for addresses (model/address_map.py).  stopped: it shall
-    stand still before its first instruction.  why: for the log.
+    each, for files that are elsewhere now.  map_host: the same for addresses (model/address_map.py).  stopped: it
+    shall stand still before its first instruction.  policy: what was given for this job, as `terms.encode` writes it;
+    new_policy: in place of the sealed one.  wait: seconds to wait for seats, and for the end of the same job elsewhere;
+    None for what the policy says.  tell: told what is waited for.  seats: a descriptor of whoever
+    keeps its seats (`SeatWatch.hand_over`), -1 for none.  why: for the log.
     notes: what is to be said once the job runs; before, the restart might cut it off a file again.
     """
 
@@ -59,36 +61,24 @@ class Wishes(NamedTuple):
     map_path: tuple[str, ...] = ()
     map_host: tuple[str, ...] = ()
     stopped: bool = False
+    policy: str = ""
+    new_policy: bool = False
+    wait: float | None = None
+    tell: Callable[[str], None] | None = None
+    seats: int = -1
     why: str = "command"
     notes: tuple[str, ...] = ()
 
 
-class Among(NamedTuple):
-    """One part of a checkpoint of several hosts is restarted. part: its name.  hosts: where each part is now, numeric
-    addresses by name.  together: see RestartRequest.  learnt: called when it is known where all are."""
+class Begun(NamedTuple):
+    """A job that runs again. info: what is known of the checkpoint now that it was opened.  wrapper: what is around it
+    if it is watched.  standing: what it holds outside."""
 
-    part: str
-    hosts: Mapping[str, str]
-    together: RestartedTogether
-    learnt: Callable[[Whereabouts], None]
-
-    def open(self, store: Store, info: RootInfo, opening: Opening) -> tuple[Load, Whereabouts]:
-        """The part, and where all are. Raises what `Store.load` does, UsageError."""
-        from torpor.checkpoint.whereabouts import Whereabouts
-        from torpor.image import codec
-        from torpor.image.whole import Whole
-
-        load = store.load(info.job, info.number, opening)
-        try:
-            whole = codec.decode(load.body, Whole, f"checkpoint {info.job}@{info.number}")
-        finally:
-            load.close()
-        wanted = next((part for part in load.info.parts if part.name == self.part), None)
-        if wanted is None:
-            raise UsageError(f"{info.job}@{info.number} has no part of {self.part}")
-        found = Whereabouts.of(self.part, whole.parts, self.hosts)
-        self.learnt(found)
-        return store.load(info.job, info.number, opening, wanted), found
+    entry: Entry
+    job: Restarted
+    info: RootInfo
+    wrapper: Wrapper | None
+    standing: Standing
 
 
 def restart(checkpoint: str | None, store: str, wishes: Wishes, on_running: Callable[[], None] = lambda: None) -> int:
@@ -130,7 +120,7 @@ def _foreground(
             standard = _standard(wishes, (0, 1, 2))
             terminal = Terminal(-1 if detached else open_terminal(), relay=not detached)
             try:
-                entry, job, info, wrapper = _restart(opened, info, wishes, standard, terminal.fd, entry)
+                begun = _restart(opened, info, wishes, standard, terminal.fd, entry)
             except BaseException:
                 terminal.close(lambda: ())
                 raise
@@ -143,9 +133,9 @@ def _foreground(
             registry.release(entry)
         raise
     on_running()
-    for note in (*wishes.notes, *_notes(entry, job, wishes)):
+    for note in (*wishes.notes, *_notes(begun, wishes)):
         say(f"torpor: {note}")
-    return _supervise(entry, job, terminal, standard, None, info, wishes, detached, crashes, wrapper)
+    return _supervise(begun, terminal, standard, None, wishes, detached, crashes)
 
 
 def restart_detached(checkpoint: str | None, store: str, wishes: Wishes) -> Started:
@@ -168,6 +158,9 @@ def restart_detached(checkpoint: str | None, store: str, wishes: Wishes) -> Star
     def progress(phase: str, done: int, total: int) -> None:
         reporting.event({"event": "progress", "phase": phase, "done": done, "total": total})
 
+    def tell(line: str) -> None:
+        reporting.event({"event": "waiting", "line": line})
+
     def body(report: Report) -> None:
         nonlocal entry, reporting
         from torpor.supervise.terminal import Terminal
@@ -175,16 +168,16 @@ def restart_detached(checkpoint: str | None, store: str, wishes: Wishes) -> Star
         reporting = report
         entry = registry.update(entry._replace(supervisor=Pid.of(os.getpid())))
         standard = _standard(wishes, (0, 1, 2))
-        entry, job, opened_info, wrapper = _restart(
-            opened, info, wishes._replace(progress=progress), standard, -1, entry
-        )
+        begun = _restart(opened, info, wishes._replace(progress=progress, tell=tell), standard, -1, entry)
         lasting = _absolute(wishes)
         os.chdir("/")
-        _supervise(entry, job, Terminal(-1, relay=False), standard, report, opened_info, lasting, True, 0, wrapper)
+        _supervise(begun, Terminal(-1, relay=False), standard, report, lasting, True, 0)
 
     def on_event(event: dict[str, object]) -> None:
         if wishes.progress is not None and event.get("event") == "progress":
             wishes.progress(str(event["phase"]), int(str(event["done"])), int(str(event["total"])))
+        elif event.get("event") == "waiting":
+            _tell(wishes)(str(event["line"]))
 
     try:
         with _logged(f"{info.job}@{info.number}", opened.location, wishes):
@@ -212,16 +205,16 @@ def restart_part(
         standard = _standard(wishes, (0, 1, 2))
         terminal = Terminal(open_terminal() if report is None else -1, relay=report is None)
         try:
-            entry, job, info, wrapper = _restart(opened, info, wishes, standard, terminal.fd, entry, among)
+            begun = _restart(opened, info, wishes, standard, terminal.fd, entry, among)
         except BaseException:
             terminal.close(lambda: ())
             raise
     released()
-    for note in job.notes:
+    for note in begun.job.notes:
         say(f"torpor: {note}")
     if report is not None:
         os.chdir("/")
-    return _supervise(entry, job, terminal, standard, report, info, wishes, report is not None, 0, wrapper, membership)
+    return _supervise(begun, terminal, standard, report, wishes, report is not None, 0, membership)
 
 
 def _resolve(checkpoint: str | None, store: str) -> tuple[Store, RootInfo]:
@@ -297,18 +290,15 @@ def _claim(info: RootInfo, store: Store, wishes: Wishes) -> Entry:
     entry = Entry(name="", store=store.location, origin=origin)
     wanted = registry.check_name(wishes.name) if wishes.name else info.job
     live = registry.running(info.job)
-    if live is not None and not wishes.clone:
-        raise Refused(
-            [
-                Refusal(
-                    live.root.pid,
-                    info.job,
-                    "the job is still running",
-                    "stop it, or restart a copy with --clone",
-                )
-            ],
-            f"cannot restart {origin}",
-        )
+    same = next((other for other in registry.jobs() if info.identity and other.identity == info.identity), live)
+    if same is not None and not wishes.clone:
+        where = f"the job is still running here{'' if same.name == info.job else f', as {same.name}'}"
+        way_out = "stop it, or restart a copy with --clone"
+        error = Refused([Refusal(same.root.pid, info.job, where, way_out)], f"cannot restart {origin}")
+        from torpor.supervise import audit
+
+        audit.record("lease", error, do="take", job=info.job, identity=info.identity, store=store.location)
+        raise error
     names: Iterator[str] = iter((wanted,))
     taken: Callable[[str], bool] = lambda _: False  # noqa: E731
     if wishes.clone and not wishes.name:
@@ -352,17 +342,18 @@ def _standard(wishes: Wishes, own: tuple[int, int, int]) -> tuple[int, int, int]
 def _restart(
     store: Store, info: RootInfo, wishes: Wishes, standard: tuple[int, int, int], terminal: int, entry: Entry,
     among: Among | None = None,
-) -> tuple[Entry, Restarted, RootInfo, Wrapper | None]:  # fmt: skip
+) -> Begun:  # fmt: skip
     """Recreate the job and let it go; its entry in the registry is complete before it runs, so that whatever becomes of
-    us then, it is found. Returns also what is known of the checkpoint now that it was opened, and what is around a job
-    that is watched. among: it is one part of several. Raises Interrupted."""
+    us then, it is found. among: it is one part of several. Raises Interrupted."""
     from torpor.checkpoint.restart import RestartRequest
     from torpor.checkpoint.restart import restart as run
     from torpor.image.seal import Opening
+    from torpor.launch import admission
     from torpor.launch.interrupt import Interrupts
     from torpor.model.path_map import PathMap
-    from torpor.supervise import state
+    from torpor.supervise import lease, state
     from torpor.supervise.parent import become_subreaper
+    from torpor.supervise.standing import Standing
 
     moved = PathMap.parse(wishes.map_path)
     become_subreaper()
@@ -371,10 +362,12 @@ def _restart(
 
     def wrap(manifest: Manifest, moves: AddressMap | None, tell: Callable[[str], None]) -> Wrapper | None:
         nonlocal wrapper
-        if manifest.ledger is not None or moves or wishes.map_host:
+        watches = admit.watches(manifest)
+        if manifest.ledger is not None or moves or wishes.map_host or watches:
             from torpor.launch import watching
 
-            prior = watching.again(manifest.ledger, wishes.map_host, moves)
+            known = manifest.ledger or (watching.begun() if watches else None)
+            prior = watching.again(known, wishes.map_host, moves)
             wrapper = watching.wrapper(prior, tell) if prior is not None else None
         return wrapper
 
@@ -388,12 +381,17 @@ def _restart(
                 root_vpid=job.root_vpid,
                 reaper=Pid.of(job.reaper) if job.reaper else registry.NOBODY,
                 helpers=tuple(job.helpers),
+                keeper=Pid.of(standing.seats.pid) if standing.seats is not None else registry.NOBODY,
+                seats=standing.seats.names if standing.seats is not None else (),
+                policy=admit.policy,
                 anchor=job.tree.anchor,
                 include_anchor=job.tree.include_anchor,
                 skip=tuple(job.tree.skip),
                 parent_is_reaper=job.parent_is_reaper,
             )
         )
+        if standing.seats is not None:
+            standing.seats.running((entry.reaper, entry.root))
 
     whereabouts: Whereabouts | None = None
     opening = Opening(wishes.untrusted)
@@ -401,10 +399,25 @@ def _restart(
         load = store.load(info.job, info.number, opening)
     else:
         load, whereabouts = among.open(store, info, opening)
+    if wishes.why != "crash":
+        identity = registry.fresh_identity() if wishes.clone else lease.of_checkpoint(info)
+        inside = str(load.info.label.get("inside", ""))
+        entry = entry._replace(upkeep=_upkeep(load.info, wishes), inside=inside, identity=identity)
+    standing = Standing(entry.identity, info.job if among is not None else entry.name)
+    if wishes.seats >= 0:
+        standing.kept = entry.seats, wishes.seats, entry.keeper.pid
+    first, name = among is None or among.first, f"{info.job}@{info.number}"
+    hosts = whereabouts.addresses if whereabouts is not None else frozenset()
+    admit = admission.Admission(
+        standing, entry.name, name, store.location, wishes.policy, wishes.new_policy, hosts, first,
+        wishes.wait if among is None else 0.0,  # the other hosts do not wait
+        _tell(wishes),
+    )  # fmt: skip
     try:
-        if wishes.why != "crash":
-            entry = entry._replace(upkeep=_upkeep(load.info, wishes))
-            entry = entry._replace(inside=str(load.info.label.get("inside", "")))
+        if wishes.new_policy:
+            admission.refuse_foreign_seal(info)
+        if first:
+            admission.sole(standing, store, wishes.wait, wishes.why == "resume", _tell(wishes))
         if among is None and entry.upkeep:
             _hooks(entry, wishes)
         interrupts = Interrupts(*_stopping(entry.upkeep))
@@ -424,20 +437,30 @@ def _restart(
                     progress=wishes.progress,
                     before_release=register,
                     wrap=wrap,
+                    admit=admit,
                     together=among.together if among is not None else None,
                     whereabouts=whereabouts,
                     names=os.path.join(entry.folder, "hosts"),
                     stopped=wishes.stopped,
                 )
             )
-        return entry, job, load.info, wrapper
+        return Begun(entry, job, load.info, wrapper, standing)
+    except BaseException:
+        standing.close()
+        raise
     finally:
         load.close()
-        store.close()
+        if not standing.leases:
+            store.close()
 
 
-def _notes(entry: Entry, job: Restarted, wishes: Wishes) -> tuple[str, ...]:
+def _tell(wishes: Wishes) -> Callable[[str], None]:
+    return wishes.tell or (lambda line: say(f"torpor: {line}"))
+
+
+def _notes(begun: Begun, wishes: Wishes) -> tuple[str, ...]:
     """What there is to say of a job that was restarted."""
+    entry, job = begun.entry, begun.job
     if not wishes.stopped:
         return job.notes
     how = f"kill -CONT {entry.supervisor.pid} lets it go on; to look at it: gdb -iex 'set sysroot /' -p {job.root}"
@@ -453,11 +476,11 @@ def _hooks(entry: Entry, wishes: Wishes) -> None:
 
 
 def _supervise(
-    entry: Entry, job: Restarted, terminal: Terminal, standard: tuple[int, int, int], report: Report | None,
-    info: RootInfo, wishes: Wishes, detached: bool, crashes: int, wrapper: Wrapper | None,
-    membership: Membership | None = None,
+    begun: Begun, terminal: Terminal, standard: tuple[int, int, int], report: Report | None, wishes: Wishes,
+    detached: bool, crashes: int, membership: Membership | None = None,
 ) -> int:  # fmt: skip
     """The job runs: everything from here on may take its time."""
+    entry, job, info, wrapper, standing = begun
     gc.enable()  # see cli/restart.py
     from torpor.launch.run import answered
     from torpor.supervise.signals import Signals
@@ -468,11 +491,12 @@ def _supervise(
     seconds = (float(known),) if isinstance(known, (int, float)) else ()
     streams = dict(enumerate(standard))
     supervisor = Supervisor(entry, signals, terminal, streams, job.events, seconds, crashes, wrapper, membership)
+    supervisor.stand(standing)
     supervisor.held = tuple(Pid.of(pid) for pid in job.held)
     if report is not None:
         from torpor.launch.detach import Started
 
-        notes = (*wishes.notes, *_notes(entry, job, wishes))
+        notes = (*wishes.notes, *_notes(begun, wishes))
         report.started(Started(entry.name, job.root, job.root_vpid, entry.log, notes, job.seconds))
     from torpor.supervise import audit
 

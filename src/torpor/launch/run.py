@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torpor.launch import program
 from torpor.model.errors import TorporError, UsageError
+from torpor.policy import files
 from torpor.supervise import registry
 from torpor.supervise.parent import become_subreaper, inherited
 from torpor.supervise.registry import Entry, Pid
@@ -17,36 +18,42 @@ from torpor.supervise.signals import Signals
 if TYPE_CHECKING:
     from torpor.launch.detach import Report, Started
     from torpor.store import Store
+    from torpor.supervise.standing import Standing
     from torpor.supervise.supervisor import Supervisor
     from torpor.watch.wrapper import Wrapper
 
 
 def run(
     argv: Sequence[str], name: str | None = None, store: str = "", keep_up: str = "", watch: str | None = None,
-    inside: bool = False,
+    inside: bool = False, policy: str = "", wait: float | None = None,
 ) -> int:  # fmt: skip
     """Run a program in the foreground under supervision, as if it had been started in our place.
 
     keep_up: what to do for it unasked, as supervise/upkeep.py writes it.  watch: which of its calls to write down
-    (launch/watching.py).  inside: it may speak with torpor (docs/inside.md). Returns its wait status. Raises
-    CannotStart, UsageError, TorporError.
+    (launch/watching.py).  inside: it may speak with torpor (docs/inside.md).  policy: given for this job, as
+    supervise/terms.py writes it.  wait: seconds to wait for its seats, None for what the policy says. Returns its wait
+    status. Raises CannotStart, UsageError, Refused, TorporError.
     """
     program.hold_standard()
     kept, env = _inside(None) if inside else ("", None)
-    entry = Entry(name="", store=store, argv=tuple(argv), upkeep=keep_up, inside=kept)
+    identity = registry.fresh_identity()
+    entry = Entry(name="", store=store, argv=tuple(argv), upkeep=keep_up, inside=kept, identity=identity)
     if name:
         entry = claim(entry, name)
     else:
         registry.runtime()  # what stands in the way is said before the program runs
+    entry, standing, watch = _admitted(entry, policy, wait, watch)
     become_subreaper()
     streams = inherited()
     signals = Signals(answered(keep_up))
-    wrapper = _wrapper(watch)
     try:
+        wrapper = _wrapper(watch)
         pid = program.start(argv, signals.before, env=env, wrapper=wrapper)
     except BaseException:
         signals.close()
         registry.release(entry)
+        if standing is not None:
+            standing.close()
         raise
     # What takes time comes now that the program runs: our own modules, and which names the store has.
     from torpor.supervise.supervisor import Supervisor
@@ -54,23 +61,27 @@ def run(
 
     entry = _register(_watched(entry._replace(root=Pid.of(pid), root_vpid=pid), wrapper))
     terminal = Terminal(open_terminal(), relay=False)
-    return supervised(Supervisor(entry, signals, terminal, streams, wrapper=wrapper))
+    supervisor = Supervisor(entry, signals, terminal, streams, wrapper=wrapper)
+    supervisor.stand(stands(entry, standing))
+    return supervised(supervisor)
 
 
 def run_detached(
     argv: Sequence[str], name: str | None = None, store: str = "", cwd: str | None = None,
     env: Mapping[bytes, bytes] | None = None, keep_up: str = "", watch: str | None = None,
-    inside: bool = False,
+    inside: bool = False, policy: str = "", wait: float | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Started:  # fmt: skip
     """Run a program without a terminal, its output going to a log, and return as soon as it has been started.
 
-    It leads a session of its own. Raises as `run`.
+    It leads a session of its own. tell: what it waits for. Raises as `run`.
     """
     from torpor.launch.detach import Started, detach
     from torpor.supervise import state
 
     kept, env = _inside(env) if inside else ("", env)
-    entry = Entry(name="", store=store, argv=tuple(argv), upkeep=keep_up, inside=kept)
+    identity = registry.fresh_identity()
+    entry = Entry(name="", store=store, argv=tuple(argv), upkeep=keep_up, inside=kept, identity=identity)
     names: Iterator[str] = iter((registry.check_name(name),)) if name else registry.series(registry.fit_name(argv[0]))
     claimed = registry.claim(entry, names, (lambda _: False) if name else taken(store, apart=True))
     if claimed is None:
@@ -91,23 +102,35 @@ def run_detached(
         entry = entry._replace(supervisor=Pid.of(os.getpid()))
         if cwd is not None:
             os.chdir(cwd)
+
+        def waiting(line: str) -> None:
+            report.event({"event": "waiting", "line": line})
+
+        entry, standing, watches = _admitted(registry.update(entry), policy, wait, watch, waiting)
         become_subreaper()
         streams = inherited()
         signals = Signals(answered(keep_up))
-        wrapper = _wrapper(watch)
         try:
+            wrapper = _wrapper(watches)
             pid = program.start(argv, signals.before, new_session=True, env=env, wrapper=wrapper)
         except BaseException:
             registry.release(entry)
+            if standing is not None:
+                standing.close()
             raise
         entry = registry.update(_watched(entry._replace(root=Pid.of(pid), root_vpid=pid), wrapper))
         os.chdir("/")
         supervisor = Supervisor(entry, signals, Terminal(-1, relay=False), streams, wrapper=wrapper)
+        supervisor.stand(stands(entry, standing))
         report.started(Started(entry.name, pid, pid, path))
         supervised(supervisor, detached=True)
 
+    def on_event(event: dict[str, Any]) -> None:
+        if event.get("event") == "waiting":
+            tell(str(event["line"]))
+
     try:
-        return detach(body, log)
+        return detach(body, log, on_event)
     except BaseException:
         left = registry.read(entry.folder)
         if left is not None and not left.root.alive:
@@ -121,6 +144,35 @@ def _inside(env: Mapping[bytes, bytes] | None) -> tuple[str, Mapping[bytes, byte
 
     kept = Kept.new()
     return kept.encode(), {**(program.environment() if env is None else env), b"TORPOR_INSIDE": kept.token.encode()}
+
+
+def _admitted(
+    entry: Entry, policy: str, wait: float | None, watch: str | None,
+    tell: Callable[[str], None] = lambda line: say(f"torpor: {line}"),
+) -> tuple[Entry, Standing | None, str | None]:  # fmt: skip
+    """The entry, what the job holds before it starts, and what of it is to be watched. Takes the entry out again if
+    the job may not start. Raises Refused, UsageError."""
+    if not policy and not any(os.path.exists(path) for path in files.places()):
+        return entry, None, watch
+    from torpor.launch import admission
+
+    try:
+        entry, standing, watched = admission.start(entry, policy, wait, tell)
+    except BaseException:
+        registry.release(entry)
+        raise
+    return entry, standing, watch or ("connect" if watched else None)
+
+
+def stands(entry: Entry, standing: Standing | None) -> Standing:
+    """What a new job holds outside: what it has, or nothing yet."""
+    from torpor.supervise.standing import Standing
+
+    found = standing if standing is not None else Standing(entry.identity, entry.name)
+    found.job = entry.name
+    if found.seats is not None:
+        found.seats.running((entry.root,))
+    return found
 
 
 def _wrapper(watch: str | None) -> Wrapper | None:
@@ -151,7 +203,8 @@ def supervised(supervisor: Supervisor, detached: bool = False, wishes: Mapping[s
     if supervisor.again:
         from torpor.launch import again
 
-        again.become(supervisor.entry, supervisor.crashes, status, detached, wishes or {})
+        seats = supervisor.hand_over()
+        again.become(supervisor.entry, supervisor.crashes, status, detached, {**(wishes or {}), "seats": seats})
         registry.release(supervisor.entry)
     if supervisor.stopped_as:
         where = " --hosts ..." if supervisor.over_hosts else ""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from torpor.model.errors import UsageError
-from torpor.model.terms import Layer
+
+if TYPE_CHECKING:
+    from torpor.model.terms import Layer
 
 SYSTEM = "/etc/torpor/policy.toml"
 
@@ -16,9 +19,14 @@ def user() -> str:
     return f"{folder}/torpor/policy.toml"
 
 
+def places() -> tuple[str, str]:
+    """Where those of the system and the user are, or would be."""
+    return SYSTEM, user()
+
+
 def standing() -> tuple[Layer, ...]:
     """The system's and the user's, where there are such files. Raises UsageError."""
-    return tuple(layer for path in (SYSTEM, user()) if (layer := _read(path)) is not None)
+    return tuple(layer for path in places() if (layer := _read(path)) is not None)
 
 
 def given(path: str) -> Layer:

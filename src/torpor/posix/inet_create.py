@@ -66,6 +66,8 @@ def make(record: TcpSocket, restart: Restart, connect: Connector) -> int:
         return _far(record, restart)
     if record.other == FAR_WAITING:
         return _bound(record)
+    if record.other == OUTSIDE and record.state == CONNECTED and (made := restart.far(record.ino)) >= 0:
+        return made  # it was connected again, as a policy has it
     return _pair(record, restart, connect)
 
 

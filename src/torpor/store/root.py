@@ -56,6 +56,8 @@ class RootInfo(NamedTuple):
     """Public keys of those who can read it; empty where it is not encrypted. Hexadecimal."""
     parts: tuple[Part, ...] = ()
     """What it consists of, where hosts have written a part each; bytes_total and bytes_new count them too."""
+    identity: str = ""
+    """Which job it is of, whatever that is called (`Header.identity`)."""
 
 
 class Header(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -82,6 +84,8 @@ class Header(msgspec.Struct, frozen=True, omit_defaults=True):
     """The label of an encrypted checkpoint, msgpack, encrypted."""
     parts: tuple[Part, ...] = ()
     """See parts.py."""
+    identity: str = ""
+    """A random word of the job's, the same in all of its checkpoints and copies of them; '' where it is not known."""
 
 
 class Root(NamedTuple):

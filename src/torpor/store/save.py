@@ -95,9 +95,12 @@ class Save:
                 raise self._failed(error) from error
         return self._number
 
-    def commit(self, body: Buffer, label: Mapping[str, str | int | float], parts: Sequence[Part] = ()) -> root.RootInfo:
+    def commit(
+        self, body: Buffer, label: Mapping[str, str | int | float], parts: Sequence[Part] = (),
+        identity: str = "",
+    ) -> root.RootInfo:  # fmt: skip
         """Make the checkpoint exist, with `body` and a small summary that is shown in lists. parts: what others have
-        written of it; all of that is there.
+        written of it; all of that is there.  identity: which job it is of.
 
         All `put`s have returned. Raises CheckpointFailed; then nothing of it is left but perhaps unreferenced
         packs.
@@ -105,7 +108,7 @@ class Save:
         try:
             self._finish_packs()
             self._check_packs()
-            info = self._put_root(body, dict(label), tuple(parts))
+            info = self._put_root(body, dict(label), tuple(parts), identity)
         except OSError as error:
             failed = self._failed(error)
             self.abort()
@@ -170,7 +173,9 @@ class Save:
                     where = f"{self._backend.place}/{pack.path(name)}"
                     raise CheckpointFailed(f"pack {where} vanished while it was needed; try again") from None
 
-    def _put_root(self, body: Buffer, label: dict[str, str | int | float], parts: tuple[Part, ...]) -> root.RootInfo:
+    def _put_root(
+        self, body: Buffer, label: dict[str, str | int | float], parts: tuple[Part, ...], identity: str
+    ) -> root.RootInfo:
         mine = set(self._packs.finished)
         columns = self._columns
         numbers = {i for i, name in enumerate(columns.packs) if name in mine}
@@ -182,7 +187,7 @@ class Save:
         number = self.number()
         where = root.object_name(self.job, number)
         now = time.time()
-        header = root.Header(self.job, number, now, total, new, label, size, len(body), parts=parts)
+        header = root.Header(self.job, number, now, total, new, label, size, len(body), parts=parts, identity=identity)
         cipher = self._cipher
         if cipher is None:
             header = msgspec.structs.replace(header, names=blake3(self._key).digest())
@@ -207,7 +212,9 @@ class Save:
         readers = tuple(recipient.key.hex() for recipient in header.recipients)
         if is_part(self.job):
             self.written = Part(name_of(self.job), digest(pieces), total, new)
-        return root.RootInfo(self.job, number, now, total, new, path, label, "", self._sealer.key.hex(), readers, parts)
+        return root.RootInfo(
+            self.job, number, now, total, new, path, label, "", self._sealer.key.hex(), readers, parts, identity
+        )
 
     def _take_back(self, where: str) -> None:
         """Remove our root, which may be there although putting it failed. If that cannot be done for certain,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 CONFIG = "store"
 MAGIC = b"torporC\0"
 VERSION = 1
-FOLDERS = {"packs", "index", "roots", "claims", "leases", "warrants", "tmp"}
+FOLDERS = {"packs", "index", "roots", "claims", "leases", "warrants", "holds", "pools", "tmp"}
 
 
 # Inside the class, `list` is a method.
@@ -252,6 +252,7 @@ class Store:
             signature.key.hex() if signature else "",
             tuple(recipient.key.hex() for recipient in header.recipients),
             header.parts,
+            header.identity,
         )
 
     def _path(self, where: str) -> str:

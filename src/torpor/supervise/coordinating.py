@@ -213,7 +213,15 @@ class Coordinating:
             try:
                 opened = open_store(self._part.store or None)
                 try:
-                    whole.commit(opened, seal.sealing(how.encrypt_to), self._part.job, commit.attempt, records, label)
+                    whole.commit(
+                        opened,
+                        seal.sealing(how.encrypt_to),
+                        self._part.job,
+                        commit.attempt,
+                        records,
+                        label,
+                        self._part.identity,
+                    )
                 finally:
                     opened.close()
             except OSError:

@@ -155,6 +155,7 @@ class Job:
                 stop=stop, files=files, with_files=with_files, compress=compress, encrypt_to=readers,
                 progress=progress, upkeep=self.entry.upkeep, inside=self.entry.inside, ledger=self.ledger, on=hooks,
                 forget=forget or (),
+                policy=self.entry.policy, seats=self.entry.seats, identity=self.entry.identity,
             )  # fmt: skip
             self.entry = self.entry._replace(saved=f"{plain['job']}@{plain['number']}", saved_at=time.time())
             if self.entry.alive:

@@ -77,7 +77,8 @@ class Entry(NamedTuple):
     epoch. saved: the newest checkpoint made in this run, `train@3`, or ''.  origin: the checkpoint it was
     restarted from.  part: which part of a job over hosts this is.  holder: who answers for the filter of a job that is
     watched (watch/).  upkeep: what is done for it unasked, as `upkeep.encode` writes it.
-    inside: how it speaks with torpor (inside.py), '' if it does not.
+    inside: how it speaks with torpor (inside.py), '' if it does not.  policy: its own, as `terms.encode` writes it.
+    seats: that it holds, by name; keeper: who keeps them (seat_keeper.py).  identity: see lease.py.
     """
 
     name: str
@@ -100,6 +101,10 @@ class Entry(NamedTuple):
     saved_at: float = 0.0
     upkeep: str = ""
     inside: str = ""
+    policy: str = ""
+    seats: tuple[str, ...] = ()
+    keeper: Pid = NOBODY
+    identity: str = ""
     part: str = ""
     boot: str = ""
     pid_namespace: int = 0
@@ -124,6 +129,11 @@ def fit_name(program: str) -> str:
     base = program.rstrip("/").rpartition("/")[2]
     fitted = "".join(c if c in ALLOWED else "-" for c in base).lstrip(".-")[:NAME_LIMIT]
     return fitted or "job"
+
+
+def fresh_identity() -> str:
+    """A word that no other job has (lease.py)."""
+    return os.urandom(16).hex()
 
 
 def check_name(name: str) -> str:
@@ -250,9 +260,9 @@ def read(folder: str) -> Entry | None:
     try:
         plain: dict[str, Any] = json.loads(proc.read(f"{folder}/info.json"))
         known = {key: value for key, value in plain.items() if key in Entry._fields}
-        for key in ("supervisor", "root", "reaper", "holder"):
+        for key in ("supervisor", "root", "reaper", "holder", "keeper"):
             known[key] = Pid(*known.get(key, NOBODY))
-        for key in ("helpers", "skip", "argv"):
+        for key in ("helpers", "skip", "argv", "seats"):
             known[key] = tuple(known.get(key, ()))
         return Entry(**{**known, "folder": folder})
     except (OSError, ValueError, TypeError, AttributeError):

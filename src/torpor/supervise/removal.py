@@ -54,5 +54,10 @@ def copy(source: Store, job: str, number: int, target: Store) -> int:
     except (OSError, TorporError) as error:
         audit.record("copy", error, **told)
         raise
+    identity = source.resolve(f"{job}@{number}").identity
+    if identity:
+        from torpor.supervise import lease
+
+        lease.relate(identity, source.backend, target.backend, source.location, target.location)
     audit.record("copy", **told, seconds=round(time.monotonic() - began, 4), bytes_new=max(0, size))
     return size

@@ -69,6 +69,9 @@ def save(
     inside: str = "",
     why: str = "command",
     ledger: Callable[[], Ledger | None] = lambda: None,
+    policy: str = "",
+    seats: Sequence[str] = (),
+    identity: str = "",
     together: SavedTogether | None = None,
     first: bool = True,
     on: Hooks = (),
@@ -81,14 +84,16 @@ def save(
     encrypt_to: see image.seal.sealing.
     streams: what the job inherited: its number there, and our own descriptor of it; None if we hold none.
     upkeep: what a restart is to go on with (upkeep.py); inside: how the job speaks with torpor (inside.py).  why: who
-    wants it, for the log, where all of this leaves a line.  ledger, together, first: see SaveRequest.  on: hooks for
+    wants it, for the log, where all of this leaves a line.  ledger, together, first: see SaveRequest.  policy, seats:
+    see `terms.now`.  identity: of the job (lease.py), '' for one that nobody has started under torpor.  on: hooks for
     this one, beside those of `upkeep`; forget: likewise, what is left out.
     Raises what `torpor.checkpoint.save.save` raises, and HookFailed. To be called in one thread from start to end.
     """
     from torpor.checkpoint.save import save as run
     from torpor.image import seal
     from torpor.store import behind, open_store
-    from torpor.supervise import audit
+    from torpor.supervise import audit, lease, terms
+    from torpor.supervise.tree import members
 
     event = "part" if together else "checkpoint"
     told: dict[str, Any] = {"job": name, "why": why, "store": store, "part": together.part if together else ""}
@@ -106,6 +111,8 @@ def save(
         request.forget = (*upkeeping(upkeep).forget, *forget)
         if inside:
             request.label = {**request.label, "inside": inside}
+        request.identity = identity or lease.of_process(where.root)
+        request.terms = terms.now(policy, seats, members(where))
         request.together, request.first = together, first
         report = run(request)
     except BaseException as error:

@@ -24,12 +24,13 @@ from torpor.supervise.say import say
 from torpor.supervise.server import Connection, Server, text, texts
 from torpor.supervise.signals import STOPS, Got, Signals
 from torpor.supervise.terminal import Terminal
-from torpor.supervise.tree import Reach, members, reach
+from torpor.supervise.tree import Reach, members, reach, stop_all
 
 if TYPE_CHECKING:
     from torpor.supervise.agreeing import Saving
     from torpor.supervise.inside import Inside
     from torpor.supervise.membership import Membership
+    from torpor.supervise.standing import Standing
     from torpor.watch.wrapper import Wrapper
 
 FROM_TERMINAL = STOPS | {signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGWINCH}
@@ -79,6 +80,8 @@ class Supervisor:
         self._terminal = terminal
         self._streams = streams
         self._wrapper = wrapper
+        self._standing: Standing | None = None
+        self._paused = False
         self._membership = membership
         if membership is not None:
             self.entry = entry._replace(part=membership.part.part)
@@ -106,6 +109,13 @@ class Supervisor:
         # From here on a command that knows of the job can reach us, though it is answered only in `run`.
         self._listen()
 
+    def stand(self, standing: Standing) -> None:
+        """What the job holds outside is ours from now on."""
+        self._standing = standing
+        if standing.seats is not None:
+            standing.seats.pause, standing.seats.resume = self._pause, self._resume
+            standing.seats.replaced = self._keeper_replaced
+
     def run(self) -> int:
         """Until the root has ended. Returns its wait status."""
         self._loop.watch(self._signals.fd, self._on_signals)
@@ -115,6 +125,8 @@ class Supervisor:
         self._reap()
         self._loop.later(TICK_SECONDS, self._tick)
         self._watch_holder()
+        if self._standing is not None:
+            self._standing.attach(self._loop)
         if self._membership is not None:
             self._membership.attach(self._loop, self._worker, self)
         self._keeper.start()
@@ -219,6 +231,21 @@ class Supervisor:
             if one.state == "T":
                 os.kill(one.pid, signal.SIGCONT)
 
+    def _pause(self) -> None:
+        """It lacks a seat, and may not run on for now."""
+        self._paused = True
+        if not self._worker.busy:
+            self.held = stop_all(self.entry)  # else once the save is over
+
+    def _resume(self) -> None:
+        if self._paused:
+            self._paused = False
+            self._let_on()
+
+    def _keeper_replaced(self, pid: int) -> None:
+        self.entry = self.entry._replace(keeper=Pid.of(pid))
+        self._write_down()
+
     def _on_events(self, _events: int) -> None:
         """A restarted job: its root's parent stand-in writes what a wait would have told."""
         try:
@@ -305,6 +332,8 @@ class Supervisor:
             self.crashes += 1
             self._clear_away(status)
         else:
+            if self._standing is not None:
+                self._standing.close()  # before anybody hears of the end who might want to have it next
             known = bool(self.entry.saved or self.entry.origin)
             status = upkeep.final_status(self._upkeep, status, bool(self.stopped_as), self._keeper.interrupted, known)
             for connection in (*self._waiting, *self._following):
@@ -318,6 +347,12 @@ class Supervisor:
             registry.release(self.entry)
         self._server.close()
         return status
+
+    def hand_over(self) -> int:
+        """The job is to be restarted by the program that this process becomes: a descriptor of whoever keeps its seats,
+        -1 if it has none."""
+        seats = self._standing.seats if self._standing is not None else None
+        return seats.hand_over() if seats is not None else -1
 
     def _restartable(self, status: int) -> bool:
         """Has the job crashed, and is it to be restarted?"""
@@ -554,14 +589,20 @@ class Supervisor:
         """In the worker: make a checkpoint, or our part of one; the report."""
         from torpor.supervise import saving
 
+        first = self._membership is None or self._membership.part.first
+        if self._standing is not None and first:
+            self._standing.hold(store)
+        if self._paused:
+            # What is stopped would be stopped after a restart, too. It runs on for the moment until it is frozen.
+            self._let_on()
         return saving.save(
             name, where, store,
             stop=order.stop, files=order.files, with_files=order.with_files, compress=order.compress,
             encrypt_to=order.encrypt_to, streams=self._inherited(), progress=progress, guard=self._guard,
             upkeep=self.entry.upkeep, inside=self.entry.inside, why=order.why,
             ledger=self._wrapper.ledger if self._wrapper is not None else lambda: None,
-            together=together, first=self._membership is None or self._membership.part.first, on=order.on,
-            forget=order.forget,
+            policy=self.entry.policy, seats=self.entry.seats, identity=self.entry.identity,
+            together=together, first=first, on=order.on, forget=order.forget,
         )  # fmt: skip
 
     # -- our part in a job over hosts (`membership.Supervised`)
@@ -589,6 +630,8 @@ class Supervisor:
 
     def _on_worker(self, events: int) -> None:
         self._worker.deliver(events)
+        if self._paused and not self.held and self.status is None and not self.stopped_as:
+            self._pause()
         if self._reap_pending:
             self._reap()
         if self._membership is not None and not self._worker.busy:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from torpor.linux import proc
 from torpor.model.snapshot import is_copy
-from torpor.supervise.registry import NOBODY, Entry
+from torpor.supervise.registry import NOBODY, Entry, Pid
 
 if TYPE_CHECKING:
     from torpor.checkpoint.tree import Tree
@@ -37,25 +39,30 @@ class Reach(NamedTuple):
     """The root's parent is where the job's orphans go: our own supervisor."""
     watched: bool = False
     """There is a filter of torpor's on it."""
+    aside: int = 0
+    """See Tree."""
 
     def tree(self) -> Tree:
         """The same as the pipelines want it."""
         from torpor.checkpoint.tree import Tree
 
         return Tree(
-            anchor=self.anchor, include_anchor=self.include_anchor, skip=self.skip, root=self.root, watched=self.watched
-        )
+            anchor=self.anchor, include_anchor=self.include_anchor, skip=self.skip, root=self.root,
+            watched=self.watched, aside=self.aside,
+        )  # fmt: skip
 
 
 def reach(entry: Entry) -> Reach:
     """The extent of a job. While the supervisor lives it is a subreaper, so that orphans are below it; after
     its death, what is left is found below the root (or the namespace's PID 1)."""
-    watched = entry.holder != NOBODY
+    watched, aside = entry.holder != NOBODY, entry.keeper.pid
     # Where a job was restarted in place, it outlives the holder that plays the part of PID 1.
     if entry.anchor and (entry.anchor != entry.reaper.pid or entry.reaper.alive):
-        return Reach(entry.anchor, entry.include_anchor, entry.skip, entry.root.pid, entry.parent_is_reaper, watched)
+        return Reach(
+            entry.anchor, entry.include_anchor, entry.skip, entry.root.pid, entry.parent_is_reaper, watched, aside
+        )
     if entry.supervisor.alive:
-        return Reach(entry.supervisor.pid, False, entry.skip, entry.root.pid, True, watched)
+        return Reach(entry.supervisor.pid, False, entry.skip, entry.root.pid, True, watched, aside)
     return Reach(entry.root.pid, True, entry.skip, entry.root.pid, watched=watched)
 
 
@@ -74,13 +81,30 @@ def members(where: Reach) -> list[int]:
             if pid in found and is_copy(stat.comm, stat.state):
                 found.remove(pid)
             for child in proc.children(pid):
-                if child not in seen:
+                if child not in seen and child != where.aside:
                     seen.add(child)
                     queue.append(child)
         except OSError:
             if pid in found and not os.path.exists(f"/proc/{pid}"):
                 found.remove(pid)
     return found
+
+
+def stop_all(entry: Entry) -> tuple[Pid, ...]:
+    """SIGSTOP to all processes of a job that run, until none does; those that were stopped by it."""
+    stopped: dict[Pid, None] = {}
+    for _ in range(100):  # as long as something is forked faster than we look
+        found = [one for one in map(Pid.of, members(reach(entry))) if one.state in ("R", "S", "D", "I")]
+        if not found:
+            break
+        for one in found:
+            try:
+                os.kill(one.pid, signal.SIGSTOP)
+                stopped[one] = None
+            except OSError:
+                continue
+        time.sleep(0.01)
+    return tuple(stopped)
 
 
 def describe(where: Reach) -> list[Member]:

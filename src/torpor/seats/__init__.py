@@ -1,0 +1,1 @@
+"""Licence seats: who gives them, and how."""
