@@ -132,7 +132,7 @@ class Apart:
         """The pid of a part's member process, 0 if it has none just now."""
         for pid in _below(self.supervisor(name)):
             with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
-                if b"torpor.supervise.member" in file.read():
+                if b"supervise.member" in file.read():
                     return pid
         return 0
 

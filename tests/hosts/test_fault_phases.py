@@ -138,21 +138,26 @@ def job() -> Iterator[Talking]:
             made.close()
 
 
+def kill(find: Callable[[], int], job: Talking) -> None:
+    until(find, "it is there", job)
+    os.kill(find(), signal.SIGKILL)
+
+
 def member_of_other(job: Talking) -> None:
-    os.kill(job.member(SECOND), signal.SIGKILL)
+    kill(lambda: job.member(SECOND), job)
 
 
 def member_of_first(job: Talking) -> None:
     """It coordinates: it was there first."""
-    os.kill(job.member(FIRST), signal.SIGKILL)
+    kill(lambda: job.member(FIRST), job)
 
 
 def server(job: Talking) -> None:
-    os.kill(job.nats(), signal.SIGKILL)
+    kill(job.nats, job)
 
 
 def supervisor(job: Talking) -> None:
-    os.kill(job.supervisor(SECOND), signal.SIGKILL)
+    kill(lambda: job.supervisor(SECOND), job)
 
 
 def answered(asker: subprocess.Popen[str], job: Talking) -> bool:
