@@ -186,6 +186,8 @@ class Apart:
 def _entries(runtime: str) -> list[dict[str, list[int]]]:
     found = []
     for folder, _, files in os.walk(runtime):
+        if "/.gone-" in folder:
+            continue  # of a job that has died
         if "info.json" in files:
             with open(f"{folder}/info.json") as file:
                 found.append(json.load(file))

@@ -3,9 +3,9 @@
 What a host promises, and what all rests on:
 
 - It does the phases of an attempt in their order, each once, and says again what it has done when it is asked again.
-- It lets its job go by itself if nobody speaks to it for longer than `Limits.host` while the job is stopped, and
-  removes what it made for a restart. From then on it says no to that attempt, for ever. So a checkpoint of which it
-  had not stored its part yet is never committed. The same after anything that went wrong here.
+- It lets its job go by itself if nobody speaks to it for longer than `Limits.host` while the job is stopped, or about
+  to be, and removes what it made for a restart. From then on it says no to that attempt, for ever. So a checkpoint of
+  which it had not stored its part yet is never committed. The same after anything that went wrong here.
 - It stores only after it was told that all hosts have their copy (RESUME, or STORE where the job stays stopped), so a
   host that went on too early never stores.
 
@@ -332,7 +332,8 @@ class Host:
                 self._do(self.phase)
             return
         limit = self.limits.host
-        if self.stopped and self._now - self._heard >= limit:
+        # Nothing is stopped while it is surveyed, but whoever waits here waits for the order that follows.
+        if (self.stopped or self.phase is Phase.SURVEY) and self._now - self._heard >= limit:
             self._deserted(f"nobody spoke to it for {limit:.0f} s")
         elif (self.doubt or self.attempt) and self._now - max(self._heard, self._asked) >= limit / 2:
             self._asked = self._now
