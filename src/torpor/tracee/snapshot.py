@@ -83,7 +83,7 @@ class Snapshot:
                 try:
                     if not making.over:
                         step(making)
-                except (Gone, OSError) as error:
+                except Exception as error:  # whatever it is, the others are brought to their ends first
                     trouble = error
                     making.give_up()
         self.copies.update((each.process.pid, each.copy) for each in makings if each.copy is not None)
