@@ -16,6 +16,7 @@ from torpor.posix import descriptor_services, scratch, seccomp_filters
 from torpor.posix.backlog import Backlogs
 from torpor.posix.far import Told
 from torpor.posix.memory import obstacles
+from torpor.posix.obstacles import Seen
 from torpor.posix.process_services import PROCESS_SERVICES, THREAD_SERVICES
 from torpor.posix.service import Descriptor, Stream
 from torpor.posix.socket_address import Address
@@ -97,6 +98,10 @@ class Survey:
     def hold(self, pid: int, number: int) -> int:
         raise AssertionError("a survey must not touch descriptors")
 
+    def threads(self, pid: int) -> Iterable[tuple[int, dict[str, str]]]:
+        """The threads of a process, and the status of each. Raises OSError if one of them has ended."""
+        return [(tid, proc.status(pid, tid)) for tid in proc.threads(pid)]
+
     def refusals(self) -> list[Refusal]:
         """Everything that stands in the way."""
         found: list[Refusal] = scratch.survey(self.folders)
@@ -107,10 +112,10 @@ class Survey:
                 for process_service in PROCESS_SERVICES:
                     found += process_service.survey(pid)
                 found += obstacles.survey(pid)
-                for tid in proc.threads(pid):
+                for tid, status in self.threads(pid):
                     for thread_service in THREAD_SERVICES:
-                        found += thread_service.survey(pid, tid)
-                    found += seccomp_filters.survey(pid, tid, self._watched)
+                        found += thread_service.survey(pid, tid, status)
+                    found += seccomp_filters.survey(Seen(pid, tid, status), self._watched)
             except (FileNotFoundError, ProcessLookupError):
                 continue
             except PermissionError:

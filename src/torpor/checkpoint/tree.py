@@ -41,21 +41,23 @@ class Tree(msgspec.Struct, frozen=True):
                 if pid not in seen and pid != self.aside:
                     seen.add(pid)
                     queue.append(pid)
-                    if pid not in self.skip and not _is_copy(pid):
+                    if pid not in self.skip:
                         found.append(pid)
         if self.root in found:
             found.remove(self.root)
             found.insert(0, self.root)
-        return [proc.face(pid) for pid in found]
+        return [face for pid in found if (face := _face(pid))]
 
 
-def _is_copy(pid: int) -> bool:
-    """Is it a copy of one of the processes, made to be saved?"""
+def _face(pid: int) -> int:
+    """proc.face; 0 for a copy of one of the processes, made to be saved."""
     try:
         stat = proc.stat(pid)
     except OSError:
-        return False
-    return is_copy(stat.comm, stat.state)
+        return pid
+    if is_copy(stat.comm, stat.state):
+        return 0
+    return proc.face(pid) if stat.state in "ZX" else pid
 
 
 def of_pid(pid: int) -> Tree:

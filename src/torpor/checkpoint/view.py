@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -74,6 +74,9 @@ class View(Survey):
         if process is not None:
             return process.vpid
         return proc.inner_pid(proc.status(pid)) if pid in self._frozen.zombies else 0
+
+    def threads(self, pid: int) -> Iterable[tuple[int, dict[str, str]]]:
+        return [(task.tid, task.status) for task in self._frozen.processes[pid].tasks]
 
     def object_of(self, pid: int, number: int) -> int | None:
         return self._object.get((pid, number))

@@ -10,13 +10,16 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
+_PART = 4096
+"""So much at most comes out of most files of /proc at once (fs/seq_file.c); more room costs more."""
+
 
 def read(path: str) -> bytes:
     """The whole of a /proc file, in as few reads as possible."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         parts = []
-        while part := os.read(fd, 1 << 18):
+        while part := os.read(fd, _PART):
             parts.append(part)
         return b"".join(parts)
     finally:
@@ -72,13 +75,9 @@ def stat(pid: int, tid: int | None = None) -> Stat:
 
 
 def status(pid: int, tid: int | None = None) -> dict[str, str]:
-    """/proc/PID/status (or a thread's): name of the field to its text."""
+    """/proc/PID/status (or a thread's): name of the field to its text; numbers may have spaces in front."""
     where = f"/proc/{pid}/status" if tid is None else f"/proc/{pid}/task/{tid}/status"
-    out = {}
-    for line in text(where).splitlines():
-        key, _, value = line.partition(":")
-        out[key] = value.strip()
-    return out
+    return dict([line.split(":\t", 1) for line in text(where).splitlines()])
 
 
 def inner_pid(fields: dict[str, str], key: str = "NSpid") -> int:

@@ -250,7 +250,7 @@ class IdentityService(ThreadBase):
         ]
 
     def capture(self, task: Task, answers: Sequence[Answer]) -> Identity:
-        return from_status(proc.status(task.tgid, task.tid), answers[0].value, answers[1].value)
+        return from_status(task.status, answers[0].value, answers[1].value)
 
     def restore(self, record: Any, task: Task) -> Steps:
         room, fresh = _room(task.tgid)

@@ -34,9 +34,9 @@ _GET_SYSCALL_USER_DISPATCH = 0x4210
 class Seen:
     """A process, or one of its threads, as the functions below look at it."""
 
-    def __init__(self, pid: int, tid: int) -> None:
+    def __init__(self, pid: int, tid: int, status: dict[str, str] | None = None) -> None:
         self.pid, self.tid = pid, tid
-        self.status = proc.status(pid, tid)
+        self.status = proc.status(pid, tid) if status is None else status
         self.name = self.status["Name"]
 
     def refuse(self, thing: str, way_out: str) -> Refusal:
@@ -217,8 +217,8 @@ class ThreadObstacles(ThreadBase):
     name = "thread_obstacles"
     record: type[msgspec.Struct] = Nothing
 
-    def survey(self, pid: int, tid: int) -> Iterable[Refusal]:
-        seen = Seen(pid, tid)
+    def survey(self, pid: int, tid: int, status: dict[str, str]) -> Iterable[Refusal]:
+        seen = Seen(pid, tid, status)
         for look in THREAD:
             found = list(look(seen))
             if found:

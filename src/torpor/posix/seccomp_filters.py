@@ -38,13 +38,12 @@ _MOST = 4096 * 8
 _MODES = {1: "strict mode", 2: "filters"}
 
 
-def survey(pid: int, tid: int, watched: bool) -> Iterator[Refusal]:
+def survey(seen: Seen, watched: bool) -> Iterator[Refusal]:
     """Why a thread's filters stand in the way: one that we can neither read nor suspend would kill it for our calls.
 
     watched: torpor has put one filter on the job before it began. Unprivileged, it is told by there being one more than
     torpor has, since filters are only ever added.
     """
-    seen = Seen(pid, tid)
     if not of_its_own(seen.status, watched):
         return
     if proc.status(os.getpid())["Seccomp"] == "0" and capability.have(capability.SYS_ADMIN):
@@ -85,7 +84,7 @@ class SeccompService(ThreadBase):
     record: type[msgspec.Struct] = Seccomp
 
     def capture(self, task: Task, answers: Sequence[Answer]) -> Seccomp | None:
-        mode = int(proc.status(task.tgid, task.tid).get("Seccomp", "0"))
+        mode = int(task.status.get("Seccomp", "0"))
         if not mode or proc.status(os.getpid()).get("Seccomp", "0") != "0":
             return None
         if mode == _STRICT:

@@ -313,7 +313,9 @@ class ThreadService(Protocol):
     name: str
     record: type[msgspec.Struct]
 
-    def survey(self, pid: int, tid: int) -> Iterable[Refusal]: ...
+    def survey(self, pid: int, tid: int, status: dict[str, str]) -> Iterable[Refusal]:
+        """The same for a thread. status: its /proc/PID/task/TID/status."""
+        ...
 
     def ask(self, task: Task) -> Sequence[Call]: ...
 
@@ -390,7 +392,7 @@ class ProcessBase:
 class ThreadBase:
     """Defaults for the steps a thread service often does not need."""
 
-    def survey(self, pid: int, tid: int) -> Iterable[Refusal]:
+    def survey(self, pid: int, tid: int, status: dict[str, str]) -> Iterable[Refusal]:
         return ()
 
     def ask(self, task: Task) -> Sequence[Call]:

@@ -166,15 +166,27 @@ def _link(pid: int, kind: str) -> str:
         return ""
 
 
-def listed(process: Process, nr: int, stat: int, size: int) -> list[tuple[int, bytes]]:
-    """All objects of one kind in the namespace of a stopped process: (id, structure).
+def listed(members: Members, nr: int, stat: int, size: int) -> list[tuple[int, bytes]]:
+    """All objects of one kind in the namespace of stopped processes: (id, structure).
 
     nr: shmctl, semctl or msgctl. stat: the command that looks at a place in the kernel's table without asking for
     permission (Linux 4.17). size: of the structure.
     """
+    process = members.first
+    if not members.private and _nothing_here(nr):
+        return []
     highest = process.run([_control(nr, 0, sysvipc.INFO, 128)])[0].value
     answers = process.run([_control(nr, place, stat, size, ANY) for place in range(highest + 1)])
     return [(answer.value, answer.outs[0]) for answer in answers if not answer.error]
+
+
+def _nothing_here(nr: int) -> bool:
+    """Are there no objects of a kind in our own namespace? The files have a line of headings."""
+    name = {NR.shmctl: "shm", NR.semctl: "sem", NR.msgctl: "msg"}[NR(nr)]
+    try:
+        return proc.read(f"/proc/sysvipc/{name}").count(b"\n") <= 1
+    except OSError:
+        return False
 
 
 def _control(nr: int, number: int, command: int, size: int, accept: Iterable[int] = ()) -> Call:

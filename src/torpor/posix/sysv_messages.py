@@ -58,7 +58,7 @@ class MessageService(JobBase):
         members = Members(processes)
         waiting = members.waiting((NR.msgrcv, NR.msgsnd))
         found = []
-        for number, raw in listed(members.first, NR.msgctl, sysvipc.MSG_STAT_ANY, sysvipc.QUEUE_SIZE):
+        for number, raw in listed(members, NR.msgctl, sysvipc.MSG_STAT_ANY, sysvipc.QUEUE_SIZE):
             queue = sysvipc.queue(raw)
             mine = identity(number, queue.perm)
             used = ((queue.lspid, queue.stime), (queue.lrpid, queue.rtime))

@@ -69,7 +69,7 @@ class SemaphoreService(JobBase):
         waiting = members.waiting((NR.semop, NR.semtimedop))
         undoing = [process for process in processes if _has_undo(process)]
         found = []
-        for number, raw in listed(members.first, NR.semctl, sysvipc.SEM_STAT_ANY, sysvipc.SET_SIZE):
+        for number, raw in listed(members, NR.semctl, sysvipc.SEM_STAT_ANY, sysvipc.SET_SIZE):
             seen = sysvipc.set_(raw)
             mine = identity(number, seen.perm)
             places = range(seen.semaphores)

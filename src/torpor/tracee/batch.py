@@ -94,6 +94,23 @@ class Batch:
         return found
 
 
+def laid_out(
+    base: int, room: int, calls: Sequence[Call], objects: Callable[[int], int] | None = None
+) -> Sequence[Batch]:
+    """Batches for a sequence of calls, each of at most `room` bytes. Many tasks are asked the same: what was laid out
+    last is kept."""
+    global _last
+    place, kept, batches = _last
+    if objects is not None or place != (base, room) or kept != calls:
+        batches = [Batch(base, part, objects) for part in split(calls, room)]
+        if objects is None:
+            _last = (base, room), list(calls), batches
+    return batches
+
+
+_last: tuple[tuple[int, int], list[Call], Sequence[Batch]] = (0, 0), [], ()
+
+
 def size_of(call: Call) -> int:
     """Bytes a call needs in a batch, at most."""
 

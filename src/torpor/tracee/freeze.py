@@ -277,11 +277,11 @@ def _stuck(pid: int, tid: int) -> str:
 
 def _settle(process: LivingProcess, deadline: float) -> None:
     """Mend what stopping did to the registers of a process' threads, before anything else looks at them."""
-    areas = None
+    ours: list[int] | None = None
     for task in process.tasks:
-        if areas is None:
-            areas = proc.maps(process.pid, task.tid)
-            ours = [slot for slot in padding.find(task.tid, areas, SLOTS) if process.read(slot, len(MAGIC)) == MAGIC]
+        if ours is None:
+            slots = padding.find(task.tid, process.areas, SLOTS)
+            ours = [slot for slot in slots if process.read(slot, len(MAGIC)) == MAGIC]
         for slot in ours:
             tries = 0
             while slot <= task.regs.rip < slot + SIZE:

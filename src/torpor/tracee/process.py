@@ -35,6 +35,7 @@ class Process:
         self._copies: dict[int, int] = {}
         self._pidfd = -1
         self._status: dict[str, str] | None = None
+        self._areas: list[proc.Area] | None = None
 
     @property
     def leader(self) -> Task:
@@ -51,6 +52,13 @@ class Process:
         if self._status is None:
             self._status = proc.status(self.pid, self.leader.tid)
         return self._status
+
+    @property
+    def areas(self) -> list[proc.Area]:
+        """Its memory areas, looked at once, before any code of ours was in it."""
+        if self._areas is None:
+            self._areas = proc.maps(self.pid, self.leader.tid)
+        return self._areas
 
     def run(
         self, calls: Sequence[Call], check: bool = True, objects: Callable[[int], int] | None = None
@@ -128,7 +136,7 @@ class LivingProcess(Process):
         """If we die from here on, no thread goes on before the first one, which may be running calls (Task.start), has
         gone home. As many threads as there is padding for; how many there is none for."""
         seat = self.enter(self.leader)
-        slots = padding.find(self.leader.tid, proc.maps(self.pid, self.leader.tid), SLOTS)
+        slots = padding.find(self.leader.tid, self.areas, SLOTS)
         free = [slot for slot in slots if slot not in self._slots]
         for task, slot in zip(self.tasks[1:], free):
             code, entry = assemble_gate(slot, task.regs, task.mask, seat.scratch)
@@ -164,8 +172,7 @@ class LivingProcess(Process):
 
     def _park(self) -> Seat:
         task = self.leader
-        areas = proc.maps(self.pid, task.tid)
-        self._slots = padding.find(task.tid, areas)
+        self._slots = padding.find(task.tid, self.areas)
         if len(self._slots) < 2:
             raise Refused(
                 [
@@ -208,7 +215,7 @@ class LivingProcess(Process):
     def add(self, tid: int) -> Task:
         """Take a freshly stopped thread in."""
         fields = proc.status(self.pid, tid)
-        task = Task(tid, self.tgid, proc.inner_pid(fields), self)
+        task = Task(tid, self.tgid, proc.inner_pid(fields), self, fields)
         if fields.get("Seccomp", "0") != "0":
             try:
                 # Or its own filters would kill it for our calls. Where we may not, the survey has refused it.

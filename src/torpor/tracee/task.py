@@ -13,10 +13,10 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from torpor.linux import ptrace, uio
+from torpor.linux import proc, ptrace, uio
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.ptrace import Regs
-from torpor.tracee.batch import Batch, split
+from torpor.tracee.batch import Batch, laid_out
 from torpor.tracee.call import Answer, Call, CallFailed, Word
 
 NOT_IN_CALL = (1 << 64) - 1
@@ -68,7 +68,7 @@ class Owner(Protocol):
 class Task:
     """One stopped thread. `tid` and `tgid` are the host's numbers, `vtid` the one the thread itself sees."""
 
-    def __init__(self, tid: int, tgid: int, vtid: int, owner: Owner) -> None:
+    def __init__(self, tid: int, tgid: int, vtid: int, owner: Owner, status: dict[str, str] | None = None) -> None:
         self.tid, self.tgid, self.vtid, self.owner = tid, tgid, vtid, owner
         self.regs: Regs = Regs()
         self.mask = 0
@@ -79,6 +79,14 @@ class Task:
         self.in_signal_stop = False
         self.options = 0
         """PTRACE_O_* that were set."""
+        self._status = status
+
+    @property
+    def status(self) -> dict[str, str]:
+        """Its /proc/PID/task/TID/status, read once."""
+        if self._status is None:
+            self._status = proc.status(self.tgid, self.tid)
+        return self._status
 
     @property
     def in_call(self) -> int:
@@ -109,8 +117,7 @@ class Task:
         try:
             answers: list[Answer] = []
             # The first 64 bytes of the scratch memory are the owner's.
-            for part in split(calls, seat.size - 4096):
-                batch = Batch(seat.scratch + 64, part, objects)
+            for batch in laid_out(seat.scratch + 64, seat.size - 4096, calls, objects):
                 uio.write(self.owner.pid, seat.scratch + 64, batch.image)
                 self.go(seat, seat.loop, r12=seat.scratch + 64, r13=batch.count)
                 answers += batch.answers(uio.read(self.owner.pid, seat.scratch + 64, len(batch.image)))

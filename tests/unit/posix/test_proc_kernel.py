@@ -31,7 +31,7 @@ from torpor.posix.membarrier import MembarrierService
 from torpor.posix.memory_policy import MemoryPolicyService
 from torpor.posix.modes import ModeService
 from torpor.posix.name import NameService
-from torpor.posix.obstacles import ProcessObstacles, ThreadObstacles
+from torpor.posix.obstacles import ProcessObstacles, Seen, ThreadObstacles
 from torpor.posix.oom import OomService
 from torpor.posix.pdeath import ParentDeathService
 from torpor.posix.pending import PendingService
@@ -591,8 +591,8 @@ def test_impossible_in_a_user_namespace(old: Executor) -> None:
 def obstacles(process: Executor) -> list[str]:
     found = list(ProcessObstacles().survey(process.pid))
     for task in process.tasks:
-        found += ThreadObstacles().survey(process.pid, task.tid)
-        found += seccomp_filters.survey(process.pid, task.tid, False)
+        found += ThreadObstacles().survey(process.pid, task.tid, task.status)
+        found += seccomp_filters.survey(Seen(process.pid, task.tid, task.status), False)
     return [refusal.thing for refusal in found]
 
 
@@ -600,7 +600,7 @@ def test_nothing_stands_in_the_way(old: Executor) -> None:
     assert obstacles(old) == []
     found = [refusal for service in PROCESS_SERVICES for refusal in service.survey(old.pid)]
     for task in old.tasks:
-        found += [refusal for service in THREAD_SERVICES for refusal in service.survey(old.pid, task.tid)]
+        found += [refusal for service in THREAD_SERVICES for refusal in service.survey(old.pid, task.tid, task.status)]
     assert found == []
 
 

@@ -98,7 +98,7 @@ def sketch(process: Process, flags: Flags) -> list[Seen] | None:
     if int(process.status.get("VmLck", "0").split()[0]):
         return None  # locks do not show in a copy
     found = []
-    for area in proc.maps(process.pid, process.leader.tid):
+    for area in process.areas:
         known = flags.get(area)
         if known is None:
             if area.perms[3] == "s":
