@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import subprocess
+from collections.abc import Iterator
 
 import harness
 import pytest
@@ -50,3 +53,57 @@ def test_killed_while_copies_are_made(user_bench: harness.Bench) -> None:
 @pytest.mark.exam
 def test_killed_at_every_step(bench: harness.Bench) -> None:
     kill_at(bench, range(1, 200))
+
+
+# -- limits
+
+
+@contextlib.contextmanager
+def memory_limit(mib: int) -> Iterator[str]:
+    """A control group with a limit; its folder. Skips where none can be made."""
+    for top, name in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")):
+        folder = f"{top}/torpor-test-{os.getpid()}"
+        try:
+            os.mkdir(folder)
+        except OSError:
+            continue
+        try:
+            with open(f"{folder}/{name}", "w") as file:
+                file.write(str(mib << 20))
+        except OSError:
+            os.rmdir(folder)
+            continue
+        try:
+            yield folder
+        finally:
+            harness.until(lambda at=folder: not harness.text(f"{at}/cgroup.procs"), "the end of all in the group")
+            os.rmdir(folder)
+        return
+    pytest.skip("no control group with a limit of memory can be made here")
+
+
+def save_under_limit(bench: harness.Bench, mib: int, times: int) -> list[str]:
+    """A job that rewrites 96 MiB over and over is saved; what the checkpoints noted."""
+    with memory_limit(mib) as group:
+        words = [harness.build("rewrite.c"), bench.go, "0", "big"]
+        job = bench.run(["sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$@"', "sh", *words], "pid")
+        job.ready()
+        notes = [note for _ in range(times) for note in bench.checkpoint(job, "--compress", "none")["notes"]]
+        job.verified()
+        bench.gone("after the job has ended")
+    return notes
+
+
+def test_a_job_near_its_memory_limit(root_bench: harness.Bench) -> None:
+    """There is no room for copies: the job stands still instead."""
+    notes = save_under_limit(root_bench, 128, 2)
+    assert len(notes) == 2 and all("saved while it was stopped: the memory limit of" in note for note in notes), notes
+
+
+def test_a_job_with_room(root_bench: harness.Bench) -> None:
+    assert save_under_limit(root_bench, 400, 1) == []
+
+
+@pytest.mark.exam
+def test_a_job_near_its_memory_limit_often(root_bench: harness.Bench) -> None:
+    assert len(save_under_limit(root_bench, 128, 20)) == 20

@@ -2,7 +2,7 @@
  * writes one number more into every word of a page, after it has looked that all of the page still holds the number of
  * the round before. So what comes back has to be what was there in one moment, to the word: a page from before or after
  * that moment is noticed at the thread's next visit. WRONG n spoils a word of area n - 1. In mode `plain` there is only
- * what a copy of the process has as well. */
+ * what a copy of the process has as well, in mode `big` 96 MiB of it. */
 #include "check.h"
 #include <sys/syscall.h>
 
@@ -59,7 +59,7 @@ int main(int argc, char **argv)
 {
     begin(argc, argv);
     size_t size = PAGES * PAGE;
-    anonymous("memory", size, MAP_PRIVATE, 0);
+    anonymous("memory", is_mode("big") ? 96ul << 20 : size, MAP_PRIVATE, 0);
     anonymous("small pages", size, MAP_PRIVATE, MADV_NOHUGEPAGE);
     char *huge = mmap(NULL, 2 * HUGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     MUST(huge != MAP_FAILED);
@@ -76,7 +76,7 @@ int main(int argc, char **argv)
     size_t odd = -(uintptr_t)heap & (PAGE - 1);
     MUST(sbrk(odd + size) == heap);
     add("the heap", heap + odd, size);
-    if (!is_mode("plain")) {
+    if (mode_count == 0) {
         anonymous("not for forks", size, MAP_PRIVATE, MADV_DONTFORK);
         anonymous("wiped in forks", size, MAP_PRIVATE, MADV_WIPEONFORK);
         anonymous("shared memory", size, MAP_SHARED, 0);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from typing import Any
 
@@ -64,13 +65,17 @@ def write_from(pid: int, ranges: list[tuple[int, int]], local: int, size: int) -
 
 
 def force_write(pid: int, address: int, data: bytes | memoryview) -> None:
-    """Write through /proc/PID/mem, which passes over page protection of private mappings (FOLL_FORCE)."""
+    """Write through /proc/PID/mem, which passes over page protection of private mappings (FOLL_FORCE). Raises OSError
+    (ESRCH where the process has ended meanwhile)."""
     fd = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
     try:
         done = 0
         view = memoryview(data)
         while done < len(view):
-            done += os.pwrite(fd, view[done:], address + done)
+            written = os.pwrite(fd, view[done:], address + done)
+            if not written:
+                raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))  # its memory is gone
+            done += written
     finally:
         os.close(fd)
 

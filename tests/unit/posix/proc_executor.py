@@ -63,6 +63,10 @@ class FakeTask:
         self.tgid = tgid
         self._to, self._from = ends
 
+    @property
+    def status(self) -> dict[str, str]:
+        return proc.status(self.tgid, self.tid)
+
     def do(self, what: Callable[[], Any] | Sequence[Call]) -> Any:
         """Run calls, or a picklable function, in the thread; the result."""
         _send(self._to, what)
