@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -53,6 +54,30 @@ def test_killed_while_copies_are_made(user_bench: harness.Bench) -> None:
 @pytest.mark.exam
 def test_killed_at_every_step(bench: harness.Bench) -> None:
     kill_at(bench, range(1, 200))
+
+
+# -- copies that are not what was thought
+
+
+@pytest.mark.parametrize(
+    ("how", "note"),
+    [
+        ("unmarked", "changed the marks of its memory"),
+        ("killed", "was killed"),
+        ("refused", "no copy of it can be made"),
+    ],
+)
+def test_it_is_saved_while_it_stands_still(how: str, note: str, user_bench: harness.Bench) -> None:
+    bench = user_bench
+    job = bench.run([harness.build("rewrite.c"), bench.go, "0", "marked"], "pid")
+    job.ready()
+    words = [bench.account.python, harness.script("odd_snapshot.py"), how, "checkpoint", *job.which()]
+    command = bench.popen([*words, "--store", bench.store, "--json"], stdout=subprocess.PIPE)
+    said, _ = command.communicate(timeout=harness.PATIENCE)
+    (found,) = json.loads(said)["notes"]
+    assert note in found and "while it was stopped" in found
+    bench.kill()
+    bench.restart(f"{job.name}@1").verified()
 
 
 # -- limits

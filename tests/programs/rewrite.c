@@ -2,7 +2,7 @@
  * writes one number more into every word of a page, after it has looked that all of the page still holds the number of
  * the round before. So what comes back has to be what was there in one moment, to the word: a page from before or after
  * that moment is noticed at the thread's next visit. WRONG n spoils a word of area n - 1. In mode `plain` there is only
- * what a copy of the process has as well, in mode `big` 96 MiB of it. */
+ * what a copy of the process has as well, in mode `big` 96 MiB of it; in mode `marked` also what is marked not to be in one. */
 #include "check.h"
 #include <sys/syscall.h>
 
@@ -76,9 +76,11 @@ int main(int argc, char **argv)
     size_t odd = -(uintptr_t)heap & (PAGE - 1);
     MUST(sbrk(odd + size) == heap);
     add("the heap", heap + odd, size);
-    if (mode_count == 0) {
+    if (mode_count == 0 || is_mode("marked")) {
         anonymous("not for forks", size, MAP_PRIVATE, MADV_DONTFORK);
         anonymous("wiped in forks", size, MAP_PRIVATE, MADV_WIPEONFORK);
+    }
+    if (mode_count == 0) {
         anonymous("shared memory", size, MAP_SHARED, 0);
         void *locked = anonymous("locked memory", 4 * PAGE, MAP_PRIVATE, 0);
         MUST(mlock(locked, 4 * PAGE) == 0);

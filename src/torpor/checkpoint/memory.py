@@ -13,7 +13,7 @@ from torpor.linux import proc
 from torpor.linux.proc import Area
 from torpor.model.data import Sink
 from torpor.model.errors import CheckpointFailed, Refusal, Refused
-from torpor.model.snapshot import COMM
+from torpor.model.snapshot import is_copy
 from torpor.posix.memory import capture, objects
 from torpor.posix.memory.area import FILE, OBJECT, AreaRecord
 from torpor.posix.memory.forget import Forget
@@ -167,24 +167,31 @@ class Held:
 
     def finish(self) -> Saved:
         """Save the rest, from the copies, and end these. Raises Unlike, CheckpointFailed."""
-        work: list[Work] = []
         if self._snapshot is not None:
             try:
                 self._snapshot.clean()
-                for pid, copy in self._copies.items():
-                    work += self._of_copy(pid, copy)
-            except (OSError, Refused) as error:
-                raise Unlike(f"a copy of process {pid} cannot be read: {error}") from error
-            try:
-                self._take(work)
-            except CheckpointFailed as error:
-                killed = next((pid for pid, copy in self._copies.items() if proc.comm(copy.pid) != COMM), 0)
-                if not killed:
+                self._take([each for pid, copy in self._copies.items() for each in self._of_copy(pid, copy)])
+            except (OSError, Refused, CheckpointFailed) as error:
+                self._mind_dead()
+                if isinstance(error, CheckpointFailed):
                     raise
-                raise Unlike(f"the copy of process {killed} ({self._comm[killed]}) was killed") from error
+                raise Unlike(f"a copy cannot be read: {error}") from error
+            # What is read of a copy that has been killed is nothing, which is not always told from there being nothing.
+            self._mind_dead()
             self._snapshot.close()
         pages = {pid: pack(sorted(found)) for pid, found in self._found.items()}
         return Saved(self.areas, pages, self._guards)
+
+    def _mind_dead(self) -> None:
+        """Raises Unlike if a copy was killed."""
+        for pid, copy in self._copies.items():
+            try:
+                stat = proc.stat(copy.pid)
+                alive = is_copy(stat.comm, stat.state) and stat.state == "t"
+            except OSError:
+                alive = False
+            if not alive:
+                raise Unlike(f"the copy of process {pid} ({self._comm[pid]}) was killed")
 
     def _settle_now(self, process: Process) -> None:
         """The areas of a stopped process that was to have a copy."""

@@ -125,7 +125,8 @@ def save(
         behind.start_thread(opened.location)  # a process of ours would count as one of the job's
     plain = plain_report(report)
     numbers = {key: round(plain[key], 4) for key in ("seconds", "pause_seconds", "bytes_total", "bytes_new")}
-    audit.record(event, **told, checkpoint=f"{name}@{report.number}", stopped=stop, **numbers)
+    notes = "; ".join(report.notes)
+    audit.record(event, **told, checkpoint=f"{name}@{report.number}", stopped=stop, notes=notes, **numbers)
     plain["notes"] += hooked.after("done", checkpoint=f"{name}@{report.number}")
     return plain
 

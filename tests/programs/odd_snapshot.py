@@ -1,0 +1,41 @@
+"""torpor, with something odd about the copies of processes that it makes (tracee/snapshot.py).
+
+odd_snapshot.py unmarked|killed|refused WORD...
+
+unmarked: the marks of memory (MADV_DONTFORK, ...) are set only after torpor has looked for them. killed: copies are
+killed before they are read, as where memory is short. refused: no copy can be made.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import torpor
+from torpor.cli.main import main
+from torpor.linux import clone
+from torpor.tracee import snapshot
+
+function = torpor.checkpoint
+memory = importlib.import_module("torpor.checkpoint.memory")
+torpor.checkpoint = function  # the folder of that name has just taken its place
+how = sys.argv[1]
+if how == "unmarked":
+    look = memory.flags
+    memory.flags = lambda pids: {
+        pid: {area: (marks - {"dc", "wf"}, page) for area, (marks, page) in areas.items()}
+        for pid, areas in look(pids).items()
+    }
+elif how == "killed":
+    clean = snapshot.Snapshot.clean
+
+    def killed(self):
+        clean(self)
+        for copy in self.copies.values():
+            os.kill(copy.pid, 9)
+
+    snapshot.Snapshot.clean = killed
+else:
+    snapshot._SECOND = clone.THREAD  # EINVAL
+sys.exit(main(sys.argv[2:]))
