@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from torpor.cli import upkeep
+from torpor.cli.watch import add_no_new_privs, begin
 from torpor.model.errors import UsageError
 
 HELP = """Follow the output of a detached job until it ends, and end as it did. Ctrl-C ends only the
@@ -20,6 +21,10 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("job", nargs="?", metavar="JOB")
     parser.add_argument("--all", action="store_true", help="from the beginning of the log")
     upkeep.add_on(parser)
+    parser.add_argument(
+        "--watch", nargs="?", choices=["connect", "sendmsg"], const="connect", help="as torpor watch, without following"
+    )
+    add_no_new_privs(parser)
 
 
 def command(options: argparse.Namespace) -> int:
@@ -32,6 +37,9 @@ def command(options: argparse.Namespace) -> int:
     job = torpor.attach(options.job)
     if options.on:
         job.on(options.on)
+    if options.watch:
+        begin(job, options.watch, options.no_new_privs)
+    if options.on or options.watch:
         return 0
     if not job.log:
         raise UsageError(f"{job.name} runs in the foreground of a terminal: there is nothing to attach to")

@@ -107,19 +107,21 @@ def _services(options: argparse.Namespace) -> int:
         opened = torpor.open_checkpoint(options.checkpoint, store=store(options) or None, untrusted=options.untrusted)
         what, ledger = opened.name, opened.manifest.ledger
     if ledger is None:
-        raise NotFound(f"{what} is not watched; start it with torpor run --watch")
+        raise NotFound(f"{what} is not watched: torpor watch, or torpor run --watch")
     if options.json:
         say_json({
             "name": what,
             "since": ledger.since,
             "with_sendmsg": ledger.with_sendmsg,
+            "late": ledger.late,
             "dropped": ledger.dropped,
             "services": [
                 {name: getattr(contact, name) for name in contact.__struct_fields__} for contact in ledger.contacts
             ],
         })  # fmt: skip
         return 0
-    say(f"{what}, watched since {moment(ledger.since)}")
+    before = "; what it asked for before is not known" if ledger.late else ""
+    say(f"{what}, watched since {moment(ledger.since)}{before}")
     rows = [
         [
             contact.protocol,

@@ -22,6 +22,7 @@ COMMANDS = {
     "wait": "wait for a job to end",
     "stop": "end a job",
     "inspect": "show what a checkpoint holds",
+    "watch": "write down from now on what a job asks for outside",
     "check": "could a job be saved, and what stands in the way",
     "rm": "remove checkpoints",
     "prune": "remove old checkpoints, and what nobody needs",

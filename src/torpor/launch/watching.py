@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from torpor.linux import capability, proc, seccomp_notify
 from torpor.model.address_map import AddressMap
 from torpor.model.errors import Unwatched
 from torpor.model.ledger import Ledger
+from torpor.watch.possible import impossible
 
 if TYPE_CHECKING:
     from torpor.watch.wrapper import Wrapper
@@ -41,22 +41,12 @@ def wrapper(prior: Ledger, say: Callable[[str], None]) -> Wrapper | None:
 
     Raises Unwatched where it asks for addresses that are elsewhere now, and would not find them.
     """
-    works, why = seccomp_notify.probe()
-    if works and not capability.have(capability.SYS_PTRACE) and _scope():
-        # Only ancestors may look into a process then, and the holder is none.
-        works, why = False, f"kernel.yama.ptrace_scope is {_scope()}; set it to 0, or run torpor as root"
-    if not works and prior.moved:
+    why = impossible()
+    if why and prior.moved:
         raise Unwatched(f"addresses of other hosts cannot be mapped: {why}")
-    if not works:
+    if why:
         say(f"the job runs unwatched: {why}")
         return None
     from torpor.watch.wrapper import Wrapper
 
     return Wrapper(prior)
-
-
-def _scope() -> int:
-    try:
-        return int(proc.text("/proc/sys/kernel/yama/ptrace_scope"))
-    except (OSError, ValueError):
-        return 0

@@ -26,8 +26,8 @@ from torpor.linux.libc import syscall
 from torpor.linux.masks import REASON, masked
 from torpor.linux.trial import trial
 
-_SET_MODE_FILTER = 1
-_FILTER_FLAG_NEW_LISTENER = 1 << 3
+SET_MODE_FILTER = 1
+_FILTER_FLAG_TSYNC, _FILTER_FLAG_NEW_LISTENER, _FILTER_FLAG_TSYNC_ESRCH = 1, 1 << 3, 1 << 4
 _FILTER_FLAG_WAIT_KILLABLE_RECV = 1 << 5
 _RET_ALLOW = 0x7FFF0000
 _RET_USER_NOTIF = 0x7FC00000
@@ -49,6 +49,13 @@ _CONTINUE = 1
 ROOM = 4096
 """Bytes of the buffer for `receive`: above 1024, so that fcntl.ioctl has the kernel write into it at once."""
 _BLANK = bytes(_NOTICE.size)
+
+
+FOR_ALL_THREADS = (
+    _FILTER_FLAG_TSYNC | _FILTER_FLAG_TSYNC_ESRCH | _FILTER_FLAG_NEW_LISTENER | _FILTER_FLAG_WAIT_KILLABLE_RECV
+)
+"""Flags for a filter with a listener on all threads of a process (Linux 5.7): ESRCH if some have filters that others
+have not."""
 
 
 class Notice(NamedTuple):
@@ -106,7 +113,7 @@ def install(filter_program: bytes) -> int:
     flags = _FILTER_FLAG_NEW_LISTENER | _FILTER_FLAG_WAIT_KILLABLE_RECV
     while True:
         try:
-            return syscall(NR.seccomp, _SET_MODE_FILTER, flags, ctypes.addressof(filters))
+            return syscall(NR.seccomp, SET_MODE_FILTER, flags, ctypes.addressof(filters))
         except OSError as error:
             if error.errno == errno.EACCES and not syscall(NR.prctl, prctl.GET_NO_NEW_PRIVS, 0, 0, 0, 0):
                 syscall(NR.prctl, prctl.SET_NO_NEW_PRIVS, 1, 0, 0, 0)

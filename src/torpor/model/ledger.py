@@ -36,7 +36,8 @@ class Ledger(msgspec.Struct, frozen=True):
     """Everything that was asked for since a moment (seconds since the epoch), oldest first.
 
     with_sendmsg: sendmsg(2) and sendmmsg(2) are wrapped too. dropped: calls to addresses for which there was no room.
-    moved: 'OLD=NEW' for addresses that are elsewhere since a restart (model/address_map.py).
+    moved: 'OLD=NEW' for addresses that are elsewhere since a restart (model/address_map.py). late: the job had run
+    before; what it asked for until then is not known.
     """
 
     since: float
@@ -44,3 +45,4 @@ class Ledger(msgspec.Struct, frozen=True):
     with_sendmsg: bool = False
     dropped: int = 0
     moved: tuple[str, ...] = ()
+    late: bool = False

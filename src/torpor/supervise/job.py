@@ -45,6 +45,13 @@ class Saved(NamedTuple):
         return f"{self.job}@{self.number}"
 
 
+class Watching(NamedTuple):
+    """A job that is watched from now on. processes: how many of it are.  notes: lines worth reading."""
+
+    processes: int
+    notes: tuple[str, ...]
+
+
 class CheckedProcess(NamedTuple):
     """A process of a job that was checked. pid on the host, vpid inside; bytes that would be saved."""
 
@@ -234,6 +241,15 @@ class Job:
         killed = end_all(self.entry, found, grace)
         self._await_supervisor()
         return killed
+
+    def watch(self, how: str = "connect", *, no_new_privs: bool = False) -> Watching:
+        """Write down from now on which outside addresses it asks for (docs/watch.md). how: as for `run`. no_new_privs:
+        its programs may lose what set-user-ID gives, if that cannot be helped. Raises Refused, TorporError."""
+        from torpor.supervise.client import ask
+
+        found = ask(self.entry, {"do": "watch", "how": how, "no_new_privs": no_new_privs})
+        self.entry = registry.find(self.name)
+        return Watching(int(found["processes"]), tuple(found["notes"]))
 
     def on(self, hooks: Sequence[tuple[str, str]]) -> None:
         """Have commands run around its checkpoints and restarts from now on: (event, command) each, in place of all

@@ -428,6 +428,8 @@ class Supervisor:
             connection.finish({"result": {}})
         elif do == "check":
             self._check(connection)
+        elif do == "watch":
+            self._watch(connection, request)
         elif do == "hooks":
             self._change_hooks(hooks.parsed(request["on"]))
             connection.finish({"result": {}})
@@ -461,6 +463,38 @@ class Supervisor:
         self._upkeep = upkeep.changed(self._upkeep, {"hooks": given})
         self.entry = self.entry._replace(upkeep=upkeep.encode(self._upkeep))
         self._write_down()
+
+    def _watch(self, connection: Connection, request: protocol.Message) -> None:
+        """Write down what the job asks for from now on."""
+        from torpor.watch import late
+
+        self._free()
+        if self._wrapper is not None:
+            raise UsageError(f"{self.entry.name} is watched already")
+        if self._membership is not None:
+            raise UsageError("a job over hosts cannot be watched from its middle on")
+        where = reach(self.entry)._replace(watched=True)
+        with_sendmsg, privileges = text(request, "how") == "sendmsg", bool(request.get("no_new_privs"))
+
+        def known(holder: int) -> None:
+            # Before anything of the job is touched: whoever comes after us finds it, and knows that there are filters.
+            self._skip = (*self._skip, holder)
+            self.entry = self.entry._replace(holder=registry.Pid.of(holder), skip=(*self.entry.skip, holder))
+            self._write_down()
+
+        def work() -> Any:
+            with self._guard:
+                return late.begin(where.tree(), with_sendmsg, privileges, known)
+
+        def done(result: Any, error: BaseException | None) -> None:
+            if error is not None:
+                connection.finish(protocol.error_message(error))
+                return
+            self._wrapper, watched = result
+            self._watch_holder()
+            connection.finish({"result": {"processes": watched.processes, "notes": list(watched.notes)}})
+
+        self._worker.start("watch", work, done)
 
     def _answer_inside(self) -> None:
         """The job's programs may speak with us."""

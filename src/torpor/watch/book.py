@@ -14,7 +14,9 @@ from torpor.linux import proc
 from torpor.watch import lines
 
 _ABOUT = struct.Struct("<dQQ")
-"""On the first page, behind the room for calls: since when; whether sendmsg is wrapped; calls without a line."""
+"""On the first page, behind the room for calls: since when; how (_SENDMSG, _LATE); calls without a line."""
+_SENDMSG, _LATE = 1, 2
+"""sendmsg is wrapped too; the job had run before."""
 _ABOUT_AT = 2048
 _HOSTS_MOST = 1 << 18
 """Bytes of a hosts file that are looked at."""
@@ -22,19 +24,20 @@ UNREAD = ("?", "", 0)
 """What stands for an address that could not be read."""
 
 
-def create(since: float, with_sendmsg: bool, dropped: int = 0, text: bytes = b"") -> int:
+def create(since: float, with_sendmsg: bool, dropped: int = 0, text: bytes = b"", late: bool = False) -> int:
     """A new file, with lines from before; its descriptor, close-on-exec."""
     fd = os.memfd_create("torpor-ledger", os.MFD_CLOEXEC)
-    os.pwrite(fd, _ABOUT.pack(since, with_sendmsg, dropped), _ABOUT_AT)
+    os.pwrite(fd, _ABOUT.pack(since, _SENDMSG * with_sendmsg | _LATE * late, dropped), _ABOUT_AT)
     os.ftruncate(fd, lines.START)
     os.pwrite(fd, text, lines.START)
     return fd
 
 
-def about(fd: int) -> tuple[float, bool, int]:
-    """Since when (seconds since the epoch); whether sendmsg is wrapped; how many calls found no room."""
-    since, with_sendmsg, dropped = _ABOUT.unpack(os.pread(fd, _ABOUT.size, _ABOUT_AT))
-    return since, bool(with_sendmsg), dropped
+def about(fd: int) -> tuple[float, bool, int, bool]:
+    """Since when (seconds since the epoch); whether sendmsg is wrapped; how many calls found no room; whether the job
+    had run before."""
+    since, how, dropped = _ABOUT.unpack(os.pread(fd, _ABOUT.size, _ABOUT_AT))
+    return since, bool(how & _SENDMSG), dropped, bool(how & _LATE)
 
 
 def text(fd: int) -> bytes:
@@ -77,8 +80,8 @@ class Book:
             self._at[protocol, host, port, program] = [self._end, 1]
             self._end += len(line)
         else:
-            since, with_sendmsg, dropped = _ABOUT.unpack_from(self._page, _ABOUT_AT)
-            _ABOUT.pack_into(self._page, _ABOUT_AT, since, with_sendmsg, dropped + 1)
+            since, how, dropped = _ABOUT.unpack_from(self._page, _ABOUT_AT)
+            _ABOUT.pack_into(self._page, _ABOUT_AT, since, how, dropped + 1)
 
 
 def _process(task: int) -> int:

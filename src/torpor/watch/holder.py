@@ -16,6 +16,8 @@ import errno
 import gc
 import os
 import select
+import struct
+import sys
 from collections.abc import Sequence
 
 from torpor.linux import pidfd, prctl, seccomp_notify, uio
@@ -29,8 +31,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from torpor.watch.moved import Mover, Outcome
 
-LISTENER, BOOK, READY = 3, 4, 5
-"""The descriptors it is given: the listener, the ledger's file, a pipe on which it says that it answers."""
+CONTROL, BOOK, READY, LISTENERS = 3, 4, 5, 6
+"""The descriptors it is given: where processes of a running job bring their listeners (watch/late.py), if they do; the
+ledger's file; a pipe on which it says that it answers; and from LISTENERS on, listeners."""
+DONE = 0
+"""What stands for: no more listeners will be brought."""
+_BROUGHT = struct.Struct("<q")
+_LOOK = 30_000
+"""Milliseconds after which it is looked whether there will be more listeners."""
 _HASTE = -10
 """The job waits for us."""
 _ADDRESS_MOST = 128
@@ -41,10 +49,13 @@ PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp6", 132: "sctp", 136: "udp
 
 
 class Holder:
-    """Answers the calls of one listener."""
+    """Answers the calls of listeners. control: a listening socket, -1 for none: see CONTROL."""
 
-    def __init__(self, listener: int, book: Book) -> None:
-        self._listener, self._book = listener, book
+    def __init__(self, listeners: Sequence[int], book: Book, control: int = -1) -> None:
+        self._listeners, self._book, self._control = list(listeners), book, control
+        self._listener = -1
+        """The one that speaks now."""
+        self._parent = os.getppid()
         self._mover = _mover(book.moves)
         self._number = ctypes.c_int()
         self._size = ctypes.c_uint()
@@ -52,26 +63,77 @@ class Holder:
     def take_over(self) -> None:
         """Answer the call that a holder before us has received and, killed, not answered."""
         owed = seccomp_notify.received(self._book.room)
-        if owed:
-            self._proceed(owed)
+        for listener in self._listeners if owed else ():
+            self._listener = listener
+            self._proceed(owed)  # numbers begin at random: no other listener has it
 
     def serve(self) -> None:
-        """Until nobody has the filter any more."""
+        """Until nobody has a filter any more, and nobody will bring one."""
         poll = select.poll()
-        poll.register(self._listener, select.POLLIN)
-        while not poll.poll()[0][1] & select.POLLHUP:
+        for fd in self._listeners:
+            poll.register(fd, select.POLLIN)
+        if self._control >= 0:
+            poll.register(self._control, select.POLLIN)
+        while self._listeners or self._control >= 0:
+            ready = poll.poll(None if self._control < 0 else _LOOK)
+            if not ready and os.getppid() != self._parent:
+                self._end_control(poll)
+            for fd, events in ready:
+                if fd == self._control:
+                    self._admit(poll)
+                elif events & select.POLLHUP:
+                    poll.unregister(fd)
+                    self._listeners.remove(fd)
+                    os.close(fd)
+                else:
+                    self._listener = fd
+                    self._serve_one()
+
+    def _serve_one(self) -> None:
+        try:
+            notice = seccomp_notify.receive(self._listener, self._book.room)
+        except OSError:
+            return  # interrupted: the task waits no more, or will make the call again
+        try:
+            outcome = self._look(notice)
+        except Exception:
+            outcome = None  # whatever is wrong with us, the job's call has to be answered
+        if outcome is None:
+            self._proceed(notice.id)
+        else:
+            self._answer(notice.id, outcome)
+
+    def _admit(self, poll: select.poll) -> None:
+        """Take a listener from the process that has just made it, and tell it that we have it."""
+        import socket
+
+        with socket.socket(fileno=os.dup(self._control)) as control:
+            brought, _ = control.accept()
+        with brought:
+            brought.settimeout(1.0)
             try:
-                notice = seccomp_notify.receive(self._listener, self._book.room)
-            except OSError:
-                continue  # interrupted: the task waits no more, or will make the call again
-            try:
-                outcome = self._look(notice)
-            except Exception:
-                outcome = None  # whatever is wrong with us, the job's call has to be answered
-            if outcome is None:
-                self._proceed(notice.id)
-            else:
-                self._answer(notice.id, outcome)
+                pid, uid, _ = struct.unpack("=iII", brought.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+                (number,) = _BROUGHT.unpack(brought.recv(_BROUGHT.size, socket.MSG_WAITALL))
+                if os.geteuid() not in (0, uid):
+                    return
+                if number == DONE:
+                    self._end_control(poll)
+                    return
+                process = os.pidfd_open(pid)
+                try:
+                    listener = pidfd.copy(process, number)
+                finally:
+                    os.close(process)
+                poll.register(listener, select.POLLIN)
+                self._listeners.append(listener)
+                brought.send(b"!")
+            except (OSError, struct.error):
+                return  # it has ended, or its filter was refused
+
+    def _end_control(self, poll: select.poll) -> None:
+        poll.unregister(self._control)
+        os.close(self._control)
+        self._control = -1
 
     def _proceed(self, id: int) -> None:
         try:
@@ -175,14 +237,16 @@ def _program(task: int) -> str:
 
 
 def main() -> None:
-    """The process: descriptors as above, all others are closed."""
-    os.closerange(READY + 1, 1 << 30)
+    """The process: descriptors as above, all others are closed. Its arguments: how many listeners there are; 1 if more
+    will be brought."""
+    count, control = int(sys.argv[1]), bool(int(sys.argv[2]))
+    os.closerange(LISTENERS + count, 1 << 30)
     syscall(NR.prctl, prctl.SET_NAME, ctypes.addressof(ctypes.create_string_buffer(b"torpor-holder")), 0, 0, 0)
     try:
         os.nice(_HASTE)
     except OSError:
         pass  # that takes CAP_SYS_NICE
-    holder = Holder(LISTENER, Book(BOOK))
+    holder = Holder(range(LISTENERS, LISTENERS + count), Book(BOOK), CONTROL if control else -1)
     holder.take_over()
     gc.freeze()
     gc.disable()

@@ -13,14 +13,14 @@ BOOK_FD = 4
 
 def read(fd: int) -> Ledger:
     """The ledger behind a descriptor of the file."""
-    since, with_sendmsg, dropped = book.about(fd)
+    since, with_sendmsg, dropped, late = book.about(fd)
     text = book.text(fd)
     contacts = (
         Contact(protocol, host, port, first, last, calls, pid, program, name)
         for last, calls, first, protocol, host, port, pid, program, name in lines.parse(text)
         if protocol != lines.MOVED
     )
-    return Ledger(since, tuple(contacts), with_sendmsg, dropped, book.moves(text))
+    return Ledger(since, tuple(contacts), with_sendmsg, dropped, book.moves(text), late)
 
 
 def of_holder(pid: int) -> Ledger | None:
@@ -42,4 +42,4 @@ def write(ledger: Ledger) -> int:
         lines.line(c.last, c.calls, c.first, c.protocol, c.host, c.port, c.pid, c.program, c.name)
         for c in ledger.contacts
     )
-    return book.create(ledger.since, ledger.with_sendmsg, ledger.dropped, text)
+    return book.create(ledger.since, ledger.with_sendmsg, ledger.dropped, text, ledger.late)

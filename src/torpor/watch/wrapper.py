@@ -20,7 +20,7 @@ from torpor.linux.arch.x86_64 import NR
 from torpor.model.errors import Unwatched
 from torpor.model.ledger import Ledger
 from torpor.watch import ledger
-from torpor.watch.holder import BOOK, LISTENER, READY
+from torpor.watch.holder import BOOK, CONTROL, LISTENERS, READY
 
 _TOLD = struct.Struct("<ii")
 _CODE = "import sys; sys.path.insert(0, {!r}); from torpor.watch.holder import main; main()"
@@ -39,7 +39,7 @@ class Wrapper:
     def __init__(self, prior: Ledger) -> None:
         self.holder = 0
         self._program = program(prior.with_sendmsg, bool(prior.moved))
-        self._listener = -1
+        self._listeners: list[int] = []
         self._book = ledger.write(prior)
         self._up, self._down = os.pipe(), os.pipe()
 
@@ -75,7 +75,7 @@ class Wrapper:
             try:
                 process = os.pidfd_open(pid)
                 try:
-                    self._listener = pidfd.copy(process, listener)
+                    self._listeners.append(pidfd.copy(process, listener))
                 finally:
                     os.close(process)
                 self.revive()
@@ -86,22 +86,26 @@ class Wrapper:
             os.close(self._up[0])
             os.close(self._down[1])
 
-    def revive(self) -> None:
-        """Start a holder. Raises OSError."""
+    def revive(self, control: int = -1) -> None:
+        """Start a holder. control: where it will get more listeners, -1 if it will not. Raises OSError."""
         ready, told = os.pipe()
-        moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _MARGIN) for fd in (self._listener, self._book, told)]
+        count = len(self._listeners)
+        given = [*([control] if control >= 0 else []), self._book, told, *self._listeners]
+        numbers = [*([CONTROL] if control >= 0 else []), BOOK, READY, *range(LISTENERS, LISTENERS + count)]
+        margin = LISTENERS + count + _MARGIN
+        moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, margin) for fd in given]
         os.close(told)
         home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         try:
             self.holder = os.posix_spawn(
                 sys.executable,
-                [sys.executable, "-I", "-S", "-c", _CODE.format(home)],
+                [sys.executable, "-I", "-S", "-c", _CODE.format(home), str(count), str(int(control >= 0))],
                 # What is not ours is none of its business; the rest says how torpor is to behave.
                 {key: value for key, value in os.environb.items() if key.startswith(b"TORPOR")},
                 file_actions=[
                     *((os.POSIX_SPAWN_DUP2, null, number) for number in (0, 1, 2)),
-                    *((os.POSIX_SPAWN_DUP2, fd, number) for fd, number in zip(moved, (LISTENER, BOOK, READY))),
+                    *((os.POSIX_SPAWN_DUP2, fd, number) for fd, number in zip(moved, numbers)),
                 ],
                 setsid=True,
                 setsigmask=(),
@@ -120,10 +124,11 @@ class Wrapper:
             os.close(ready)
 
     def needed(self) -> bool:
-        """Has anybody the filter still?"""
+        """Has anybody a filter still?"""
         poll = select.poll()
-        poll.register(self._listener, 0)
-        return not poll.poll(0)
+        for fd in self._listeners:
+            poll.register(fd, 0)
+        return len(poll.poll(0)) < len(self._listeners)
 
     def ledger(self) -> Ledger:
         """What has been written down so far."""
@@ -131,10 +136,9 @@ class Wrapper:
 
     def close(self) -> None:
         """Leave the listener to the holder."""
-        for fd in (self._listener, self._book):
-            if fd >= 0:
-                os.close(fd)
-        self._listener = self._book = -1
+        for fd in (*self._listeners, self._book):
+            os.close(fd)
+        self._listeners.clear()
 
 
 def program(with_sendmsg: bool, with_bind: bool) -> bytes:
