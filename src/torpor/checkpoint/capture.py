@@ -6,7 +6,7 @@ import os
 import struct
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import msgspec
 
@@ -59,6 +59,9 @@ from torpor.tracee.freeze import Frozen
 from torpor.tracee.process import LivingProcess, Process
 from torpor.tracee.snapshot import Snapshot
 from torpor.tracee.task import Task
+
+if TYPE_CHECKING:
+    from torpor.checkpoint.tracking import Unchanged
 
 
 class _Files:
@@ -172,12 +175,13 @@ def capture(
     flags: memory.Flags | None = None,
     snapshot: Snapshot | None = None,
     forget: Forget | None = None,
+    look_at_writes: Callable[[Iterable[int]], Unchanged] | None = None,
 ) -> Captured:
     """What there is to say of a frozen job; its bulk data goes to the sink. flags, snapshot: what can wait is left in
     copies of the processes (memory.look, memory.save); None for everything now. forget: what is left out.
     may_turn_over: also of connections that wait to be accepted with data in them (posix/backlog.py); otherwise NotNow
     is raised for them.  together: the other hosts of the job, if it is not alone; they are waited for at "frozen" and
-    "settled".
+    "settled".  look_at_writes: see tracking.Tracker.look.
 
     Raises Refused before anything was run in the job, CheckpointFailed, and whatever shows that the job changed.
     """
@@ -213,7 +217,9 @@ def capture(
     asked = {pid: _ask(process) for pid, process in frozen.processes.items()}
     services = _job_services(view, [frozen.processes[pid] for pid in order if pid in frozen.processes])
     alone = {} if snapshot is None else _not_copied(frozen, order, asked, tree.watched)
-    held = memory.save(frozen, looks, view, files.number, sink, progress, snapshot, alone, forget or Forget(()))
+    held = memory.save(
+        frozen, looks, view, files.number, sink, progress, snapshot, alone, forget or Forget(()), look_at_writes
+    )
     records = [_process(pid, tree, view, frozen, asked.get(pid), files) for pid in order]
     manifest = Manifest(
         job=job,

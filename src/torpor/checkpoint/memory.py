@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -23,6 +23,9 @@ from torpor.posix.service import Job
 from torpor.tracee.freeze import Frozen
 from torpor.tracee.process import Process
 from torpor.tracee.snapshot import Copy, Snapshot
+
+if TYPE_CHECKING:
+    from torpor.checkpoint.tracking import Unchanged
 
 WORKERS = 2
 
@@ -87,10 +90,11 @@ def save(
     snapshot: Snapshot | None,
     alone: Mapping[int, str],
     forget: Forget,
+    look_at_writes: Callable[[Iterable[int]], Unchanged] | None = None,
 ) -> Held:
     """Save all memory that has to be saved while the job is stopped; the rest is held in copies of its processes, which
     `Held.finish` saves. snapshot: takes the copies; None to save everything now.  alone: processes that
-    are to make none (host pids), and why.  forget: what is left out.
+    are to make none (host pids), and why.  forget: what is left out.  look_at_writes: see tracking.Tracker.look.
 
     Raises Refused (before anything was sent to the sink) or CheckpointFailed, Gone, OSError.
     """
@@ -113,12 +117,16 @@ def save(
     for process in frozen.processes.values():
         # Nothing more is asked: what is saved is the memory as it was found.
         process.unpark()
+    if look_at_writes is not None:
+        held.unchanged = look_at_writes(frozen.processes)
     held.settle(frozen)
     return held
 
 
 class Held:
-    """The memory of a job, saved in part. why: by host pid of those that no copy could be made of, the reason."""
+    """The memory of a job, saved in part. why: by host pid of those that no copy could be made of, the reason.
+    unchanged: what need not be read.  pages: by host pid, what there is of each process, once all is saved.
+    bytes_read: of all this."""
 
     def __init__(
         self,
@@ -133,6 +141,9 @@ class Held:
         self.areas: dict[int, tuple[AreaRecord, ...]] = {}
         self.objects: tuple[MemoryObjectRecord, ...] = ()
         self.why: dict[int, str] = {}
+        self.unchanged: Unchanged | None = None
+        self.pages: dict[int, PagesRecord] = {}
+        self.bytes_read = 0
         self._looks, self._file_number, self._sink, self._progress = looks, file_number, sink, progress
         self._copies = {} if snapshot is None else snapshot.copies
         self._snapshot = snapshot
@@ -179,8 +190,8 @@ class Held:
             # What is read of a copy that has been killed is nothing, which is not always told from there being nothing.
             self._mind_dead()
             self._snapshot.close()
-        pages = {pid: pack(sorted(found)) for pid, found in self._found.items()}
-        return Saved(self.areas, pages, self._guards)
+        self.pages = {pid: pack(sorted(found)) for pid, found in self._found.items()}
+        return Saved(self.areas, self.pages, self._guards)
 
     def _mind_dead(self) -> None:
         """Raises Unlike if a copy was killed."""
@@ -225,13 +236,25 @@ class Held:
         )
 
     def _take(self, work: list[Work]) -> None:
+        if self.unchanged is not None:
+            work = [each for each in work if not self._known(each)]
         total = sum(each.window.size for each in work)
+        self.bytes_read += total
         progress = self._progress
         refs = _pump(
             work, self._sink, (lambda done: progress("memory", done, total)) if progress else None, self.forget
         )
         for each, ref in zip(work, refs):
             self._found[each.pid].append((each.window, ref))
+
+    def _known(self, each: Work) -> bool:
+        """Has the store what is in that window? Then there is nothing to do for it."""
+        assert self.unchanged is not None
+        ref = self.unchanged.ref(each.pid, each.window)
+        if ref is None:
+            return False
+        self._found[each.pid].append((each.window, ref))
+        return True
 
 
 def _file(process: Process, area: Area, file_number: Callable[[str], int]) -> int:

@@ -30,6 +30,7 @@ from torpor.tracee.snapshot import Snapshot
 from torpor.tracee.task import Gone
 
 if TYPE_CHECKING:
+    from torpor.checkpoint.tracking import Tracker
     from torpor.image.manifest import Manifest
     from torpor.store.root import RootInfo
     from torpor.store.save import Save
@@ -53,7 +54,8 @@ class SaveRequest(msgspec.Struct, kw_only=True):
     sealed of policies and seats.  identity: which job it is (`store.root.Header`).
     together: the other hosts of the job, if it is not alone: then this is a part of a checkpoint, which exists when
     somebody has written its root (whole.py).  first: the job began here.
-    forget: what is left out (posix/memory/forget.py).
+    forget: what is left out (posix/memory/forget.py).  tracker: knows which memory was written since the last
+    checkpoint.
     """
 
     name: str
@@ -75,15 +77,18 @@ class SaveRequest(msgspec.Struct, kw_only=True):
     together: SavedTogether | None = None
     first: bool = True
     forget: Sequence[str] = ()
+    tracker: Tracker | None = None
 
 
 class SaveReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What was saved: sizes in bytes, times in seconds."""
+    """What was saved: sizes in bytes, times in seconds. bytes_read: of memory that had to be read; the rest is known to
+    be as it was (tracking.py)."""
 
     job: str
     number: int
     bytes_total: int
     bytes_new: int
+    bytes_read: int
     seconds: float
     pause_seconds: float
     location: str
@@ -104,6 +109,8 @@ def save(request: SaveRequest) -> SaveReport:
     if refusals:
         raise Refused(refusals)
     last: frozenset[int] = frozenset()
+    if request.tracker is not None:
+        request.tracker.prepare(request.tree.find, request.guard)
     if request.together is not None:
         return _attempt(request, began, last, _PAUSES[-1], True, True)  # the others do not try again
     why = ""
@@ -148,8 +155,11 @@ def _attempt(
     """certain: what there is to know of memory is looked up while the job is stopped. why: all of it is saved while the
     job is stopped, and the reason."""
     saving = _begin(request)
-    together = request.together
+    together, tracker = request.together, request.tracker
     copies = Copies(request.with_files)
+    look_at_writes = None
+    if tracker is not None:
+        look_at_writes = lambda pids: tracker.look(pids, saving, request.forget)  # noqa: E731
     if not (request.stop or why):
         lacking = _no_copies(request.tree)
         why = f"saved while it was stopped: {lacking}" if lacking else ""
@@ -177,6 +187,7 @@ def _attempt(
                         flags,
                         snapshot,
                         Forget(request.forget),
+                        look_at_writes,
                     )
                     captured = captured.told(request.ledger(), request.terms)
                 except (CallFailed, Gone, ProcessLookupError, FileNotFoundError) as error:
@@ -193,6 +204,8 @@ def _attempt(
             if together is not None:
                 together.resumed()
             info = _commit(saving, captured, request, began)
+            if tracker is not None:
+                tracker.remember(captured.memory.pages, saving)
             _stored(request, saving, captured, began, paused, resumed)
     except BaseException:
         saving.abort()
@@ -206,12 +219,17 @@ def _attempt(
         number=info.number,
         bytes_total=info.bytes_total,
         bytes_new=info.bytes_new,
+        bytes_read=captured.memory.bytes_read,
         seconds=time.perf_counter() - began,
         pause_seconds=resumed - paused,
         location=request.store.location,
         processes=len(captured.manifest.processes),
         threads=_threads(captured.manifest),
-        notes=(*captured.notes, *captured.left_out(), *filter(None, [why])),
+        notes=(
+            *captured.notes,
+            *captured.left_out(),
+            *filter(None, [why, tracker.why if tracker is not None else ""]),
+        ),
     )
 
 

@@ -9,8 +9,8 @@ from torpor.cli.options import add_compress
 from torpor.model.errors import UsageError
 
 USAGE = """[--every TIME] [--keep N] [--on-signal SIGNAL=ACTION] [--deadline TIME]
-                  [--on-crash restart:N] [--stopped-status N] [--[no-]with-files] [--compress HOW]
-                  [--on EVENT COMMAND] [--forget WHAT]"""
+                  [--on-crash restart:N] [--stopped-status N] [--[no-]with-files] [--[no-]track]
+                  [--compress HOW] [--on EVENT COMMAND] [--forget WHAT]"""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +42,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--with-files", action=argparse.BooleanOptionalAction, help="as torpor checkpoint --with-files (default: not)"
     )
+    group.add_argument(
+        "--track", action=argparse.BooleanOptionalAction,
+        help="have the kernel note which memory is written, so that the next checkpoint reads only that; costs the job "
+        "a page fault for the first write to each page after a checkpoint (default: not)",
+    )  # fmt: skip
     add_compress(group)
     add_forget(group)
 
@@ -74,6 +79,7 @@ def given(options: argparse.Namespace) -> dict[str, Any]:
         "on_crash",
         "stopped_status",
         "with_files",
+        "track",
         "compress",
         "on",
         "forget",
@@ -100,6 +106,8 @@ def given(options: argparse.Namespace) -> dict[str, Any]:
         out["stopped_status"] = _within("--stopped-status", options.stopped_status, 0, 255)
     if options.with_files is not None:
         out["with_files"] = options.with_files
+    if options.track is not None:
+        out["track"] = options.track
     if options.forget is not None:
         out["forget"] = tuple(word for word in options.forget if word)
     if options.on is not None:

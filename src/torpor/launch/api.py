@@ -38,6 +38,7 @@ def run(
     on_crash: str | None = None,
     stopped_status: int | None = None,
     with_files: bool | None = None,
+    track: bool | None = None,
     compress: str | None = None,
     on: Sequence[tuple[str, str]] | None = None,
     forget: Sequence[str] | None = None,
@@ -60,7 +61,9 @@ def run(
     words += ["--untrusted"] if untrusted else []
     words += [f"--watch={watch}"] if watch is not None else []
     words += ["--inside"] if inside else []
-    words += _unasked(every, keep, on_signal, deadline, on_crash, stopped_status, with_files, compress, on, forget)
+    words += _unasked(
+        every, keep, on_signal, deadline, on_crash, stopped_status, with_files, track, compress, on, forget
+    )
     return _started([*words, "--", *argv], cwd, env)
 
 
@@ -88,6 +91,7 @@ def restart(
     on_crash: str | None = None,
     stopped_status: int | None = None,
     with_files: bool | None = None,
+    track: bool | None = None,
     compress: str | None = None,
     on: Sequence[tuple[str, str]] | None = None,
     forget: Sequence[str] | None = None,
@@ -116,7 +120,9 @@ def restart(
     words += ["--in-place"] if in_place else []
     words += ["--stopped"] if stopped else []
     words += [f"--pid-budget={pid_budget}"] if pid_budget is not None else []
-    words += _unasked(every, keep, on_signal, deadline, on_crash, stopped_status, with_files, compress, on, forget)
+    words += _unasked(
+        every, keep, on_signal, deadline, on_crash, stopped_status, with_files, track, compress, on, forget
+    )
     return _started([*words, *([checkpoint] if checkpoint else [])], None, None)
 
 
@@ -203,8 +209,8 @@ def open_checkpoint(
 
 def _unasked(
     every: str | None, keep: int | None, on_signal: Mapping[str, str] | None, deadline: str | None,
-    on_crash: str | None, stopped_status: int | None, with_files: bool | None, compress: str | None,
-    on: Sequence[tuple[str, str]] | None, forget: Sequence[str] | None,
+    on_crash: str | None, stopped_status: int | None, with_files: bool | None, track: bool | None,
+    compress: str | None, on: Sequence[tuple[str, str]] | None, forget: Sequence[str] | None,
 ) -> list[str]:  # fmt: skip
     """The options of cli/upkeep.py."""
     given = {
@@ -214,6 +220,8 @@ def _unasked(
     words = _options(**{key: None if value is None else str(value) for key, value in given.items()})
     if with_files is not None:
         words.append("--with-files" if with_files else "--no-with-files")
+    if track is not None:
+        words.append("--track" if track else "--no-track")
     for event, command in on or ():
         words += ["--on", event, command]
     words += [f"--forget={word}" for word in forget or ()]

@@ -1,4 +1,5 @@
-"""Which pages of a process hold data of its own: the PAGEMAP_SCAN ioctl (Linux 6.7), or /proc/PID/pagemap.
+"""Which pages of a process hold data of its own, and which were written to: the PAGEMAP_SCAN ioctl (Linux 6.7), or
+/proc/PID/pagemap.
 
 Source: Documentation/admin-guide/mm/pagemap.rst.
 """
@@ -17,6 +18,8 @@ PAGE = 4096
 
 _PAGEMAP_SCAN = 0xC0606610
 _IS_FILE, _IS_PRESENT, _IS_SWAPPED, _IS_PFNZERO, _IS_GUARD = 1 << 2, 1 << 3, 1 << 4, 1 << 5, 1 << 8
+_IS_WRITTEN = 1 << 1
+_WP_MATCHING, _CHECK_WPASYNC = 1, 2
 _REGIONS = 4096
 
 # Bits of a pagemap entry.
@@ -66,13 +69,34 @@ class Pagemap:
         """Runs of pages that this process has mapped or swapped, of whatever kind."""
         return self._by_entries(start, end, 0)
 
-    def _by_scan(self, start: int, end: int, all_of: int, inverted: int, any_of: int) -> list[tuple[int, int]]:
+    def written(self, start: int, end: int) -> list[tuple[int, int]] | None:
+        """Runs of pages that were written to since the last call (or `userfaultfd.register`), in a range within one
+        area; from now on they count as not written. Pages that are not there are left out. None if writes are not noted
+        there, or not for all of it. Raises OSError."""
+        try:
+            return self._by_scan(
+                start, end, _IS_WRITTEN, 0, _IS_PRESENT | _IS_SWAPPED, _WP_MATCHING | _CHECK_WPASYNC
+            )  # fmt: skip
+        except PermissionError:
+            return None
+
+    def noted(self, start: int) -> bool:
+        """Are writes noted in the area at `start`? Raises OSError."""
+        try:
+            self._by_scan(start, start + PAGE, _IS_WRITTEN, 0, _IS_PRESENT, _CHECK_WPASYNC)
+        except PermissionError:
+            return False
+        return True
+
+    def _by_scan(
+        self, start: int, end: int, all_of: int, inverted: int, any_of: int, flags: int = 0
+    ) -> list[tuple[int, int]]:
         runs: list[tuple[int, int]] = []
         room = self._room
         while start < end:
             arg = bytearray(
                 struct.pack(
-                    "<12Q", 96, 0, start, end, 0, ctypes.addressof(room), _REGIONS, 0,
+                    "<12Q", 96, flags, start, end, 0, ctypes.addressof(room), _REGIONS, 0,
                     inverted, all_of, any_of, any_of or all_of,
                 )
             )  # fmt: skip

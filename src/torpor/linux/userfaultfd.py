@@ -1,4 +1,4 @@
-"""userfaultfd(2): seeing page faults and writes. Nothing uses it yet but `probe` and its relatives.
+"""userfaultfd(2): seeing page faults and writes.
 
 Source: Documentation/admin-guide/mm/userfaultfd.rst, include/uapi/linux/userfaultfd.h.
 """
@@ -18,9 +18,12 @@ from torpor.linux.masks import REASON, masked
 USER_MODE_ONLY = 1
 """Faults of system calls are not handled; allowed to everybody."""
 FEATURE_WP_ASYNC = 1 << 15
+"""Writes to protected pages are noted by the kernel itself, and nobody is asked (Linux 6.7)."""
 
 _API = 0xAA
 _UFFDIO_API = 0xC018AA3F  # _IOWR(0xAA, 0x3F, struct uffdio_api)
+_UFFDIO_REGISTER = 0xC020AA00  # _IOWR(0xAA, 0x00, struct uffdio_register)
+_MODE_WP = 2
 _IOC_NEW = 0xAA00  # _IO(0xAA, 0x00), on /dev/userfaultfd (Linux 6.1)
 _DEVICE = "/dev/userfaultfd"
 
@@ -46,6 +49,19 @@ def features(fd: int) -> int:
     room = bytearray(struct.pack("<QQQ", _API, 0, 0))
     fcntl.ioctl(fd, _UFFDIO_API, room)
     return int(struct.unpack("<QQQ", room)[1])
+
+
+def note_writes(fd: int) -> None:
+    """Make a new userfaultfd one by which writes are noted and nothing else is done. Raises OSError (EINVAL: before
+    Linux 6.7)."""
+    fcntl.ioctl(fd, _UFFDIO_API, bytearray(struct.pack("<QQQ", _API, FEATURE_WP_ASYNC, 0)))
+
+
+def register(fd: int, start: int, size: int) -> None:
+    """Let writes to these pages be noted (`Pagemap.written`); what was written before counts as written. The memory is
+    that of the process in which the userfaultfd was made. Raises OSError (ESRCH: that process has ended or executed
+    another program; EINVAL: there is something in the range that cannot be noted)."""
+    fcntl.ioctl(fd, _UFFDIO_REGISTER, bytearray(struct.pack("<QQQQ", start, size, _MODE_WP, 0)))
 
 
 def probe() -> tuple[bool, str]:

@@ -86,6 +86,37 @@ class Save:
             self._columns.set(row, place)
         return row
 
+    @property
+    def names_by(self) -> bytes:
+        """Tells whether two saves name chunks alike: the hash of the key of their names."""
+        return blake3(self._key).digest()
+
+    def names(self) -> list[bytes]:
+        """The names of all chunks so far, by their reference."""
+        with self._lock:
+            return list(self._refs)
+
+    def again(self, name: bytes, length: int) -> Ref | None:
+        """Keep a chunk that an earlier save had under this name, without its bytes. None if the store has it no more,
+        or it was zero."""
+        with self._lock:
+            row = self._refs.get(name)
+            if row is not None:
+                self._total += length
+                return row
+        place = self._index.find(name)
+        if place is None or place.length != length:
+            return None
+        with self._lock:
+            if self._error is not None:
+                raise self._error
+            self._total += length
+            row = self._refs.get(name)
+            if row is None:
+                row = self._refs[name] = self._columns.grow()
+                self._columns.set(row, place)
+            return row
+
     def number(self) -> int:
         """The number the checkpoint will have: claimed now, if it was not before. Raises CheckpointFailed."""
         if not self._number:

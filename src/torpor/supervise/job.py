@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class Saved(NamedTuple):
     """What a checkpoint came to.
 
-    bytes_total: memory and data in it; bytes_new: what this one added to the store.  seconds: from the
+    bytes_total: memory and data in it; bytes_new: what this one added to the store; bytes_read: memory that had to be
+    read for it (of a job over hosts not known: 0).  seconds: from the
     request to the commit; pause_seconds: how long the job stood still.  location: the store.  notes: lines
     worth reading.
     """
@@ -38,6 +39,7 @@ class Saved(NamedTuple):
     processes: int
     threads: int
     notes: tuple[str, ...] = ()
+    bytes_read: int = 0
 
     @property
     def name(self) -> str:
@@ -404,7 +406,8 @@ def _absolute(store: str | None) -> str:
 
 def as_saved(plain: dict[str, Any]) -> Saved:
     """Of a report's plain values."""
-    return Saved(**{key: plain[key] for key in Saved._fields if key != "notes"}, notes=tuple(plain["notes"]))
+    told = {key: plain[key] for key in Saved._fields if key in plain and key != "notes"}
+    return Saved(**told, notes=tuple(plain["notes"]))
 
 
 def as_checked(plain: dict[str, Any]) -> Checked:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torpor.checkpoint.save import SaveReport, SaveRequest
     from torpor.checkpoint.survey import CheckReport
     from torpor.checkpoint.together import SavedTogether
+    from torpor.checkpoint.tracking import Tracker
     from torpor.image.seal import Sealing
     from torpor.model.ledger import Ledger
     from torpor.store import Store
@@ -74,6 +75,7 @@ def save(
     identity: str = "",
     together: SavedTogether | None = None,
     first: bool = True,
+    tracker: Tracker | None = None,
     on: Hooks = (),
     forget: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -84,9 +86,9 @@ def save(
     encrypt_to: see image.seal.sealing.
     streams: what the job inherited: its number there, and our own descriptor of it; None if we hold none.
     upkeep: what a restart is to go on with (upkeep.py); inside: how the job speaks with torpor (inside.py).  why: who
-    wants it, for the log, where all of this leaves a line.  ledger, together, first: see SaveRequest.  policy, seats:
-    see `terms.now`.  identity: of the job (lease.py), '' for one that nobody has started under torpor.  on: hooks for
-    this one, beside those of `upkeep`; forget: likewise, what is left out.
+    wants it, for the log, where all of this leaves a line.  ledger, together, first, tracker: see SaveRequest.  policy,
+    seats: see `terms.now`.  identity: of the job (lease.py), '' for one that nobody has started under torpor.  on:
+    hooks for this one, beside those of `upkeep`; forget: likewise, what is left out.
     Raises what `torpor.checkpoint.save.save` raises, and HookFailed. To be called in one thread from start to end.
     """
     from torpor.checkpoint.save import save as run
@@ -113,7 +115,7 @@ def save(
             request.label = {**request.label, "inside": inside}
         request.identity = identity or lease.of_process(where.root)
         request.terms = terms.now(policy, seats, members(where))
-        request.together, request.first = together, first
+        request.together, request.first, request.tracker = together, first, tracker
         report = run(request)
     except BaseException as error:
         audit.record(event, error, **told)
@@ -124,7 +126,9 @@ def save(
     else:
         behind.start_thread(opened.location)  # a process of ours would count as one of the job's
     plain = plain_report(report)
-    numbers = {key: round(plain[key], 4) for key in ("seconds", "pause_seconds", "bytes_total", "bytes_new")}
+    numbers = {
+        key: round(plain[key], 4) for key in ("seconds", "pause_seconds", "bytes_total", "bytes_new", "bytes_read")
+    }
     notes = "; ".join(report.notes)
     audit.record(event, **told, checkpoint=f"{name}@{report.number}", stopped=stop, notes=notes, **numbers)
     plain["notes"] += hooked.after("done", checkpoint=f"{name}@{report.number}")
@@ -256,8 +260,8 @@ def _streams(held: Sequence[tuple[int, int]] | None) -> list[Any]:
 
 def plain_report(report: SaveReport) -> dict[str, Any]:
     """A SaveReport as plain values."""
-    names = ("job", "number", "bytes_total", "bytes_new", "seconds", "pause_seconds", "location", "processes",
-             "threads")  # fmt: skip
+    names = ("job", "number", "bytes_total", "bytes_new", "bytes_read", "seconds", "pause_seconds", "location",
+             "processes", "threads")  # fmt: skip
     return {**{name: getattr(report, name) for name in names}, "notes": list(report.notes)}
 
 

@@ -27,6 +27,7 @@ from torpor.supervise.terminal import Terminal
 from torpor.supervise.tree import Reach, members, reach, stop_all
 
 if TYPE_CHECKING:
+    from torpor.checkpoint.tracking import Tracker
     from torpor.supervise.agreeing import Saving
     from torpor.supervise.inside import Inside
     from torpor.supervise.membership import Membership
@@ -72,6 +73,7 @@ class Supervisor:
         """The job has crashed and is to be restarted: its entry is kept, and who waits for its end goes on waiting."""
         first = membership is None or membership.part.first
         self._upkeep = upkeep.decode(entry.upkeep) if first else upkeep.Upkeep()
+        self._tracked: Tracker | None = None
         self.held: tuple[Pid, ...] = ()
         """Processes that were stopped only so that somebody can look at them first."""
         self._told: set[int] = set()
@@ -636,8 +638,16 @@ class Supervisor:
             upkeep=self.entry.upkeep, inside=self.entry.inside, why=order.why,
             ledger=self._wrapper.ledger if self._wrapper is not None else lambda: None,
             policy=self.entry.policy, seats=self.entry.seats, identity=self.entry.identity,
-            together=together, first=first, on=order.on, forget=order.forget,
+            together=together, first=first, tracker=self._tracker(), on=order.on, forget=order.forget,
         )  # fmt: skip
+
+    def _tracker(self) -> Tracker | None:
+        """What is known of the job's writes, if they are tracked."""
+        if self._tracked is None and self._upkeep.track:
+            from torpor.checkpoint.tracking import Tracker
+
+            self._tracked = Tracker()
+        return self._tracked
 
     # -- our part in a job over hosts (`membership.Supervised`)
     # -------------------------------------------------------------------------------------------

@@ -33,8 +33,9 @@ class Upkeep(NamedTuple):
     passed on.  deadline: seconds from a signal that means `checkpoint-stop` until whoever sent it will end the job, 0:
     not known.  crashes: how often the job is restarted after a crash.  stopped_status: exit status once the job was
     saved and ended.  with_files: every checkpoint carries the files that the job needs.  compress: how they all are
-    compressed, '' for the default.  hooks: commands that are run around checkpoints and restarts.  forget: what is
-    left out of every checkpoint."""
+    compressed, '' for the default.  track: writes to memory are tracked, so that a checkpoint reads what has changed
+    (checkpoint/tracking.py).  hooks: commands that are run around checkpoints and restarts.  forget: what is left out
+    of every checkpoint."""
 
     every: float = 0.0
     keep: int = 0
@@ -44,6 +45,7 @@ class Upkeep(NamedTuple):
     stopped_status: int = STOPPED_STATUS
     with_files: bool = False
     compress: str = ""
+    track: bool = False
     hooks: Hooks = ()
     forget: tuple[str, ...] = ()
 
@@ -108,6 +110,8 @@ def options(upkeep: Upkeep) -> list[str]:
         words.append(f"--stopped-status={upkeep.stopped_status}")
     if upkeep.with_files:
         words.append("--with-files")
+    if upkeep.track:
+        words.append("--track")
     if upkeep.compress:
         words.append(f"--compress={upkeep.compress}")
     for event, command in upkeep.hooks:

@@ -134,7 +134,7 @@ def run(request):
             request.progress('memory', n, 3)
             time.sleep(seconds / 3)
     report = Report()
-    report.__dict__.update(job=request.name, number=5, bytes_total=1 << 30, bytes_new=7, seconds=0.8,
+    report.__dict__.update(job=request.name, number=5, bytes_total=1 << 30, bytes_new=7, bytes_read=9, seconds=0.8,
         pause_seconds=0.012, location='/path', processes=1, threads=2,
         notes=['streams %s' % len(request.streams)])
     if request.stop:
