@@ -263,3 +263,20 @@ def test_a_joined_host_is_lost(over: Over) -> None:
     bench.tell()
     assert first.finish() == 0
     bench.gone("after the job has ended")
+
+
+@pytest.mark.exam
+@pytest.mark.parametrize("ended", [0, 1, 2])
+def test_a_job_without_a_supervisor_comes_to_its_end_everywhere(over: Over, ended: int) -> None:
+    """On any host: the end of the program reaches all, and nothing is left, no server either."""
+    job = counting(over, 6)
+    entry = over.on(HOSTS[ended], "jobs", "--json").json()[0]
+    os.kill(entry["supervisor"], signal.SIGKILL)
+    harness.until(lambda: "unsupervised" in over.on(HOSTS[ended], "jobs").out, "it has no supervisor")
+    said = over.on(HOSTS[(ended + 1) % 3], "checkpoint", job.name)
+    assert said.status == 1 and f"not saved: {HOSTS[ended]}" in said.err, said
+    over.bench.tell()
+    assert job.finish() == (6 if ended else -signal.SIGKILL)
+    harness.until(lambda: all(over.on(host, "jobs").out == "no job is running\n" for host in HOSTS), "it ends", 30)
+    over.bench.gone("after the job has ended")
+    all_counted(job)

@@ -196,7 +196,8 @@ def _begin(
             os.kill(opened.pid, 9)
         membership.close()
         raise
-    entry = registry.update(entry._replace(supervisor=Pid.of(os.getpid()), root=Pid.of(root), root_vpid=root))
+    entry = entry._replace(supervisor=Pid.of(os.getpid()), root=Pid.of(root), root_vpid=root, door=Pid.of(opened.pid))
+    entry = registry.update(entry)
     terminal = Terminal(open_terminal() if report is None else -1, relay=False)
     supervisor = Supervisor(entry, signals, terminal, streams, membership=membership)
     if part.first:

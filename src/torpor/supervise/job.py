@@ -236,10 +236,10 @@ class Job:
         """
         found = {Pid.of(pid) for pid in members(self._reach())}
         self._announce(number)
-        _signal(found, number)
-        _signal(found, signal.SIGCONT)  # stopped processes end only once they run
+        send(found, number)
+        send(found, signal.SIGCONT)  # stopped processes end only once they run
         if self.entry.supervisor.state == "T":
-            _signal({self.entry.supervisor}, signal.SIGCONT)
+            send({self.entry.supervisor}, signal.SIGCONT)
         killed = end_all(self.entry, found, grace)
         self._await_supervisor()
         return killed
@@ -322,7 +322,7 @@ def end_all(entry: Entry, found: set[Pid], grace: float) -> bool:
     for _ in range(100):  # as long as something is forked faster than we look
         for one in list(left):
             left |= {Pid.of(pid) for pid in members(Reach(one.pid, True, entry.skip, one.pid))}
-        _signal(left | {entry.reaper}, signal.SIGKILL)
+        send(left | {entry.reaper}, signal.SIGKILL)
         time.sleep(0.02)
         left = _living(left)
         if not left:
@@ -343,7 +343,8 @@ class _PidFd:
         os.close(self.fd)
 
 
-def _signal(pids: set[Pid], number: int) -> None:
+def send(pids: set[Pid], number: int) -> None:
+    """Send those that are there a signal."""
     for one in pids:
         if one.alive:
             try:

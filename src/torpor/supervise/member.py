@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -40,9 +41,11 @@ from torpor.link.link import (
 from torpor.link.mailbox import Mailbox
 from torpor.link.members import PREFIX, Presence
 from torpor.link.secret import Secret
+from torpor.link.server import Server
 from torpor.model.errors import TorporError
 from torpor.supervise import part as parts
 from torpor.supervise import wire
+from torpor.supervise.bereaved import Bereaved, left_by
 from torpor.supervise.coordinating import OWN, Coordinating
 from torpor.supervise.loop import Loop
 from torpor.supervise.wire import Wire
@@ -53,6 +56,12 @@ AGAIN = 2.0
 """Seconds after which something is said again that nobody has answered."""
 SOON = 0.25
 """The same before it is in the job."""
+UNKNOWN = 255 << 8
+"""The status of a root that has ended without a supervisor."""
+FOR_GOOD = 600.0
+"""Seconds after which nobody tries any more to tell the others that a job without a supervisor is over."""
+SURE = 1.0
+"""Seconds within which all keys there are have been told."""
 PARTING = 10.0
 """Seconds for which it is tried to leave the job in good order."""
 COMING = 60.0
@@ -81,6 +90,8 @@ class Member:
         self.part, self.link, self.talk = parts.parse(begin.part), link, talk
         self.loop = loop or Loop()
         self._owner = begin.owner
+        self._folder = begin.folder
+        self._bereaved: Bereaved | None = None
         self._restart = begin.restart and self.part.first
         """Have we to ask for the restart?"""
         self._mail = Mailbox()
@@ -120,6 +131,11 @@ class Member:
         self.loop.run()
         self.talk.close()
         self.link.close()
+        if self._bereaved is not None:
+            for node in self.part.nodes:
+                if node.name == self.part.part:
+                    Server(node, f"{self._folder}/nats").stop()
+            self._bereaved.close(self.part.job_file)
 
     # Coming into the job.
 
@@ -261,8 +277,37 @@ class Member:
                 self._do(self._host.handle(word, time.monotonic()))
 
     def _deserted(self) -> None:
-        """The supervisor is dead: whoever coordinates is to know."""
-        self._leave(1.0)
+        """The supervisor is dead: whoever coordinates is to know. What it has left behind is ours."""
+        entry = left_by(self._folder)
+        if entry is None or self._over_here or not self._in:
+            self._leave(1.0)
+            return
+        self.link.unsubscribe(ALL)
+        self.link.unsubscribe(host_topic(self.part.part))
+        self._host = None
+        self._lease.release()
+        self._asked.clear()
+        self._take_out(lambda _error: None)
+        self._resigned = True
+        self._bereaved = Bereaved(entry, self.loop.later, self._root_left, self._none_left)
+
+    def _root_left(self) -> None:
+        """How it ended nobody knows."""
+        if self.part.first:
+            self._status = UNKNOWN
+            self.loop.later(FOR_GOOD, self._end_here)
+            self._root_ended()
+
+    def _none_left(self) -> None:
+        if not self.part.first and not (self._keeper or self._told):
+            self._leave(3.0)
+
+    def _end_here(self) -> None:
+        """The job is over, and there is no supervisor that would end what is here of it."""
+        if self._bereaved is not None and not self._emptied:
+            self._emptied = True
+            self._bereaved.end()
+            self._part()
 
     def _tick(self) -> None:
         """Signs of life, and what is said again."""
@@ -350,6 +395,8 @@ class Member:
         def done(_revision: int | None, error: TorporError | None) -> None:
             if error is not None:
                 self.loop.later(AGAIN, self._tell_over)
+            else:
+                self._end_here()
 
         self.link.put(OVER, str(self._status).encode(), done)
 
@@ -362,6 +409,7 @@ class Member:
         if self._emptied:
             self.loop.later(PARTING, self._part)
         self._do([])
+        self._end_here()
 
     def _part(self) -> None:
         """Leave the job, as soon as others do not need us any more. Who keeps one of the job's servers stays to its
@@ -382,6 +430,8 @@ class Member:
             leads = self._coordinating
             needed |= leads is not None and (bool(leads.present) or not leads.idle)
             needed |= self._others_stay()
+        if self._bereaved is not None and time.monotonic() < self._parting - PARTING + SURE:
+            needed = True  # who is there we have only just asked
         if needed and time.monotonic() < self._parting:
             self.loop.later(0.05, self._part_when_free)
         else:
@@ -392,7 +442,7 @@ class Member:
         others have, and goes with the last such key: a majority of the servers is needed until then."""
         mine = PREFIX + quote(self.part.part)
         if not self._keeper:
-            return self.part.first and self._keys != {mine}
+            return self.part.first and self._keys != (set() if self._resigned else {mine})
         keepers = {PREFIX + quote(node.name) for node in self.part.nodes}
         if not self._resigned and mine in self._keys and self._keys <= keepers and self._presence is not None:
             self._resigned = True
@@ -422,18 +472,21 @@ class Member:
         self.loop.later(limit, end)
         if self._host is not None:
             self._lease.release()
-        if self._resigned:
-            end()
-        elif self._over_here and self.part.first and not self.part.nodes:
+        if self._over_here and self.part.first and not self.part.nodes:
             self.link.destroy(lambda _none, error: end(error))  # a site's servers do not end with the job
-        elif self._presence is not None:
-            presence = self._presence
-            if self.part.own:
-                self.link.delete(OWN + quote(self.part.part), lambda _none, _error: presence.leave(end))
-            else:
-                presence.leave(end)
+        elif self._presence is not None and not self._resigned:
+            self._take_out(end)
         else:
             end()
+
+    def _take_out(self, done: Callable[[TorporError | None], None]) -> None:
+        """Take our keys out."""
+        presence = self._presence
+        assert presence is not None
+        if self.part.own:
+            self.link.delete(OWN + quote(self.part.part), lambda _none, _error: presence.leave(done))
+        else:
+            presence.leave(done)
 
     def _cannot(self, reason: str) -> None:
         self.talk.send(wire.Cannot(reason))

@@ -138,7 +138,7 @@ class Membership:
         self._keep_key()
         self._pid, ours = member_start.start(self._command)
         self._wire = Wire(ours, wire.ToSupervisor)
-        self._wire.send(wire.Begin(self._secret.line(), parts.line(self.part), self._owner, restart))
+        self._wire.send(wire.Begin(self._secret.line(), parts.line(self.part), self._owner, restart, self._folder))
 
     def _keep_key(self) -> None:
         if self.part.key and self._folder:

@@ -75,7 +75,8 @@ class Entry(NamedTuple):
     parent_is_reaper: with `anchor`, whether the root's parent is where the job's orphans go.
     store: absolute location of the store, '' for the default one.  started, saved_at: seconds since the
     epoch. saved: the newest checkpoint made in this run, `train@3`, or ''.  origin: the checkpoint it was
-    restarted from.  part: which part of a job over hosts this is.  holder: who answers for the filter of a job that is
+    restarted from.  part: which part of a job over hosts this is.  door: what lets its other
+    hosts in.  holder: who answers for the filter of a job that is
     watched (watch/).  upkeep: what is done for it unasked, as `upkeep.encode` writes it.
     inside: how it speaks with torpor (inside.py), '' if it does not.  policy: its own, as `terms.encode` writes it.
     seats: that it holds, by name; keeper: who keeps them (seat_keeper.py).  identity: see lease.py.
@@ -106,6 +107,7 @@ class Entry(NamedTuple):
     keeper: Pid = NOBODY
     identity: str = ""
     part: str = ""
+    door: Pid = NOBODY
     boot: str = ""
     pid_namespace: int = 0
     folder: str = ""
@@ -260,7 +262,7 @@ def read(folder: str) -> Entry | None:
     try:
         plain: dict[str, Any] = json.loads(proc.read(f"{folder}/info.json"))
         known = {key: value for key, value in plain.items() if key in Entry._fields}
-        for key in ("supervisor", "root", "reaper", "holder", "keeper"):
+        for key in ("supervisor", "root", "reaper", "holder", "keeper", "door"):
             known[key] = Pid(*known.get(key, NOBODY))
         for key in ("helpers", "skip", "argv", "seats"):
             known[key] = tuple(known.get(key, ()))

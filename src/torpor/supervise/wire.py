@@ -38,13 +38,15 @@ class How(msgspec.Struct, frozen=True):
 
 class Begin(Word, frozen=True):
     """The first word. secret: as `Secret.line` writes it.  part: as `part.line` does.  owner: a name that this
-    supervisor has made up: the member process before this one had the same.  restart: the job is to be restarted, and
+    supervisor has made up: the member process before this one had the same.  folder: of the job's entry in the
+    registry.  restart: the job is to be restarted, and
     has not been yet."""
 
     secret: bytes
     part: bytes
     owner: str
     restart: bool = False
+    folder: str = ""
 
 
 class Ask(Word, frozen=True):
