@@ -280,3 +280,37 @@ def test_a_job_without_a_supervisor_comes_to_its_end_everywhere(over: Over, ende
     harness.until(lambda: all(over.on(host, "jobs").out == "no job is running\n" for host in HOSTS), "it ends", 30)
     over.bench.gone("after the job has ended")
     all_counted(job)
+
+
+@pytest.mark.exam
+def test_detached_resumed_copied_and_renamed(over: Over) -> None:
+    bench = over.bench
+    out = bench.output_file()
+    count = f"n=0; while ! [ -e {bench.go} ]; do n=$((n+1)); echo $n; sleep 0.02; done"
+    script = f"{over.rsh} {HOSTS[1]} '{count}' > {out}; echo done; exit 5"
+    words = ["run", "--name", "sim", "--store", bench.store, "--hosts", ",".join(HOSTS[:2]), "--detach",
+             "--resume-or-start", "--every", "1h", "--", "sh", "-c", script]  # fmt: skip
+    said = bench.must(*words)
+    assert said.out.startswith("started sim, pid "), said
+    harness.until(lambda: "3\n" in harness.text(out), "it counts")
+    assert bench.torpor(*words).status == 2  # it runs
+    bench.must("checkpoint", "sim", "--stop")
+    harness.until(lambda: over.on(HOSTS[0], "jobs").out == "no job is running\n", "it has ended")
+    said = bench.must(*words)
+    assert said.out.startswith("restarted sim, pid "), said
+    assert "--every=3600s" in str(bench.must("jobs", "--json").json()[0]["upkeep"])
+    before = len(harness.text(out))
+    harness.until(lambda: len(harness.text(out)) > before, "it goes on")
+    bench.must("checkpoint", "sim")
+    again = ["restart", "sim", "--store", bench.store, "--hosts", ",".join(HOSTS[:2]), "--detach"]
+    assert "--clone" in bench.torpor(*again).err
+    bench.must("stop", "sim")
+    harness.until(lambda: over.on(HOSTS[0], "jobs").out == "no job is running\n", "it has ended")
+    said = bench.must(*again, "--name", "other", "--every", "2h")
+    assert said.out.startswith("restarted other in "), said
+    assert "--every=7200s" in str(bench.must("jobs", "--json").json()[0]["upkeep"])
+    assert bench.must("checkpoint", "other").out.startswith("saved other@1,")
+    bench.tell()
+    assert bench.torpor("wait", "other").status == 5
+    assert bench.must("logs", "other").out.endswith("done\n")
+    bench.gone("after the job has ended")

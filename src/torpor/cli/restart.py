@@ -20,6 +20,7 @@ from torpor.cli.options import (
 from torpor.model.errors import UsageError
 
 if TYPE_CHECKING:
+    from torpor.launch.detach import Started
     from torpor.launch.restart import Wishes
 
 HELP = """Start a saved job again where it was when it was saved.
@@ -162,30 +163,35 @@ def command(options: argparse.Namespace) -> int:
         started = restart.restart_detached(options.checkpoint, store(options), wishes)
     finally:
         progress.clear()
+    _say_started(started, options)
+    return 0
+
+
+def _say_started(started: Started, options: argparse.Namespace) -> None:
     from torpor.cli.text import complain, duration, say, say_json
 
     if options.json:
         say_json(started._asdict())
-        return 0
+        return
     for note in started.notes:
         complain(note)
     say(f"restarted {started.name} in {duration(started.seconds)}, pid {started.pid}, log {started.log}")
-    return 0
 
 
 def _over_hosts(options: argparse.Namespace, wishes: Wishes) -> int:
     from torpor.launch import hosts
     from torpor.supervise.signals import exit_with
 
-    for flag in ("detach", "clone", "name", "in_place", "map_host", "stopped"):
-        if getattr(options, flag):
+    for flag in ("in_place", "map_host", "stopped", "on_crash", "on", "forget"):
+        if getattr(options, flag, None):
             raise UsageError(f"restart: --{flag.replace('_', '-')} is not for a job over hosts yet")
-    if upkeep.given(options):
-        raise UsageError("restart: what is done unasked for a job over hosts cannot be changed yet")
     names = [host.strip() for host in options.hosts.split(",") if host.strip()]
-    return exit_with(
-        hosts.restart(options.checkpoint, store(options), wishes, names, options.engine, options.remote_torpor)
-    )
+    over = hosts.Over(names, options.engine, options.remote_torpor)
+    job = hosts.saved(options.checkpoint, store(options), wishes, over)
+    if not options.detach:
+        return exit_with(hosts.run(job, over))
+    _say_started(hosts.run_detached(job, over), options)
+    return 0
 
 
 def _be_quick() -> None:

@@ -97,7 +97,11 @@ def command(options: argparse.Namespace) -> int:
         from torpor.supervise.signals import exit_with
 
         return exit_with(_resume(options, names, notes) if names else _start(options))
-    started = _resume_detached(options, names, notes) if names else _start_detached(options)
+    _say_started(_resume_detached(options, names, notes) if names else _start_detached(options), options, bool(names))
+    return 0
+
+
+def _say_started(started: Started, options: argparse.Namespace, again: bool) -> None:
     from torpor.cli.text import complain, say, say_json
 
     if options.json:
@@ -105,9 +109,8 @@ def command(options: argparse.Namespace) -> int:
     else:
         for note in started.notes:
             complain(note)
-        word = "restarted" if names else "started"
+        word = "restarted" if again else "started"
         say(f"{word} {started.name}, pid {started.pid}, log {started.log}")
-    return 0
 
 
 def _start(options: argparse.Namespace) -> int:
@@ -133,10 +136,10 @@ def _join(options: argparse.Namespace) -> int:
 
 
 def _start_over_hosts(options: argparse.Namespace) -> int:
-    from torpor.launch import hosts
+    from torpor.launch import hosts, resume
     from torpor.supervise.signals import exit_with
 
-    for flag in ("detach", "resume_or_start", "watch", "on_crash", "on", "forget", "inside", "policy", "wait"):
+    for flag in ("watch", "on_crash", "on", "forget", "inside", "policy", "wait"):
         if getattr(options, flag):
             raise UsageError(f"run: --{flag.replace('_', '-')} is not for a job over hosts yet")
     names = [host.strip() for host in (options.hosts or "").split(",") if host.strip()] or hosts.this()
@@ -146,16 +149,29 @@ def _start_over_hosts(options: argparse.Namespace) -> int:
         options.job_file = os.path.abspath(options.job_file)
         if not job_file.claim(options.job_file):
             # What the job is was said by whoever began it.
+            if options.detach:
+                raise UsageError("run: --detach: a program that joins a job has its terminal")
             return exit_with(join.join(options.job_file, options.program, options.hosts or ""))
+    over = hosts.Over(names, options.engine, options.remote_torpor, options.job_file)
+    which, notes = _saved(options) if options.resume_or_start else ([], [])
+
+    def again(which: str, told: tuple[str, ...]) -> hosts.Planned:
+        return hosts.saved(which, store(options), _wishes(options, told), over)
+
     try:
-        status = hosts.run(
-            options.program, options.name, store(options), upkeep.encoded(options), names, options.engine,
-            options.remote_torpor, options.job_file,
-        )  # fmt: skip
-    finally:
+        if which:
+            job = resume.first_whole(which, notes, again)
+        else:
+            job = hosts.new(options.program, options.name, store(options), upkeep.encoded(options), over)
+        if not options.detach:
+            return exit_with(hosts.run(job, over))
+        started = hosts.run_detached(job, over)
+    except BaseException:
         if options.job_file:
             job_file.remove(options.job_file)
-    return exit_with(status)
+        raise
+    _say_started(started, options, bool(which))
+    return 0
 
 
 def _start_detached(options: argparse.Namespace) -> Started:

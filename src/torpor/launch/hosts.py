@@ -2,8 +2,8 @@
 program; the others are started over ssh (starter.py): a new one has a door (door.py) and nothing else, until
 `torpor rsh` brings something there.
 
-This process becomes the supervisor of the first part (part.py). The starter is a process of its own that is no child of
-ours, since our children are the job; it has ended when the job begins.
+This process becomes the supervisor of the first part (part.py), or, detached, one that it forks. The starter is a
+process of its own that is no child of ours, since our children are the job; it has ended when the job begins.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -22,6 +22,7 @@ from torpor.supervise import registry
 from torpor.supervise.say import say
 
 if TYPE_CHECKING:
+    from torpor.launch.detach import Report, Started
     from torpor.launch.restart import Wishes
     from torpor.link.server import Node
     from torpor.supervise.part import Part
@@ -30,31 +31,44 @@ SERVERS = 3
 """How many servers of its own a job over so many hosts has; with fewer hosts it has one. Of three, one can be lost."""
 
 
-def run(
-    argv: Sequence[str], name: str | None, store: str, keep_up: str, hosts: Sequence[str], engine: str = "",
-    remote: str = "", job_file: str = "",
-) -> int:  # fmt: skip
-    """Run a program on the first of these hosts, which is this one, as a job over all of them; its wait status.
+class Over(NamedTuple):
+    """Where a job is to be, and how its hosts speak.
 
-    hosts: as others call them.  engine: a site's NATS servers; '': one of the job's own, here.  remote: the command
-    `torpor` on the other hosts, by default the same as here.  job_file: through which others join, '' for
-    none. Raises CannotStart, UsageError, TorporError.
+    hosts: as others call them, the first of which is this one.  engine: a site's NATS servers; '': some of the job's
+    own.  remote: the command `torpor` on the other hosts, by default the same as here.  job_file: through which others
+    join, '' for none.
     """
+
+    hosts: Sequence[str]
+    engine: str = ""
+    remote: str = ""
+    job_file: str = ""
+
+
+class Planned(NamedTuple):
+    """A job that can be started. parts: the first one first.  hosts: by part, how its host is called.  wishes: of one
+    that is brought back."""
+
+    parts: Sequence[Part]
+    hosts: Mapping[str, str]
+    wishes: Wishes | None = None
+
+
+def new(argv: Sequence[str], name: str | None, store: str, keep_up: str, over: Over) -> Planned:
+    """A program, that runs on the first of these hosts, as a job over all of them. Raises CannotStart, UsageError,
+    TorporError."""
     program.check(argv[0])
-    found = places(hosts)
-    parts = describe(argv, _name(argv, name, store), store, keep_up, found, engine)
-    parts[0] = msgspec.structs.replace(parts[0], job_file=job_file)
-    return _started(parts, {part: part for part in found}, remote)
+    found = places(over.hosts)
+    parts = describe(argv, _name(argv, name, store), store, keep_up, found, over.engine)
+    parts[0] = msgspec.structs.replace(parts[0], job_file=over.job_file)
+    return Planned(parts, {part: part for part in found})
 
 
-def restart(
-    checkpoint: str | None, store: str, wishes: Wishes, hosts: Sequence[str], engine: str = "", remote: str = ""
-) -> int:
-    """Bring a job over hosts back, its first part on this host; the wait status of its root.
-
-    hosts: where its parts come back, in the order in which `torpor inspect` lists them, several on one if these are
-    fewer; 'PART=HOST' for a part by its name.  engine, remote: as for `run`. Raises as restart.restart.
-    """
+def saved(checkpoint: str | None, store: str, wishes: Wishes, over: Over) -> Planned:
+    """A job that is brought back, its first part on this host. over.hosts: where its parts come back, in the order in
+    which `torpor inspect` lists them, several on one if these are fewer; 'PART=HOST' for a part by its name. Raises as
+    restart.restart."""
+    from torpor.launch import restart
     from torpor.launch.checkpoint import open_whole
     from torpor.supervise.lease import of_checkpoint
 
@@ -62,41 +76,57 @@ def restart(
     if opened is None:
         raise UsageError("it was saved on one host, and comes back on one: without --hosts")
     info, whole = opened
-    if whole.job in {entry.name for entry in registry.jobs()}:
-        raise UsageError(f"a job named {whole.job} is running already on this host")
+    job = _again(whole.job, store, wishes)
     names = [whole.first, *(record.part.name for record in whole.parts if record.part.name != whole.first)]
-    where = assign(names, hosts)
+    where = assign(names, over.hosts)
     found = places(list(dict.fromkeys(where[part] for part in names)))
-    number = f"{info.job}@{info.number}"
     own = {record.part.name for record in whole.parts if record.own}
     addresses = {part: found[where[part]] for part in names}
-    parts = describe((), whole.job, store, "", addresses, engine, of_checkpoint(info))
-    given = {"files": wishes.files, "changed_files": wishes.changed_files, "untrusted": wishes.untrusted,
-             "map_path": list(wishes.map_path), "policy": wishes.policy, "new_policy": wishes.new_policy}  # fmt: skip
-    streams = {key: value for key in ("stdin", "stdout", "stderr") if (value := getattr(wishes, key)) is not None}
+    identity = registry.fresh_identity() if wishes.clone else of_checkpoint(info)
+    parts = describe((), job, store, restart.upkeep_of(info, wishes), addresses, over.engine, identity)
+    wanted = restart.absolute(wishes)
+    given = {"files": wanted.files, "changed_files": wanted.changed_files, "untrusted": wanted.untrusted,
+             "clone": wanted.clone, "map_path": list(wanted.map_path), "why": wanted.why,
+             "policy": wanted.policy, "new_policy": wanted.new_policy}  # fmt: skip
+    here = {key: value for key in ("stdin", "stdout", "stderr") if (value := getattr(wanted, key)) is not None}
+    here["notes"] = list(wanted.notes)
     each = [
         msgspec.structs.replace(
-            part,
-            checkpoint=number,
-            old=part.part,
-            own=part.part in own,
-            env={},
-            wishes={**given, **(streams if part.first else {})},
+            part, checkpoint=f"{info.job}@{info.number}", old=part.part, own=part.part in own, env={},
+            wishes={**given, **here} if part.first else given, job_file=over.job_file if part.first else "",
         )
         for part in parts
-    ]
-    return _alone(store, whole.job, of_checkpoint(info), wishes, lambda: _started(each, where, remote))
+    ]  # fmt: skip
+    return Planned(each, where, wishes)
 
 
-def _alone(store: str, job: str, identity: str, wishes: Wishes, start: Callable[[], int]) -> int:
+def _again(saved: str, store: str, wishes: Wishes) -> str:
+    """The name under which a job comes back. Raises UsageError if a running job has it."""
+    from torpor.launch.run import taken
+
+    running = {entry.name for entry in registry.jobs()}
+    wanted = registry.check_name(wishes.name) if wishes.name else saved
+    if wishes.clone and not wishes.name:
+        used = taken(store, apart=True)
+        return next(name for name in registry.series(wanted)
+                    if name not in running and (name == wanted or not used(name)))  # fmt: skip
+    if saved in running and not wishes.clone:
+        raise UsageError(f"a job named {saved} is running already on this host; restart a copy with --clone")
+    if wanted in running:
+        raise UsageError(f"a job named {wanted} is running already on this host; use --name")
+    return wanted
+
+
+def _alone(job: Planned, wishes: Wishes, start: Callable[[], int]) -> int:
     """Start a job that runs nowhere else: this process, which becomes the supervisor of its first part, takes its
     lease before anything is started on other hosts. Raises Refused."""
     from torpor.launch import admission
     from torpor.store import open_store
     from torpor.supervise.standing import Standing
 
-    opened = open_store(store or None, apart=True)
-    standing = Standing(identity, job)
+    first = job.parts[0]
+    opened = open_store(first.store or None, apart=True)
+    standing = Standing(first.identity, first.job)
     try:
         tell = wishes.tell or (lambda line: say(f"torpor: {line}"))
         admission.sole(standing, opened, wishes.wait, wishes.why == "resume", tell)
@@ -121,23 +151,43 @@ def assign(parts: Sequence[str], hosts: Sequence[str]) -> dict[str, str]:
     return {**{part: rest[n % len(rest)] for n, part in enumerate(left)}, **named}
 
 
-def _started(parts: Sequence[Part], hosts: Mapping[str, str], remote: str) -> int:
-    """Start all parts, and be the first one. hosts: by part, how its host is called."""
+def run(job: Planned, over: Over) -> int:
+    """Start all parts, and be the first one, in the foreground: the wait status of its root. Raises TorporError."""
+    return _begin(job, over, None, "")
+
+
+def run_detached(job: Planned, over: Over) -> Started:
+    """The same without a terminal, the first part's output going to a log; returns once the job runs."""
+    from torpor.launch.detach import detach
+    from torpor.supervise import state
+
+    first = job.parts[0]
+    log, path = state.open_log(first.job, fresh=not first.checkpoint)
+    return detach(lambda report: _begin(job, over, report, path), log)
+
+
+def _begin(job: Planned, over: Over, report: Report | None, log: str) -> int:
+    if job.wishes is None:
+        return _be(job, over, report, log)
+    return _alone(job, job.wishes, lambda: _be(job, over, report, log))
+
+
+def _be(job: Planned, over: Over, report: Report | None, log: str) -> int:
     from torpor.launch import part as launched
     from torpor.launch import starter
     from torpor.link import secret as secrets
 
     secret = secrets.fresh()
-    first, *others = parts
+    first, *others = job.parts
     to_us, from_starter = os.pipe()
     to_starter, from_us = os.pipe()
     if _starter_is_us():
         os.close(to_us)
         os.close(from_us)
-        starter.be(secret, first, others, hosts, to_starter, from_starter, remote)
+        starter.be(secret, first, others, job.hosts, to_starter, from_starter, over.remote)
     os.close(from_starter)
     os.close(to_starter)
-    return launched.first(secret, first, to_us, from_us)
+    return launched.first(secret, first, to_us, from_us, report, log)
 
 
 def _starter_is_us() -> bool:

@@ -59,12 +59,12 @@ def member(detached: bool) -> int:
         _say(1, {"ready": True})
     answer = os.dup(1)
     heard = os.dup(0)
-    log, _ = state.open_log(_names(part)[0], fresh=not part.checkpoint)
+    log, path = state.open_log(_names(part)[0], fresh=not part.checkpoint)
 
     def body(report: Report) -> None:
         os.dup2(heard, 0)
         os.close(heard)
-        _supervise(part, secret, report, answer)
+        _supervise(part, secret, report, answer, log=path)
 
     try:
         detach(body, log)
@@ -75,10 +75,11 @@ def member(detached: bool) -> int:
     return 0
 
 
-def first(secret: Secret, part: Part, heard: int, answer: int) -> int:
-    """Be the supervisor of the first part, in the foreground: whoever starts the others speaks to us through these two
-    descriptors, and our standard streams are the program's. Returns the wait status of its root. Raises TorporError."""
-    return _supervise(_settle(part, answer, heard), secret, None, answer, heard)
+def first(secret: Secret, part: Part, heard: int, answer: int, report: Report | None, log: str) -> int:
+    """Be the supervisor of the first part: whoever starts the others speaks to us through these two descriptors, and
+    our standard streams are the program's. report, log: if it is detached. Returns the wait status of its root. Raises
+    TorporError."""
+    return _supervise(_settle(part, answer, heard), secret, report, answer, heard, log)
 
 
 def _settle(part: Part, answer: int, heard: int) -> Part:
@@ -118,8 +119,10 @@ def _names(part: Part) -> tuple[str, ...]:
     return part.job, f"{part.job}.{part.part}"
 
 
-def _supervise(part: Part, secret: Secret, report: Report | None, answer: int = 1, heard: int = 0) -> int:
-    given = Entry(name="", store=part.store, argv=tuple(map(os.fsdecode, part.argv)), upkeep=part.upkeep,
+def _supervise(
+    part: Part, secret: Secret, report: Report | None, answer: int = 1, heard: int = 0, log: str = ""
+) -> int:  # fmt: skip
+    given = Entry(name="", store=part.store, argv=tuple(map(os.fsdecode, part.argv)), upkeep=part.upkeep, log=log,
                   identity=part.identity)  # fmt: skip
     names: Iterator[str] = iter([registry.check_name(name) for name in _names(part)])
     entry = registry.claim(given, names, lambda _: False)

@@ -169,7 +169,7 @@ def restart_detached(checkpoint: str | None, store: str, wishes: Wishes) -> Star
         entry = registry.update(entry._replace(supervisor=Pid.of(os.getpid())))
         standard = _standard(wishes, (0, 1, 2))
         begun = _restart(opened, info, wishes._replace(progress=progress, tell=tell), standard, -1, entry)
-        lasting = _absolute(wishes)
+        lasting = absolute(wishes)
         os.chdir("/")
         _supervise(begun, Terminal(-1, relay=False), standard, report, lasting, True, 0)
 
@@ -210,7 +210,7 @@ def restart_part(
             terminal.close(lambda: ())
             raise
     released()
-    for note in begun.job.notes:
+    for note in (*wishes.notes, *begun.job.notes):
         say(f"torpor: {note}")
     if report is not None:
         os.chdir("/")
@@ -257,7 +257,7 @@ class _logged:
             audit.record("restart", error, job=(self._told["checkpoint"] or "").partition("@")[0], **self._told)
 
 
-def _upkeep(info: RootInfo, wishes: Wishes) -> str:
+def upkeep_of(info: RootInfo, wishes: Wishes) -> str:
     """What is done for the job unasked: what the checkpoint says, but for what is given now."""
     label = str(info.label.get("upkeep", ""))
     if not label and not wishes.upkeep:
@@ -311,7 +311,7 @@ def _claim(info: RootInfo, store: Store, wishes: Wishes) -> Entry:
     return claimed
 
 
-def _absolute(wishes: Wishes) -> Wishes:
+def absolute(wishes: Wishes) -> Wishes:
     """The same with paths that mean the same in any folder."""
     paths = {name: getattr(wishes, name) for name in ("stdin", "stdout", "stderr")}
     moved = tuple(f"{old}={os.path.abspath(new)}" for old, _, new in (each.partition("=") for each in wishes.map_path))
@@ -400,9 +400,10 @@ def _restart(
     else:
         load, whereabouts = among.open(store, info, opening)
     if wishes.why != "crash":
-        identity = registry.fresh_identity() if wishes.clone else lease.of_checkpoint(info)
-        inside = str(load.info.label.get("inside", ""))
-        entry = entry._replace(upkeep=_upkeep(load.info, wishes), inside=inside, identity=identity)
+        if among is None:  # else it is decided for all parts together, in hosts.py
+            identity = registry.fresh_identity() if wishes.clone else lease.of_checkpoint(info)
+            entry = entry._replace(upkeep=upkeep_of(load.info, wishes), identity=identity)
+        entry = entry._replace(inside=str(load.info.label.get("inside", "")))
     standing = Standing(entry.identity, info.job if among is not None else entry.name)
     if wishes.seats >= 0:
         standing.kept = entry.seats, wishes.seats, entry.keeper.pid

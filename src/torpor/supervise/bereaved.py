@@ -38,7 +38,7 @@ class Bereaved:
     process here has ended, and when nothing is left here."""
 
     def __init__(self, entry: Entry, later: Later, root_ended: Callable[[], None], emptied: Callable[[], None]) -> None:
-        self._entry, self._later = entry, later
+        self._entry, self._later = registry.update(entry._replace(heir=Pid.of(os.getpid()))), later
         self._known: set[Pid] = set()
         self._told: list[Callable[[], None]] = [emptied, root_ended]
         self._look()

@@ -75,8 +75,8 @@ class Entry(NamedTuple):
     parent_is_reaper: with `anchor`, whether the root's parent is where the job's orphans go.
     store: absolute location of the store, '' for the default one.  started, saved_at: seconds since the
     epoch. saved: the newest checkpoint made in this run, `train@3`, or ''.  origin: the checkpoint it was
-    restarted from.  part: which part of a job over hosts this is.  door: what lets its other
-    hosts in.  holder: who answers for the filter of a job that is
+    restarted from.  part: which part of a job over hosts this is.  door: what lets its other hosts in.  heir: who ends
+    what is left of it, after its supervisor's death.  holder: who answers for the filter of a job that is
     watched (watch/).  upkeep: what is done for it unasked, as `upkeep.encode` writes it.
     inside: how it speaks with torpor (inside.py), '' if it does not.  policy: its own, as `terms.encode` writes it.
     seats: that it holds, by name; keeper: who keeps them (seat_keeper.py).  identity: see lease.py.
@@ -108,6 +108,7 @@ class Entry(NamedTuple):
     identity: str = ""
     part: str = ""
     door: Pid = NOBODY
+    heir: Pid = NOBODY
     boot: str = ""
     pid_namespace: int = 0
     folder: str = ""
@@ -123,7 +124,7 @@ class Entry(NamedTuple):
         """Is the job still running, or about to?"""
         if self.boot != proc.boot_id():
             return False
-        return self.root.alive or self.supervisor.alive or self.reaper.alive
+        return self.root.alive or self.supervisor.alive or self.reaper.alive or self.heir.alive
 
 
 def fit_name(program: str) -> str:
@@ -262,7 +263,7 @@ def read(folder: str) -> Entry | None:
     try:
         plain: dict[str, Any] = json.loads(proc.read(f"{folder}/info.json"))
         known = {key: value for key, value in plain.items() if key in Entry._fields}
-        for key in ("supervisor", "root", "reaper", "holder", "keeper", "door"):
+        for key in ("supervisor", "root", "reaper", "holder", "keeper", "door", "heir"):
             known[key] = Pid(*known.get(key, NOBODY))
         for key in ("helpers", "skip", "argv", "seats"):
             known[key] = tuple(known.get(key, ()))
