@@ -33,6 +33,7 @@ def turn(did: str, part: bytes = b"", **more: object) -> bytes:
 class Saved:
     address = "127.0.0.1"
     face = Face()
+    others = ()
 
     def __init__(self, part: str, number: int, stop: bool) -> None:
         self.part, self.number, self.stop = part, number, stop

@@ -113,7 +113,8 @@ def test_a_disk_is_full() -> None:
         h4.run(["mount", "-o", "remount,size=1m", "/scratch"])
         words = ["restart", "far", "--store", store, "--hosts", "h3,h4"]
         failed = subprocess.run(h3.command([TORPOR, *words], keys(made)), capture_output=True, text=True, timeout=120)
-        assert failed.returncode == 1 and "h4: " in failed.stderr and "No space left" in failed.stderr, failed
+        assert failed.returncode == 1 and "h2: /scratch/work/data " in failed.stderr, failed
+        assert "No space left" in failed.stderr, failed
         for host in (h3, h4):
             assert host.run([TORPOR, "jobs"]) == "no job is running\n"
             assert host.run(["ls", "-A", "/scratch"]) == ""

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 
+import pytest
 from apart import FIRST, Apart
 
 TALK = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "programs", "far_talk.py")
@@ -66,5 +67,28 @@ def test_saved_and_brought_back_elsewhere() -> None:
             assert first.wait(30) == 0
             assert open(outputs[0]).read() == open(outputs[1]).read()
             assert "no job" in job.torpor(FIRST, "jobs") + job.torpor("h2", "jobs")
+        finally:
+            job.close()
+
+
+@pytest.mark.exam
+def test_calls_that_wait_for_room_are_made_again() -> None:
+    with tempfile.TemporaryDirectory(prefix="torpor-together-", dir="/var/tmp") as folder:
+        job = Apart(folder, ["h1", "h2"])
+        words = f"exec {sys.executable} {os.path.dirname(TALK)}/far_calls.py"
+        there = f"{words} client 127.0.0.2 {folder}/port {folder}/go > {folder}/client.out 2>&1"
+        here = f"{words} server 127.0.0.2 {folder}/port {folder}/go > {folder}/server.out 2>&1"
+        try:
+            first = job.begin(["sh", "-c", f"{sys.executable} -m torpor rsh h2 '{there}' & {here}; wait"])
+            for name in ("server", "client"):
+                await_file(f"{folder}/{name}.out", "READY")
+            assert 0 < int(open(f"{folder}/client.out").read().split()[1]) < 6
+            job.torpor("h2", "checkpoint", "--stop")
+            first.wait(30)
+            first = job.restart("far", at=12)
+            open(f"{folder}/go", "w").close()
+            for name in ("server", "client"):
+                await_file(f"{folder}/{name}.out", "\nOK" if name == "client" else "OK")
+            assert first.wait(60) == 0
         finally:
             job.close()

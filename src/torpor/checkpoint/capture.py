@@ -198,6 +198,8 @@ def capture(
         if not view.pids:
             raise CheckpointFailed("the job has ended")
         if together is not None:
+            if inet_far.await_calls(view, together.others):
+                view = look()
             far = _settle(view, together)
             view = look()  # connections have come into other states
         found = _objects(view, copies)
@@ -257,7 +259,7 @@ def _settle(view: View, together: SavedTogether) -> Far:
     with inet_far.Settling(view, by_ino) as settling:
         settling.arrive()
         together.settled()
-    return Far(by_ino, inet_far.waiting(found, told))
+    return Far(by_ino, inet_far.waiting(found, told), together.others)
 
 
 class _Objects(NamedTuple):

@@ -49,6 +49,7 @@ class Survey:
         self.backlogs = Backlogs()
         self.far: Mapping[int, Told] = {}
         self.far_waiting: Collection[tuple[Address, Address]] = ()
+        self.far_hosts: Collection[bytes] = ()
         self._mapped: set[tuple[int, int]] | None = None
         found: list[Descriptor] = []
         for pid in pids:

@@ -8,7 +8,7 @@ here (supervise/).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from torpor.image.whole import Face, PartRecord
@@ -22,12 +22,13 @@ class GivenUp(CheckpointFailed):
 
 class SavedTogether(Protocol):
     """A checkpoint. part: the name of this host's part.  address: numeric, by which others reach this host.  number: of
-    the checkpoint.  face: how the job knows this host."""
+    the checkpoint.  face: how the job knows this host.  others: addresses (packed) of the other parts."""
 
     part: str
     address: str
     number: int
     face: Face
+    others: Collection[bytes]
 
     def surveyed(self) -> None:
         """Nothing stands in the way. Returns when the job is to be stopped."""

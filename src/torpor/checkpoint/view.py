@@ -21,10 +21,11 @@ from torpor.tracee.freeze import Frozen
 
 
 class Far(NamedTuple):
-    """What is known of connections with other hosts: see `Job.far` and `Job.far_waiting`."""
+    """What is known of connections with other hosts: see `Job.far`, `Job.far_waiting` and `Job.far_hosts`."""
 
     connected: Mapping[int, Told] = {}
     waiting: Collection[tuple[Address, Address]] = ()
+    hosts: Collection[bytes] = ()
 
 
 class View(Survey):
@@ -44,7 +45,7 @@ class View(Survey):
         super().__init__([pid for pid in order if pid in frozen.processes], streams, files, watched)
         self.sink = sink
         self.backlogs = backlogs
-        self.far, self.far_waiting = far
+        self.far, self.far_waiting, self.far_hosts = far
         self.at = 0
         self.parts: dict[int, Callable[[], msgspec.Struct]] = {}
         self.notes: list[str] = []

@@ -52,6 +52,8 @@ def make(record: TcpSocket, restart: Restart, connect: Connector) -> int:
     if record.state == CONNECTING:
         if record.other == WAITING and record.remote is not None:
             return connect.start(record.family, record.local, record.remote, record.options)
+        if record.other == FAR_WAITING:
+            return _bound(record)
         return failed_connect(record.family, record.local)
     if record.other == WAITING:
         assert record.local is not None and record.remote is not None
@@ -155,10 +157,17 @@ def last(record: TcpSocket, fd: int, restart: Restart) -> None:
 
         def connect() -> None:
             try:
+                if record.state == CONNECTING:
+                    inet_far.call(kept, remote)
+                    return
                 inet_far.connect(kept, remote)
                 if record.shut:
                     inet_far.shut(kept, record.shut)
             finally:
                 os.close(kept)
 
-        restart.at_release(connect)
+        if record.state == CONNECTING:
+            # Behind all those that had come in.
+            restart.at_release(lambda: restart.at_release(connect))
+        else:
+            restart.at_release(connect)

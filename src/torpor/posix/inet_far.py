@@ -13,7 +13,7 @@ import os
 import select
 import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from torpor.linux import sock_diag
 from torpor.linux.sock_diag import CLOSE, CLOSE_WAIT, ESTABLISHED, LISTEN, SYN_SENT
@@ -48,6 +48,20 @@ def ends(job: Job) -> list[End]:
     if table.listeners or any(end.finished for end in found):
         found += _ownerless(table)
     return found
+
+
+def await_calls(job: Job, others: Collection[bytes], seconds: float = 0.5) -> bool:
+    """A connection that is just being made with another host of the job (addresses, packed) is made in a moment, by the
+    kernels: wait for that. Has any changed? What is left then waits for room at the other host's listener."""
+    table = inet_table.of(job)
+    calling = {ino: me.fd for ino, me in table.by_ino.items() if me.state == SYN_SENT}
+    if not calling or not others:
+        return False
+    found = [calling[end.ino] for end in table.world() if end.ino in calling and packed(*end.remote).ip in others]
+    until = time.monotonic() + seconds
+    while any(_state(fd) == SYN_SENT for fd in found) and time.monotonic() < until:
+        time.sleep(0.001)
+    return any(_state(fd) != SYN_SENT for fd in found)
 
 
 def _ownerless(table: InetTable) -> list[End]:
@@ -164,6 +178,20 @@ def connect(fd: int, remote: Address, seconds: float = 10.0) -> None:
             raise OSError(error or errno.ETIMEDOUT, os.strerror(error or errno.ETIMEDOUT))
     except OSError as error:
         raise RestartFailed(f"the connection to {remote}: {error.strerror}") from None
+    finally:
+        os.set_blocking(fd, flags)
+        one.detach()
+
+
+def call(fd: int, remote: Address) -> None:
+    """Begin to connect a socket to a listener of another host, where there may be no room for it yet."""
+    one = link(fd)
+    flags = os.get_blocking(fd)
+    try:
+        os.set_blocking(fd, False)
+        one.connect(remote.of_family(one.family))
+    except OSError:
+        pass  # it is under way, or the program finds that it is not
     finally:
         os.set_blocking(fd, flags)
         one.detach()

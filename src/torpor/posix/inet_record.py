@@ -30,7 +30,7 @@ class TcpSocket(msgspec.Struct, frozen=True, kw_only=True):
     state: 'fresh', 'bound', 'listening', 'connecting', 'connected', 'closed' (was connected; both directions are
     over), 'failed' (a connection that was refused or reset, and the program has not been told yet). other: what became
     of the other end: 'job', 'far' (on another host of the job), 'waiting' (to be accepted by the job), 'far
-    waiting' (to be accepted there), 'gone' (closed), 'outside'.
+    waiting' (to be accepted there, or for room to come in), 'gone' (closed), 'outside'.
     """
 
     ino: int

@@ -100,7 +100,7 @@ class TcpService(DescriptorBase):
             bound = me.local is not None and (me.local.port or not me.local.any)
             return replace(record, state=BOUND if bound else FRESH)
         if me.state == SYN_SENT:
-            return self._connecting(record, me, table)
+            return self._connecting(record, table, job)
         return self._connected(record, fd, me, seen, job, table, events)
 
     def _listener(self, record: TcpSocket, fd: int, seen: Descriptor, table: InetTable, job: Job) -> TcpSocket:
@@ -177,7 +177,7 @@ class TcpService(DescriptorBase):
             return found if one.state == ESTABLISHED else None
         return found if not end.ino and end.state in (ESTABLISHED, CLOSE_WAIT, SYN_RECV) else None
 
-    def _connecting(self, record: TcpSocket, me: TcpSeen, table: InetTable) -> TcpSocket:
+    def _connecting(self, record: TcpSocket, table: InetTable, job: Job) -> TcpSocket:
         # getpeername does not tell yet where to.
         for end in table.world():
             if end.ino == record.ino:
@@ -187,8 +187,9 @@ class TcpService(DescriptorBase):
                 if found is not None:
                     waiting = [o.number for o in table.by_ino.values() if o.remote and o.state != SYN_SENT]
                     after = (found[1].number, *waiting)
+                far = FAR_WAITING if remote.ip in job.far_hosts else OUTSIDE
                 return msgspec.structs.replace(
-                    record, state=CONNECTING, remote=remote, other=WAITING if found else OUTSIDE, after=after
+                    record, state=CONNECTING, remote=remote, other=WAITING if found else far, after=after
                 )
         return msgspec.structs.replace(record, state=CONNECTING, other=OUTSIDE)
 

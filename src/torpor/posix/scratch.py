@@ -234,6 +234,8 @@ def _restore_entry(path: str, entry: Entry, aside: _Aside, restart: Restart) -> 
         restart.on_failure(lambda: os.unlink(path))
         try:
             load_file(entry.contents, restart.source, fd)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, path) from None  # a full disk, which has no name
         finally:
             os.close(fd)
     else:

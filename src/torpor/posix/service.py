@@ -120,6 +120,8 @@ class Job(Protocol):
     """Connections with other hosts of the job, by the inode number of their end here (capture only)."""
     far_waiting: Collection[tuple[Address, Address]]
     """Those that wait here to be accepted: address here, address there (capture only)."""
+    far_hosts: Collection[bytes]
+    """Addresses of other hosts of the job, packed (capture only)."""
 
     def save_contents(self, path: str) -> bool:
         """Does the policy ask for the contents of the regular file `path` to be saved?"""

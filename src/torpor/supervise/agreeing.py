@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -33,6 +33,7 @@ class Saving:
 
     def __init__(self, part: Part, number: int, stop: bool, post: Post, face: Face) -> None:
         self.part, self.address, self.number, self.face = part.part, part.address, number, face
+        self.others: Collection[bytes] = _packed(address for name, address in part.hosts.items() if name != part.part)
         self.phase = Phase.SURVEY
         """What was ordered last."""
         self.undo = False
@@ -111,6 +112,13 @@ class Saving:
                 if order is not None and order.phase is following:
                     return order.part
             self.check()
+
+
+def _packed(addresses: Iterable[str]) -> frozenset[bytes]:
+    import socket
+
+    families = {True: socket.AF_INET6, False: socket.AF_INET}
+    return frozenset(socket.inet_pton(families[":" in address], address) for address in addresses)
 
 
 class Restarting:

@@ -69,6 +69,7 @@ class FakeJob:
         self.backlogs = Backlogs()
         self.far: dict[int, Told] = {}
         self.far_waiting: set[tuple[Address, Address]] = set()
+        self.far_hosts: set[bytes] = set()
         self.part: Any = None
         self.said: list[str] = []
 
