@@ -24,6 +24,7 @@ def watch(bench: harness.Bench, job: harness.Running, *options: str) -> harness.
 
 
 def start(bench: harness.Bench, kind: str) -> harness.Running:
+    bench.policy()  # the programs ask for addresses that they are not connected to later
     job = bench.run(command(kind, bench))
     job.ready()
     return job
@@ -54,6 +55,21 @@ def test_from_its_middle_on(bench: harness.Bench, kind: str) -> None:
     assert "what it asked for before is not known" in bench.must("inspect", job.name, "--services").out
     job.verified()
     bench.gone("after the watched job has ended")
+
+
+def test_names_that_were_given(user: object, bench: harness.Bench) -> None:
+    """They are shown, of the running job and of its checkpoints, and a restart has them too."""
+    bench.policy()
+    job = bench.run(command("python", bench), flags=["--watch", "--service", "bench=127.0.0.1"])
+    job.ready()
+    where = again(bench, job, 1)
+    assert services(bench, job.name)[where]["name"] == "bench"
+    name = f"{job.name}@{bench.checkpoint(job)['number']}"
+    bench.kill()
+    assert services(bench, name)[where]["name"] == "bench"
+    job = bench.restart(name, "--service", "other=" + where.split()[1], detach=True)
+    assert services(bench, job.name)[where]["name"] == "other"
+    job.verified()
 
 
 def test_every_process_and_thread_of_it(bench: harness.Bench) -> None:

@@ -139,7 +139,7 @@ def _start_over_hosts(options: argparse.Namespace) -> int:
     from torpor.launch import hosts, resume
     from torpor.supervise.signals import exit_with
 
-    for flag in ("watch", "on_crash", "on", "forget", "inside", "policy", "wait"):
+    for flag in ("watch", "on_crash", "on", "forget", "service", "inside", "policy", "wait"):
         if getattr(options, flag):
             raise UsageError(f"run: --{flag.replace('_', '-')} is not for a job over hosts yet")
     names = [host.strip() for host in (options.hosts or "").split(",") if host.strip()] or hosts.this()

@@ -10,7 +10,7 @@ from torpor.model.errors import UsageError
 
 USAGE = """[--every TIME] [--keep N] [--on-signal SIGNAL=ACTION] [--deadline TIME]
                   [--on-crash restart:N] [--stopped-status N] [--[no-]with-files] [--[no-]track]
-                  [--compress HOW] [--on EVENT COMMAND] [--forget WHAT]"""
+                  [--compress HOW] [--on EVENT COMMAND] [--forget WHAT] [--service NAME=ADDR]"""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +38,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         help='exit status once the job was saved and ended: "run me again" (default: 75, EX_TEMPFAIL)',
     )  # fmt: skip
     add_on(group)
+    group.add_argument(
+        "--service", action="append", metavar="NAME=ADDR",
+        help="what the outside address ADDR (numeric, with a port or without) is called in the ledger of a job that is "
+        "watched; may be repeated (docs/watch.md)",
+    )  # fmt: skip
     group = parser.add_argument_group("for every checkpoint of the job", "remembered likewise")
     group.add_argument(
         "--with-files", action=argparse.BooleanOptionalAction, help="as torpor checkpoint --with-files (default: not)"
@@ -83,6 +88,7 @@ def given(options: argparse.Namespace) -> dict[str, Any]:
         "compress",
         "on",
         "forget",
+        "service",
     )
     if all(getattr(options, word) is None for word in words):
         return {}
@@ -108,6 +114,11 @@ def given(options: argparse.Namespace) -> dict[str, Any]:
         out["with_files"] = options.with_files
     if options.track is not None:
         out["track"] = options.track
+    if options.service is not None:
+        from torpor.watch import names
+
+        out["services"] = tuple(word for word in options.service if word)
+        names.parse(out["services"])
     if options.forget is not None:
         out["forget"] = tuple(word for word in options.forget if word)
     if options.on is not None:

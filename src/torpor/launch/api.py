@@ -42,6 +42,7 @@ def run(
     compress: str | None = None,
     on: Sequence[tuple[str, str]] | None = None,
     forget: Sequence[str] | None = None,
+    service: Sequence[str] | None = None,
 ) -> Job:
     """Start a program as a job without a terminal; its output goes to `job.log`.
 
@@ -62,7 +63,18 @@ def run(
     words += [f"--watch={watch}"] if watch is not None else []
     words += ["--inside"] if inside else []
     words += _unasked(
-        every, keep, on_signal, deadline, on_crash, stopped_status, with_files, track, compress, on, forget
+        every,
+        keep,
+        on_signal,
+        deadline,
+        on_crash,
+        stopped_status,
+        with_files,
+        track,
+        compress,
+        on,
+        forget,
+        service,
     )
     return _started([*words, "--", *argv], cwd, env)
 
@@ -95,6 +107,7 @@ def restart(
     compress: str | None = None,
     on: Sequence[tuple[str, str]] | None = None,
     forget: Sequence[str] | None = None,
+    service: Sequence[str] | None = None,
 ) -> Job:
     """Start a saved job again, without a terminal; what it says goes to `job.log`.
 
@@ -121,7 +134,18 @@ def restart(
     words += ["--stopped"] if stopped else []
     words += [f"--pid-budget={pid_budget}"] if pid_budget is not None else []
     words += _unasked(
-        every, keep, on_signal, deadline, on_crash, stopped_status, with_files, track, compress, on, forget
+        every,
+        keep,
+        on_signal,
+        deadline,
+        on_crash,
+        stopped_status,
+        with_files,
+        track,
+        compress,
+        on,
+        forget,
+        service,
     )
     return _started([*words, *([checkpoint] if checkpoint else [])], None, None)
 
@@ -211,6 +235,7 @@ def _unasked(
     every: str | None, keep: int | None, on_signal: Mapping[str, str] | None, deadline: str | None,
     on_crash: str | None, stopped_status: int | None, with_files: bool | None, track: bool | None,
     compress: str | None, on: Sequence[tuple[str, str]] | None, forget: Sequence[str] | None,
+    service: Sequence[str] | None,
 ) -> list[str]:  # fmt: skip
     """The options of cli/upkeep.py."""
     given = {
@@ -225,6 +250,7 @@ def _unasked(
     for event, command in on or ():
         words += ["--on", event, command]
     words += [f"--forget={word}" for word in forget or ()]
+    words += [f"--service={word}" for word in service or ()]
     return words + [f"--on-signal={name}={action}" for name, action in (on_signal or {}).items()]
 
 

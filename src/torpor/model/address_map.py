@@ -37,7 +37,7 @@ class AddressMap:
         for word in words:
             old, _, new = word.partition("=")
             try:
-                pair = _place(old), _place(new)
+                pair = place(old), place(new)
             except ValueError as error:
                 raise UsageError(f"--map-host {word}: {error}") from None
             if bool(pair[0].port) != bool(pair[1].port):
@@ -75,8 +75,8 @@ def _word(place: Place) -> str:
     return f"[{place.host}]:{place.port}" if ":" in place.host else f"{place.host}:{place.port}"
 
 
-def _place(word: str) -> Place:
-    """Raises ValueError."""
+def place(word: str) -> Place:
+    """Of `10.0.0.1`, `10.0.0.1:80`, `fd00::1`, `[fd00::1]:80`. Raises ValueError."""
     host, colon, port = word, "", ""
     if word.startswith("["):
         host, bracket, rest = word[1:].partition("]")

@@ -191,9 +191,10 @@ class Job:
         """The outside addresses it has asked for; None if it is not watched, or who writes them down is gone."""
         if not self.entry.holder.alive:
             return None
-        from torpor.watch import ledger
+        from torpor.supervise import upkeep
+        from torpor.watch import ledger, names
 
-        return ledger.of_holder(self.entry.holder.pid)
+        return names.named(ledger.of_holder(self.entry.holder.pid), upkeep.decode(self.entry.upkeep).services)
 
     def wait(self) -> int:
         """Wait for its end. Returns the exit status, or minus the signal that killed it, as subprocess does.

@@ -109,7 +109,7 @@ def save(
         request = _request(
             name, where, opened, sealer, stop, files, with_files, compress, streams, progress, guard, upkeep
         )
-        request.ledger = ledger
+        request.ledger = _named(ledger, upkeep)
         request.forget = (*upkeeping(upkeep).forget, *forget)
         if inside:
             request.label = {**request.label, "inside": inside}
@@ -133,6 +133,16 @@ def save(
     audit.record(event, **told, checkpoint=f"{name}@{report.number}", stopped=stop, notes=notes, **numbers)
     plain["notes"] += hooked.after("done", checkpoint=f"{name}@{report.number}")
     return plain
+
+
+def _named(ledger: Callable[[], Ledger | None], upkeep: str) -> Callable[[], Ledger | None]:
+    """A ledger with the names that were given for addresses in it."""
+    services = upkeeping(upkeep).services
+    if not services:
+        return ledger
+    from torpor.watch import names
+
+    return lambda: names.named(ledger(), services)
 
 
 class _Hooked:

@@ -35,7 +35,7 @@ class Upkeep(NamedTuple):
     saved and ended.  with_files: every checkpoint carries the files that the job needs.  compress: how they all are
     compressed, '' for the default.  track: writes to memory are tracked, so that a checkpoint reads what has changed
     (checkpoint/tracking.py).  hooks: commands that are run around checkpoints and restarts.  forget: what is left out
-    of every checkpoint."""
+    of every checkpoint.  services: what addresses are called in the ledger, NAME=ADDRESS each."""
 
     every: float = 0.0
     keep: int = 0
@@ -48,6 +48,7 @@ class Upkeep(NamedTuple):
     track: bool = False
     hooks: Hooks = ()
     forget: tuple[str, ...] = ()
+    services: tuple[str, ...] = ()
 
     def action(self, number: int) -> str:
         """What that signal means."""
@@ -117,6 +118,7 @@ def options(upkeep: Upkeep) -> list[str]:
     for event, command in upkeep.hooks:
         words += ["--on", event, command]
     words += [f"--forget={word}" for word in upkeep.forget]
+    words += [f"--service={word}" for word in upkeep.services]
     return words
 
 

@@ -30,6 +30,7 @@ KINDS = st.builds(
     stopped_status=st.integers(0, 255),
     with_files=st.booleans(),
     compress=st.sampled_from(["", "auto", "none", "fast", "zstd"]),
+    services=st.lists(st.sampled_from(["db=10.0.0.1", "licence=[fd00::1]:27000"]), unique=True).map(tuple),
     forget=st.lists(st.sampled_from(["dontdump", "DB_*", "TOKEN"])).map(tuple),
     hooks=st.lists(st.tuples(st.sampled_from(hooks.EVENTS), st.text("a' -$\"").map("true {}".format))).map(tuple),
 )
