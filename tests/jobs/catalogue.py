@@ -70,6 +70,7 @@ STATE = [
     Program("mappings.c", wrong=2),
     *(Program("cpu.c", mode) for mode in ("general", "x87", "sse", "avx2", "avx512")),
     Program("memory.c", wrong=5),
+    Program("huge_pages.c"),
     Program("rewrite.c", wrong=10),
     Program("rewrite.c", "plain", wrong=5),
     Program("unseen.c", wrong=3),

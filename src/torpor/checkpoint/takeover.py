@@ -175,6 +175,7 @@ class Takeover:
             wanted = what.args[0] if what.nr == NR.mmap else what.args[4]
             if answer.value != wanted:
                 raise RestartFailed(f"process {record.pid}: no room at {wanted:#x}")
+        process.run([each for area in record.areas for each in areas.before(area)])
         process.run([call(NR.munmap, at, self._segments[which]) for which, at in self._segment_at.items()])
         if code:
             uio.force_write(process.pid, self._vdso_start(), code)

@@ -48,7 +48,8 @@ class AreaRecord(msgspec.Struct, frozen=True):
     kind: one of the constants above. prot: PROT_* bits. flags: those VmFlags that are kept. offset: into the mapped
     file or object, bytes. what: the path of a mapped file (an index into Manifest.files), the number of a memory
     object, or -1. descriptor: the open file description (Manifest.objects) an object is reached by, or -1. name: what
-    maps shows ('[heap]', '[vdso]', ...). page: page size in bytes.
+    maps shows ('[heap]', '[vdso]', ...). page: page size in bytes. huge: most of what is there was transparent huge
+    pages.
     """
 
     start: int
@@ -62,6 +63,7 @@ class AreaRecord(msgspec.Struct, frozen=True):
     descriptor: int = -1
     name: str = ""
     page: int = 4096
+    huge: bool = False
 
     @property
     def size(self) -> int:
@@ -131,6 +133,14 @@ def writable_first(record: AreaRecord) -> bool:
     """Was the area writable once (it is accounted for) although it is not now? Then it is made so, filled and
     protected, which also gives it the same accounting."""
     return not record.shared and "ac" in record.flags and not record.prot & PROT_WRITE
+
+
+def before(record: AreaRecord) -> list[Call]:
+    """The calls before the contents are put in. An area that had huge pages, and may ask for them, gets them at once:
+    that takes a five hundredth of the page faults."""
+    if record.huge and "hg" in record.flags:
+        return [call(NR.madvise, record.start, record.size, ADVICE["hg"], accept=(22,))]
+    return []
 
 
 def finish(record: AreaRecord) -> list[Call]:

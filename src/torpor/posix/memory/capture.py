@@ -157,11 +157,15 @@ def _seen(pid: int, comm: str, area: proc.Area, fields: dict[str, str]) -> Seen 
         area.start, area.end, kind, prot_of(area.perms), area.perms[3] == "s",
         tuple(sorted(flags & kept)), area.offset, area.ino if kind == SYSV else -1, -1,
         area.path if area.path.startswith("[") else "",
-        _page(fields),
+        _page(fields), 2 * _kib(fields, "AnonHugePages") > _kib(fields, "Rss"),
     )  # fmt: skip
     # smaps counts huge TLB pages apart from the others.
-    counted = sum(int(fields.get(key, "0").split()[0]) for key in ("Rss", "Swap", "Private_Hugetlb", "Shared_Hugetlb"))
+    counted = sum(_kib(fields, key) for key in ("Rss", "Swap", "Private_Hugetlb", "Shared_Hugetlb"))
     return Seen(area, record, counted > 0)
+
+
+def _kib(fields: dict[str, str], key: str) -> int:
+    return int(fields.get(key, "0").split()[0])
 
 
 def _page(fields: dict[str, str]) -> int:
