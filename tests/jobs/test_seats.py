@@ -290,6 +290,42 @@ def test_a_saved_job_runs_once(bench: harness.Bench) -> None:
     assert {line["outcome"] for line in audit(bench, "lease")} == {"done", "refused"}
 
 
+@pytest.mark.exam
+def test_who_does_not_wait_any_more_gets_nothing(user_bench: harness.Bench) -> None:
+    """The command that waits for a seat is interrupted: nothing is started when one is free, and none is held."""
+    bench = user_bench
+    policy = pool(bench, 1)
+    job = bench.run(napping(bench), flags=["--policy", policy])
+    job.ready()
+    commands = [
+        [
+            "run",
+            "--detach",
+            "--name",
+            "late",
+            "--policy",
+            policy,
+            "--wait",
+            "100s",
+            "--store",
+            bench.store,
+            "--",
+            "true",
+        ],
+        ["run", "--name", "late", "--policy", policy, "--wait", "100s", "--store", bench.store, "--", "true"],
+    ]
+    for words in commands:
+        with open(os.path.join(bench.folder, "said"), "w+") as said:
+            waiting = bench.popen([*bench.account.torpor, *words], stderr=said, start_new_session=True)
+            harness.until(lambda: "waiting for a seat" in harness.text(said.name), "waiting")  # noqa: B023
+        os.kill(waiting.pid, signal.SIGINT)
+        waiting.wait()
+        harness.until(lambda: [one["name"] for one in bench.must("jobs", "--json").json()] == [job.name], "its end")
+    bench.must("stop", job.name)
+    bench.gone("after the job has ended")
+    assert taken(bench) == []
+
+
 class Echo:
     """An echo server outside of the job."""
 

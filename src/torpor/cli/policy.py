@@ -46,10 +46,17 @@ def _explain(options: argparse.Namespace) -> int:
     opened = torpor.open_checkpoint(
         options.what, store=store(options) or None, untrusted=options.untrusted, part=options.part
     )
+    hosts: set[str] = set()
+    if options.part:
+        from torpor.launch.checkpoint import open_whole
+
+        found_whole = open_whole(options.what, store(options) or None, options.untrusted)
+        for record in found_whole[1].parts if found_whole is not None else ():
+            hosts.update((record.address, record.face.address))
     sealed = opened.manifest.terms
     given = (files.given(options.policy),) if options.policy else ()
     layers = merged(sealed.layers if sealed is not None else (), given, files.standing())
-    outcome = decide(services(opened.manifest), layers, sealed.held if sealed is not None else ())
+    outcome = decide(services(opened.manifest, hosts), layers, sealed.held if sealed is not None else ())
     refused = dict(outcome.refusals)
     found: list[dict[str, Any]] = [
         {
@@ -88,9 +95,10 @@ def _check(options: argparse.Namespace) -> int:
 
     if options.policy or options.part:
         raise UsageError("policy check: --policy and --part are for explain")
-    layers = [files.given(options.what)] if options.what else list(files.standing())
+    standing = list(files.standing())
+    layers = [files.given(options.what)] if options.what else standing
     for layer in layers:
-        _complete(layer, layers)
+        _complete(layer, [*layers, *standing])
     if options.json:
         import msgspec
 

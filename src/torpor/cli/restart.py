@@ -123,8 +123,9 @@ def command(options: argparse.Namespace) -> int:
     def tell(line: str) -> None:
         from torpor.cli.text import complain
 
-        progress.clear()
-        complain(line)
+        if line:
+            progress.clear()
+            complain(line)
 
     wishes = restart.Wishes(
         name=options.name,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torpor.store import RootInfo, Store
 
 Tell = Callable[[str], None]
+"""Is called with what is waited for, and while that goes on every second or two with '': what it raises ends it."""
 
 _DOCS = "say so in a policy (--policy FILE; torpor policy explain shows all of it, docs/policy.md)"
 

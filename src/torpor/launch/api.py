@@ -31,6 +31,8 @@ def run(
     untrusted: bool = False,
     watch: str | None = None,
     inside: bool = False,
+    policy: str | None = None,
+    wait: str | None = None,
     every: str | None = None,
     keep: int | None = None,
     on_signal: Mapping[str, str] | None = None,
@@ -49,7 +51,8 @@ def run(
     name: by default made of the program's name.  store: folder for its checkpoints.  cwd, env: as for
     subprocess.  resume_or_start: restart the newest checkpoint of that name instead, if there is one; untrusted: see
     `restart`.  watch: 'connect' or 'sendmsg': write down which outside addresses it asks for (docs/watch.md;
-    `Job.ledger`).  inside: it may speak with torpor (`torpor.inside`).  The others as the options of `torpor run`
+    `Job.ledger`).  inside: it may speak with torpor (`torpor.inside`).  policy, wait: a file, and
+    how long to wait for seats, as `--policy` and `--wait` (docs/policy.md).  The others as the options of `torpor run`
     (docs/batch.md): every='10m',
     on_signal={'TERM': 'checkpoint-stop'}, on_crash='restart:3', on=[('pre-checkpoint', 'sync')]. Returns once the
     program has really been started.
@@ -61,6 +64,7 @@ def run(
     words += ["--resume-or-start"] if resume_or_start else []
     words += ["--untrusted"] if untrusted else []
     words += [f"--watch={watch}"] if watch is not None else []
+    words += _options(policy=policy, wait=wait)
     words += ["--inside"] if inside else []
     words += _unasked(
         every,
@@ -96,6 +100,9 @@ def restart(
     pid_budget: float | None = None,
     in_place: bool | None = None,
     stopped: bool = False,
+    policy: str | None = None,
+    new_policy: str | None = None,
+    wait: str | None = None,
     every: str | None = None,
     keep: int | None = None,
     on_signal: Mapping[str, str] | None = None,
@@ -117,7 +124,8 @@ def restart(
     untrusted: also if it is not signed, or by nobody whose key is trusted here.
     map_path: files and folders by the path they had, and where they are now.  map_host: the same for addresses.
     pid_budget: seconds that finding the old pids may take in place.  in_place: without a namespace.  stopped: before
-    its first instruction; SIGCONT to its supervisor lets it go on.  The others as for `run`, in place of what the job
+    its first instruction; SIGCONT to its supervisor lets it go on.  policy, new_policy, wait: as
+    `--policy`, `--new-policy` and `--wait` (docs/policy.md).  The others as for `run`, in place of what the job
     was started with. Raises NotFound, Damaged, Untrusted, Sealed, Refused, RestartFailed.
     """
     words = [
@@ -132,6 +140,7 @@ def restart(
     words += ["--untrusted"] if untrusted else []
     words += ["--in-place"] if in_place else []
     words += ["--stopped"] if stopped else []
+    words += _options(policy=policy, wait=wait, **{"new-policy": new_policy})
     words += [f"--pid-budget={pid_budget}"] if pid_budget is not None else []
     words += _unasked(
         every,

@@ -30,13 +30,14 @@ class Report:
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
-    def event(self, message: protocol.Message) -> None:
-        """Say how far it is."""
+    def event(self, message: protocol.Message) -> bool:
+        """Say how far it is; False if nobody hears it any more."""
         if self._fd >= 0:
             try:
                 os.write(self._fd, protocol.encode(message))
             except OSError:
-                pass
+                return False
+        return True
 
     def started(self, job: Started) -> None:
         """It runs: the command may return."""

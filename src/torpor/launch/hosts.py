@@ -128,7 +128,7 @@ def _alone(job: Planned, wishes: Wishes, start: Callable[[], int]) -> int:
     opened = open_store(first.store or None, apart=True)
     standing = Standing(first.identity, first.job)
     try:
-        tell = wishes.tell or (lambda line: say(f"torpor: {line}"))
+        tell = wishes.tell or (lambda line: say(f"torpor: {line}") if line else None)
         admission.sole(standing, opened, wishes.wait, wishes.why == "resume", tell)
         return start()
     except BaseException:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torpor.launch import program
 from torpor.launch.run import supervised
-from torpor.model.errors import Damaged, Refusal, Refused, TorporError, UsageError
+from torpor.model.errors import Damaged, Refusal, Refused, RestartFailed, TorporError, UsageError
 from torpor.supervise import registry
 from torpor.supervise.registry import Entry, Pid
 from torpor.supervise.say import say
@@ -159,7 +159,8 @@ def restart_detached(checkpoint: str | None, store: str, wishes: Wishes) -> Star
         reporting.event({"event": "progress", "phase": phase, "done": done, "total": total})
 
     def tell(line: str) -> None:
-        reporting.event({"event": "waiting", "line": line})
+        if not reporting.event({"event": "waiting", "line": line}):
+            raise RestartFailed("whoever wanted it restarted has gone")
 
     def body(report: Report) -> None:
         nonlocal entry, reporting
@@ -176,7 +177,7 @@ def restart_detached(checkpoint: str | None, store: str, wishes: Wishes) -> Star
     def on_event(event: dict[str, object]) -> None:
         if wishes.progress is not None and event.get("event") == "progress":
             wishes.progress(str(event["phase"]), int(str(event["done"])), int(str(event["total"])))
-        elif event.get("event") == "waiting":
+        elif event.get("event") == "waiting" and event["line"]:
             _tell(wishes)(str(event["line"]))
 
     try:
@@ -445,6 +446,8 @@ def _restart(
                     stopped=wishes.stopped,
                 )
             )
+        if standing.kept is not None and standing.seats is None:
+            os.close(standing.kept[1])  # it has none any more
         return Begun(entry, job, load.info, wrapper, standing)
     except BaseException:
         standing.close()
@@ -456,7 +459,8 @@ def _restart(
 
 
 def _tell(wishes: Wishes) -> Callable[[str], None]:
-    return wishes.tell or (lambda line: say(f"torpor: {line}"))
+    """What is called with what is waited for; now and then with '' (launch/admission.py)."""
+    return wishes.tell or (lambda line: say(f"torpor: {line}") if line else None)
 
 
 def _notes(begun: Begun, wishes: Wishes) -> tuple[str, ...]:

@@ -104,7 +104,8 @@ def run_detached(
             os.chdir(cwd)
 
         def waiting(line: str) -> None:
-            report.event({"event": "waiting", "line": line})
+            if not report.event({"event": "waiting", "line": line}):
+                raise TorporError("whoever wanted it started has gone")
 
         entry, standing, watches = _admitted(registry.update(entry), policy, wait, watch, waiting)
         become_subreaper()
@@ -126,7 +127,7 @@ def run_detached(
         supervised(supervisor, detached=True)
 
     def on_event(event: dict[str, Any]) -> None:
-        if event.get("event") == "waiting":
+        if event.get("event") == "waiting" and event["line"]:
             tell(str(event["line"]))
 
     try:
@@ -148,7 +149,7 @@ def _inside(env: Mapping[bytes, bytes] | None) -> tuple[str, Mapping[bytes, byte
 
 def _admitted(
     entry: Entry, policy: str, wait: float | None, watch: str | None,
-    tell: Callable[[str], None] = lambda line: say(f"torpor: {line}"),
+    tell: Callable[[str], None] = lambda line: say(f"torpor: {line}") if line else None,
 ) -> tuple[Entry, Standing | None, str | None]:  # fmt: skip
     """The entry, what the job holds before it starts, and what of it is to be watched. Takes the entry out again if
     the job may not start. Raises Refused, UsageError."""

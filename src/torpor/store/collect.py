@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torpor.model.errors import Damaged
-from torpor.store import index, lease, numbers, pack, parts, root
+from torpor.store import holds, index, lease, numbers, pack, parts, root
 from torpor.store.backend import Backend
 from torpor.store.table import PACK_ID, Place
 
@@ -115,6 +115,7 @@ def _tidy(backend: Backend, now: float, busy: bool) -> None:
             backend.delete(f"warrants/{name}")
     backend.tidy(now - 24 * lease.EXPIRY if busy else now - lease.EXPIRY)
     numbers.thin(backend)
+    holds.tidy(backend, now - 24 * lease.EXPIRY)
     found = index.Index(backend, set())
     known = {name for segment in found.segments.values() for name in segment.table.packs}
     missing: list[tuple[bytes, Place]] = []

@@ -55,6 +55,11 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
         """Where the number of the process means something."""
         return self.boot, self.pid_namespace
 
+    @property
+    def process(self) -> tuple[int, int, str, int]:
+        """The process that renews it, and no other one anywhere."""
+        return self.pid, self.start, *self.place
+
     def __str__(self) -> str:
         return f"{self.job} on {self.host} ({self.user})"
 
@@ -145,6 +150,20 @@ class Holds:
             return self._backend.stat(probe).time
         finally:
             self._backend.delete(probe)
+
+
+def tidy(backend: Backend, before: float) -> None:
+    """Delete holders of leases who were seen last before a moment (by the clock of the place): nobody else remembers
+    them any more. Raises OSError."""
+    place = shared(backend)
+    for identity in place.list("holds"):
+        folder = f"holds/{identity}/1"
+        for name in place.list(folder):
+            try:
+                if place.stat(f"{folder}/{name}").time < before:
+                    place.delete(f"{folder}/{name}")
+            except FileNotFoundError:
+                continue
 
 
 def shared(backend: Backend) -> Backend:

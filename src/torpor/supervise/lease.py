@@ -93,7 +93,7 @@ def runs(holder: Holder, me: Holder) -> bool:
 def take(location: str, backend: Backend, me: Holder, wait: float, say: Callable[[str], None]) -> Lease | None:
     """Take the lease of a job in a store, whatever its number; None where that cannot be done, which is said.
 
-    wait: seconds for which to wait for whoever has it. Raises Refused if it runs elsewhere.
+    wait: seconds for which to wait for whoever has it.  say: see `admission.Tell`. Raises Refused if it runs elsewhere.
     """
     end = time.monotonic() + wait
     told = False
@@ -102,7 +102,7 @@ def take(location: str, backend: Backend, me: Holder, wait: float, say: Callable
         while True:
             seen = holds.look(1)
             other = seen.holder
-            if other is not None and (other.pid, other.start, *other.place) == (me.pid, me.start, *me.place):
+            if other is not None and other.process == me.process:
                 return Lease(location, backend, Hold(folder(me.identity), 1, seen.number), holds)
             if other is None or not runs(other, me):
                 hold = holds.take(1, seen, me)
@@ -114,6 +114,7 @@ def take(location: str, backend: Backend, me: Holder, wait: float, say: Callable
             if not told:
                 say(f"waiting for the end of {other}")
                 told = True
+            say("")
             time.sleep(_LOOK)
     except OSError as error:
         why = error.strerror or error
@@ -135,9 +136,7 @@ def elsewhere(me: Holder, backend: Backend, say: Callable[[str], None]) -> None:
         except (OSError, TorporError) as error:
             say(f"whether it runs as a copy of {location} is not known: {error}")
             continue
-        if seen.holder is not None and runs(seen.holder, me) and (seen.holder.pid, seen.holder.start) != (
-            me.pid, me.start,
-        ):  # fmt: skip
+        if seen.holder is not None and runs(seen.holder, me) and seen.holder.process != me.process:
             raise _running(seen.holder, seen.age, me)
 
 

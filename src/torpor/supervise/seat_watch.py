@@ -4,6 +4,7 @@ runs, says what it says, and pauses the job if a seat is lost for too long."""
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +25,7 @@ FD = 3
 _PATIENCE = 15.0
 """Seconds for the keeper to give seats back: a program that holds one may take ten to end."""
 _REVIVE = 2.0
+_BEAT = 1.0
 
 
 class SeatWatch:
@@ -50,12 +52,15 @@ class SeatWatch:
         return tuple(seat.name for seat in self.seats)
 
     def acquire(self, wait: float | None, tell: Callable[[str], None], what: str) -> None:
-        """Have all seats. wait: seconds to wait for them, None for what the policy says.  tell: told what it waits for.
+        """Have all seats. wait: seconds to wait for them, None for what the policy says.  tell: see `admission.Tell`.
         what: what cannot be done without them, for the error.
         Raises Refused; then nothing is held. May be interrupted by any exception; `close` then."""
         limit = max((seat.wait for seat in self.seats), default=0.0) if wait is None else wait
         self._start(limit)
         while True:
+            if not select.select([self._socket], [], [], _BEAT)[0]:
+                tell("")
+                continue
             for message in self._hear():
                 if message["event"] == "held":
                     return

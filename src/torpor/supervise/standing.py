@@ -29,7 +29,7 @@ class Standing:
         self._leases: dict[str, Lease] = {}
         self._lost: set[str] = set()
         self._lock = threading.Lock()
-        self._over = False
+        self._attached = self._over = False
 
     @property
     def leases(self) -> bool:
@@ -41,7 +41,8 @@ class Standing:
         if lease is not None:
             with self._lock:
                 self._leases[lease.location] = lease
-            record("take", self, lease)
+            if self._attached:
+                record("take", self, lease)
 
     def hold(self, store: str) -> None:
         """The job is about to be saved in a store: have its lease there. In any thread. Never raises: a checkpoint is
@@ -68,6 +69,9 @@ class Standing:
                 threading.Thread(target=self._renew, name="lease", daemon=True).start()
             loop.later(pause, tick)
 
+        self._attached = True
+        for lease in self._leases.values():
+            record("take", self, lease)  # only now: until the job runs every millisecond counts
         pause = ttl() / 3
         loop.later(pause, tick)
         if self.seats is not None:

@@ -626,12 +626,10 @@ class Supervisor:
         from torpor.supervise import saving
 
         first = self._membership is None or self._membership.part.first
-        if self._standing is not None and first:
-            self._standing.hold(store)
         if self._paused:
             # What is stopped would be stopped after a restart, too. It runs on for the moment until it is frozen.
             self._let_on()
-        return saving.save(
+        made = saving.save(
             name, where, store,
             stop=order.stop, files=order.files, with_files=order.with_files, compress=order.compress,
             encrypt_to=order.encrypt_to, streams=self._inherited(), progress=progress, guard=self._guard,
@@ -640,6 +638,9 @@ class Supervisor:
             policy=self.entry.policy, seats=self.entry.seats, identity=self.entry.identity,
             together=together, first=first, tracker=self._tracker(), on=order.on, forget=order.forget,
         )  # fmt: skip
+        if self._standing is not None and first and not order.stop:
+            self._standing.hold(store)
+        return made
 
     def _tracker(self) -> Tracker | None:
         """What is known of the job's writes, if they are tracked."""
