@@ -317,7 +317,7 @@ def test_who_does_not_wait_any_more_gets_nothing(user_bench: harness.Bench) -> N
     for words in commands:
         with open(os.path.join(bench.folder, "said"), "w+") as said:
             waiting = bench.popen([*bench.account.torpor, *words], stderr=said, start_new_session=True)
-            harness.until(lambda: "waiting for a seat" in harness.text(said.name), "waiting")  # noqa: B023
+            harness.until(lambda: "waiting for a seat" in harness.text(said.name), "waiting")
         os.kill(waiting.pid, signal.SIGINT)
         waiting.wait()
         harness.until(lambda: [one["name"] for one in bench.must("jobs", "--json").json()] == [job.name], "its end")

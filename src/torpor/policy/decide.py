@@ -23,7 +23,8 @@ class Service(NamedTuple):
 
     host: a numeric address, '' if that is not known.  port: 0 if that is not known.  names: what it is called.
     programs: who has used it.  open: numbers of the job's connections to it (inode numbers).  used: it was asked for,
-    as the ledger says.  licence: why it is taken for a licence server, '' if it is not.
+    as the ledger says.  licence: why it is taken for a licence server, '' if it is not.  passing: on the same host, at
+    a port that the kernel hands out: most likely the job itself has listened there for a while.
     """
 
     host: str
@@ -33,6 +34,7 @@ class Service(NamedTuple):
     open: tuple[int, ...] = ()
     used: bool = False
     licence: str = ""
+    passing: bool = False
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -140,7 +142,7 @@ def _unknown(service: Service) -> str:
     """Why somebody has to say what a service is; '' for one whose connection simply drops."""
     if service.licence:
         return f"it looks like licences ({service.licence})"
-    if service.used and not service.open:
+    if service.used and not service.open and not service.passing:
         return "the job has used it and is not connected to it any more"
     return ""
 

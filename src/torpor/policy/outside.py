@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from torpor.image.manifest import Manifest
+from torpor.linux import proc
 from torpor.model.ledger import Contact
 from torpor.model.terms import Sign
 from torpor.policy.decide import Service
@@ -39,15 +40,15 @@ def services(manifest: Manifest, hosts: Collection[str] = ()) -> list[Service]:
     dropped = manifest.ledger.dropped if manifest.ledger is not None else 0
     inside = {*hosts, *(word.partition("=")[0] for word in moved), *(word.partition("=")[2] for word in moved)}
     signs = manifest.terms.signs if manifest.terms is not None else ()
-    return found(contacts, ends, own, signs, inside, dropped, known())
+    return found(contacts, ends, own, signs, inside, dropped, known(), _handed_out())
 
 
 def found(
     contacts: Iterable[Contact], ends: Iterable[End], own: Collection[tuple[str, int]], signs: Iterable[Sign],
-    inside: Collection[str], dropped: int, table: Known,
+    inside: Collection[str], dropped: int, table: Known, handed_out: range = range(32768, 61000),
 ) -> list[Service]:  # fmt: skip
     """own: what the job listens on, host '' for any address.  inside: addresses, or `HOST:PORT`, that are not outside.
-    dropped: calls to addresses that the ledger had no room for."""
+    dropped: calls to addresses that the ledger had no room for.  handed_out: ports that the kernel hands out."""
 
     def is_own(host: str, port: int) -> bool:
         return (host, port) in own or ("", port) in own or host in inside or _word(host, port) in inside
@@ -57,7 +58,8 @@ def found(
     def note(kind: str, host: str, port: int, names: tuple[str, ...], program: str, more: Mapping[str, Any]) -> None:
         if host and (is_own(host, port) or not port):
             return  # nothing is ever sent to port 0: a program has looked which way an address is
-        before = seen.get((host, port), Service(host, port))
+        passing = host.startswith("127.") or host == "::1"
+        before = seen.get((host, port), Service(host, port, passing=passing and port in handed_out))
         licence = table.licence(kind, port)
         seen[host, port] = before._replace(
             names=_with(before.names, names), programs=_with(before.programs, (program,)),
@@ -81,6 +83,15 @@ def found(
     if dropped:
         out.append(Service("", 0, (f"{dropped} further addresses",), used=True))
     return out
+
+
+def _handed_out() -> range:
+    """The ports that the kernel hands out to whoever asks for any (ip(7), ip_local_port_range)."""
+    try:
+        first, last = proc.text("/proc/sys/net/ipv4/ip_local_port_range").split()
+        return range(int(first), int(last) + 1)
+    except (OSError, ValueError):
+        return range(32768, 61000)
 
 
 def sockets(manifest: Manifest) -> tuple[list[End], set[tuple[str, int]]]:

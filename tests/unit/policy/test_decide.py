@@ -147,6 +147,11 @@ def test_what_is_outside() -> None:
     assert found(contact("10.0.0.9", 4000), inside=("10.0.0.9",)) == []
     assert found(contact("10.0.0.9", 4000), inside=("10.0.0.9:4000",)) == []
     assert len(found(contact("10.0.0.9", 4001), inside=("10.0.0.9:4000",))) == 1
+    (once,) = found(contact("127.0.0.1", 40000))
+    assert once.passing and not decide.decide([once], ()).refusals  # the job's own, most likely
+    assert decide.decide([once], (Layer("p", (Rule(action="refuse"),)),)).refusals
+    for host, port in (("127.0.0.1", 4000), ("10.0.0.1", 40000)):
+        assert decide.decide(found(contact(host, port)), ()).refusals
     assert str(found(contact("", 0, "?"))[0]) == "an address that could not be read"
 
 
