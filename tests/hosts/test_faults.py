@@ -73,7 +73,7 @@ def test_a_host_is_cut_off_and_dies(moment: float) -> None:
         goes_on(one)
         subprocess.run(h1.command([TORPOR, "stop", "far"]), capture_output=True, timeout=60, check=True)
         job.wait(60)
-        job = start(made, h3, "restart", "far", "--store", store, "--hosts", "h3")
+        job = start(made, h3, "restart", "far", "--store", store, "--wait", "60s", "--hosts", "h3")
         goes_on(two)
         open(go, "w").close()
         assert job.wait(60) == 0, said(made)

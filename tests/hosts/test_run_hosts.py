@@ -70,7 +70,7 @@ def test_ranks_are_saved_in_the_middle_and_come_to_the_same_result() -> None:
         assert _text(out) == "READY\ntorpor: saved as far@3 and stopped (torpor restart far@3 --hosts ...)\n"
         out += ".again"
         with open(out, "wb") as file:
-            again = [TORPOR, "restart", "far", "--store", store, "--hosts", "h1,h2,h3"]
+            again = [TORPOR, "restart", "far", "--store", store, "--wait", "60s", "--hosts", "h1,h2,h3"]
             job = one.popen(again, root, stdout=file, stderr=file)
         assert job.wait(300) == 0, _text(out)
         assert _text(out) == "3 ranks on 3 hosts\nOK\n"
