@@ -61,7 +61,7 @@ def test_dask_in_the_middle_of_a_computation() -> None:
             hosts[name].crash()
         job.wait(30)
         at_crash = set(text(ran).splitlines())
-        job = start(made, hosts["h4"], "restart", "dask", "--store", store, "--hosts", "h4,h5,h6")
+        job = start(made, hosts["h4"], "restart", "dask", "--store", store, "--wait", "60s", "--hosts", "h4,h5,h6")
         assert job.wait(180) == 0, said(made) + text(out)
         squares = sum(number * number for number in range(120))
         assert text(out).splitlines() == ["SUBMITTED", f"TOTAL {squares}", "NEW 1275", "DONE"]
@@ -113,7 +113,7 @@ def test_spark_in_the_middle_of_a_shuffle() -> None:
             hosts[name].crash()
         job.wait(30)
         at_crash = set(text(ran).splitlines())
-        job = start(made, hosts["h4"], "restart", "spark", "--store", store, "--hosts", "h4,h5,h6")
+        job = start(made, hosts["h4"], "restart", "spark", "--store", store, "--wait", "60s", "--hosts", "h4,h5,h6")
         assert job.wait(200) == 0, said(made) + text(f"{folder}/driver.out")
         sums = [(digit, sum(n * n for n in range(240) if n % 10 == digit)) for digit in range(10)]
         assert text(out).splitlines() == ["SUBMITTED", f"SUMS {sums}", "NEW 500500", "DONE"]
@@ -150,7 +150,7 @@ def test_redis_and_its_clients() -> None:
         for name in ("h1", "h2", "h3"):
             hosts[name].crash()
         job.wait(30)
-        job = start(made, hosts["h4"], "restart", "redis", "--store", store, "--hosts", "h4,h5,h6")
+        job = start(made, hosts["h4"], "restart", "redis", "--store", store, "--wait", "60s", "--hosts", "h4,h5,h6")
         running(made, job, hosts["h6"], "redis")
         hosts["h5"].run([TORPOR, "checkpoint", "redis", "--files=save:/scratch/work"])
         open(go, "w").close()
@@ -189,6 +189,6 @@ def test_mpi_inside_of_collectives(kind: str) -> None:
         until(out, "step 1000", made, 120)
         hosts["h1"].run([TORPOR, "checkpoint", "heat", "--stop", "--files=save:/tmp/work"])
         job.wait(30)
-        job = start(made, hosts["h5"], "restart", "heat", "--store", store, "--hosts", "h5,h6,h7,h8")
+        job = start(made, hosts["h5"], "restart", "heat", "--store", store, "--wait", "60s", "--hosts", "h5,h6,h7,h8")
         assert job.wait(200) == 0, said(made) + text(out)
         assert text(out) == text(undisturbed)

@@ -39,18 +39,8 @@ def test_not_one_is_lost_doubled_or_reordered() -> None:
             here.run([TORPOR, "checkpoint", "storm", "--stop"], timeout=120)
             job.wait(60)
             here, there = there, here
-            job = start(
-                made,
-                here,
-                "restart",
-                "storm",
-                "--store",
-                store,
-                "--wait",
-                "60s",
-                "--hosts",
-                f"{here.name},{there.name}",
-            )
+            where = f"{here.name},{there.name}"
+            job = start(made, here, "restart", "storm", "--store", store, "--wait", "60s", "--hosts", where)
             running(made, job, there, "storm")
         open(go, "w").close()
         assert job.wait(100) == 0, said(made) + text(outs[0]) + text(outs[1])
