@@ -67,8 +67,9 @@ def errors(job: Running) -> str:
 
 
 def log(bench: Bench) -> list[dict[str, Any]]:
+    """Without the lines about leases, which come and go with the supervisors."""
     path = os.path.join(bench.home, ".local", "state", "torpor", "log.jsonl")
-    return [json.loads(line) for line in harness.text(path).splitlines()]
+    return [line for line in map(json.loads, harness.text(path).splitlines()) if line["event"] != "lease"]
 
 
 def drop(bench: Bench, word: str) -> None:
