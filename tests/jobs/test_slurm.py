@@ -149,3 +149,52 @@ def test_time_limits(slurm: Slurm, user_bench: Bench) -> None:
         for restarts in range(4):
             await_life(slurm, bench, job, out, restarts, 150)
         verify(slurm, bench, job, out, 4)
+
+
+TASKS = """\
+#!/bin/sh
+#SBATCH --ntasks=2 --overcommit
+srun --ntasks=2 --overcommit torpor run --name tasks --hosts 127.0.0.1 --job-file job -- sh -c '
+    n=0
+    while ! [ -e "$0" ]; do n=$((n+1)); echo $n; sleep 0.05; done > count.$SLURM_PROCID
+    exit 0' "$1"
+echo "ended with $?"
+"""
+AGAIN = """\
+#!/bin/sh
+torpor restart tasks --hosts 127.0.0.1
+echo "ended with $?"
+"""
+
+
+@pytest.mark.exam
+def test_tasks_of_srun_are_one_job(slurm: Slurm, bench: Bench) -> None:
+    """Whoever comes first begins it, the other joins. They are saved and stopped together, and come back together."""
+
+    def submitted(text: str) -> str:
+        path, out = os.path.join(bench.folder, "tasks"), bench.output_file()
+        with open(path, "w") as f:
+            f.write(text)
+        env = {**bench.env, "TORPOR_STORE": bench.store, "PATH": f"{_command(bench)}:{bench.env['PATH']}"}
+        slurm.submit(bench.account, bench.folder, env, "--output", out, path, bench.go)
+        return out
+
+    def grow(out: str) -> None:
+        for n in range(2):
+            path = f"{bench.folder}/count.{n}"
+            before = len(harness.text(path))
+            until(lambda: len(harness.text(path)) > before + 20 or "ended" in harness.text(out), "it counts")  # noqa: B023
+        assert "ended" not in harness.text(out), f"{harness.text(out)}\n{slurm.logs()}"
+
+    out = submitted(TASKS)
+    grow(out)
+    said = bench.must("checkpoint", "tasks", "--stop")
+    assert said.out.startswith("saved tasks@"), said
+    until(lambda: "ended with 75" in harness.text(out), "both have ended, and say why")
+    out = submitted(AGAIN)
+    grow(out)
+    bench.tell()
+    until(lambda: "ended with 0" in harness.text(out), "both have ended")
+    for n in range(2):
+        lines = harness.text(f"{bench.folder}/count.{n}").split()
+        assert lines == [str(n + 1) for n in range(len(lines))]

@@ -54,7 +54,7 @@ def join(job: str, argv: Sequence[str], host: str = "", patience: float = PATIEN
         try:
             if entry is None:
                 return part.joined(secret, _part(guest, argv, host))
-            if not entry.part:
+            if entry.identity != guest.identity:
                 raise UsageError(f"another job named {guest.job} is running on this host")
             return here(entry, argv)
         except (part.Taken, client.NoAnswer):

@@ -123,7 +123,7 @@ def _supervise(
     part: Part, secret: Secret, report: Report | None, answer: int = 1, heard: int = 0, log: str = ""
 ) -> int:  # fmt: skip
     given = Entry(name="", store=part.store, argv=tuple(map(os.fsdecode, part.argv)), upkeep=part.upkeep, log=log,
-                  identity=part.identity)  # fmt: skip
+                  identity=part.identity, part=part.part)  # fmt: skip
     names: Iterator[str] = iter([registry.check_name(name) for name in _names(part)])
     entry = registry.claim(given, names, lambda _: False)
     if entry is None:
@@ -134,9 +134,14 @@ def _supervise(
             os.close(answer)
             os.close(heard)
         server = _server(part, secret, entry.folder)
-        membership = Membership(part, secret, entry.folder, server)
-        if part.job_file:
-            job_file.write(part.job_file, secret, part)
+        try:
+            if part.job_file:
+                job_file.write(part.job_file, secret, part)
+            membership = Membership(part, secret, entry.folder, server)
+        except BaseException:
+            if server is not None:
+                server.stop()
+            raise
         if part.checkpoint:
             return _restart(part, membership, entry, report)
         if part.own:
