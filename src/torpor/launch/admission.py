@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Tell = Callable[[str], None]
 """Is called with what is waited for, and while that goes on every second or two with '': what it raises ends it."""
 
-_DOCS = "say so in a policy (--policy FILE; torpor policy explain shows all of it, docs/policy.md)"
+_DOCS = "say so in a policy (--policy FILE, docs/policy.md)"
 
 
 class Admission:
@@ -69,6 +69,7 @@ class Admission:
                     for what, why in outcome.refusals
                 ],
                 f"cannot restart {self._checkpoint}",
+                "torpor policy explain",
             )
         if outcome.seats and self._seats_too:
             _acquire(self.standing, outcome.seats, self._wait, self._tell, f"cannot restart {self._checkpoint}")

@@ -402,10 +402,12 @@ def _restart(
         load, whereabouts = among.open(store, info, opening)
     if wishes.why != "crash":
         if among is None:  # else it is decided for all parts together, in hosts.py
-            identity = registry.fresh_identity() if wishes.clone else lease.of_checkpoint(info)
-            entry = entry._replace(upkeep=upkeep_of(load.info, wishes), identity=identity)
+            entry = entry._replace(upkeep=upkeep_of(load.info, wishes))
         entry = entry._replace(inside=str(load.info.label.get("inside", "")))
-    standing = Standing(entry.identity, info.job if among is not None else entry.name)
+    if not entry.identity:
+        identity = registry.fresh_identity() if wishes.clone else lease.of_checkpoint(info)
+        entry = entry._replace(identity=identity)
+    standing = Standing(entry.identity, entry.name)
     if wishes.seats >= 0:
         standing.kept = entry.seats, wishes.seats, entry.keeper.pid
     first, name = among is None or among.first, f"{info.job}@{info.number}"

@@ -48,11 +48,11 @@ class Refusal(NamedTuple):
 
 
 class Refused(TorporError):
-    """The checkpoint or restart was refused before anything was changed."""
+    """The checkpoint or restart was refused before anything was changed. shown: the command that shows all of it."""
 
-    def __init__(self, refusals: Iterable[Refusal], what: str = "cannot save") -> None:
+    def __init__(self, refusals: Iterable[Refusal], what: str = "cannot save", shown: str = "torpor check") -> None:
         self.refusals = tuple(refusals)
-        more = f" (and {len(self.refusals) - 1} more: torpor check)" if len(self.refusals) > 1 else ""
+        more = f" (and {len(self.refusals) - 1} more: {shown})" if len(self.refusals) > 1 else ""
         super().__init__(f"{what}: {self.refusals[0]}{more}")
 
 
