@@ -4,7 +4,7 @@ Every figure is the median of several rounds; beside it stand limits of this mac
 rounds, and a CRIU if PEER_CRIU names one. A round: start the program, save it into an empty store, kill everything,
 restart it. pause: the longest time in which the program did not get to run, seen by itself. save: the whole command.
 restart: from the start of the command to the first instruction of the restarted program. The store has just been
-written, so it is in the page cache.
+written, so it is in the page cache. Last (first to be measured): time lost, see measure/lost.py.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ import tempfile
 import time
 from typing import Any
 
-from measure import table
-from measure.cases import CASES, QUICK, Case, no_room, program
+from measure import lost, table
+from measure.cases import CASES, QUICK, WEAR, Case, compiled, no_room, program
 from measure.limits import Limits
 from measure.ours import Figures, Torpor
 from measure.peer import Peer
 
+WEAR_CASE = "wear"
 RESULTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "results")
 
 
@@ -35,7 +36,9 @@ def options() -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="3 rounds, without the 4 GiB")
     parser.add_argument("--rounds", type=int, help="rounds for each case (default: 5)")
-    parser.add_argument("--case", action="append", choices=[case.name for case in CASES], help="only this one")
+    parser.add_argument(
+        "--case", action="append", choices=[*(case.name for case in CASES), WEAR_CASE], help="only this one"
+    )
     parser.add_argument("--folder", help="where stores are made (default: /var/tmp); it should be on a real disk")
     parser.add_argument("--peer", default=os.environ.get("PEER_CRIU", ""), help="a CRIU 4.x (default: $PEER_CRIU)")
     return parser.parse_args()
@@ -72,6 +75,20 @@ def measure(case: Case, words: list[str], rounds: int, ours: Torpor, limits: Lim
     }
 
 
+def wear(rounds: int, ours: Torpor, folder: str) -> list[Any]:
+    """Time lost, with small pages and with huge ones."""
+    program = compiled("wear", folder)
+    out = []
+    for name, huge in (("4K pages", False), ("huge pages", True)) if program else ():
+        found = []
+        for number in range(rounds):
+            print(f"wear, {name}: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+            found.append(lost.measure(ours, program, WEAR, huge))
+            shutil.rmtree(f"{folder}/store", ignore_errors=True)
+        out.append({"case": name, "medians": table.medians(found), "rounds": found})
+    return out
+
+
 def machine() -> dict[str, object]:
     """What was measured on."""
     with open("/proc/cpuinfo", encoding="utf-8") as file:
@@ -89,7 +106,7 @@ def machine() -> dict[str, object]:
 def main() -> int:
     given = options()
     rounds = given.rounds or (3 if given.quick else 5)
-    wanted = given.case or (QUICK if given.quick else [case.name for case in CASES])
+    wanted = given.case or [*(QUICK if given.quick else [case.name for case in CASES]), WEAR_CASE]
     base = given.folder or "/var/tmp"
     folder = tempfile.mkdtemp(prefix="torpor-bench-", dir=base)
     about = machine()
@@ -98,6 +115,7 @@ def main() -> int:
         words = program(folder)
         ours, limits = Torpor(folder), Limits(folder)
         peer = Peer(given.peer, folder) if given.peer else None
+        worn = wear(rounds, ours, folder) if WEAR_CASE in wanted else []
         for case in CASES:
             if case.name not in wanted:
                 continue
@@ -115,11 +133,13 @@ def main() -> int:
         f"{'root' if not about['user'] else 'ordinary user'}; medians of {rounds}; "
         f"program: {os.path.basename(words[-1])}; load {os.getloadavg()[0]:.1f}\n"
     )
-    print(table.report(results, version))
+    print("\n\n".join(filter(None, (table.report(results, version) if results else "", table.lost(worn, WEAR)))))
     os.makedirs(RESULTS, exist_ok=True)
     path = os.path.join(RESULTS, time.strftime("%Y%m%d-%H%M%S.json"))
     with open(path, "w", encoding="utf-8") as file:
-        json.dump({"machine": about, "rounds": rounds, "peer": version, "results": results}, file, indent=1)
+        json.dump(
+            {"machine": about, "rounds": rounds, "peer": version, "results": results, "wear": worn}, file, indent=1
+        )
     print(f"\nwritten to {os.path.relpath(path)}")
     return 1 if any(result["trouble"] for result in results) else 0
 

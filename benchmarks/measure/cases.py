@@ -38,15 +38,24 @@ CASES = (
 QUICK = ("small", "64MiB", "1GiB", "100threads", "50processes")
 
 
+WEAR = 512
+"""MiB that programs/wear.c rewrites."""
+
+
 def program(folder: str) -> list[str]:
     """The command that runs a case: hold.c if there is a compiler, else hold.py."""
+    built = compiled("hold", folder)
+    return [built] if built else [sys.executable, f"{PROGRAMS}/hold.py"]
+
+
+def compiled(name: str, folder: str) -> str:
+    """The path of a program that was compiled for this, '' without a compiler."""
     compiler = next((path for path in map(shutil.which, ("cc", "gcc", "clang")) if path), None)
-    if compiler:
-        out = f"{folder}/hold"
-        built = subprocess.run([compiler, "-O2", "-pthread", "-o", out, f"{PROGRAMS}/hold.c"], check=False)
-        if not built.returncode:
-            return [out]
-    return [sys.executable, f"{PROGRAMS}/hold.py"]
+    out = f"{folder}/{name}"
+    if compiler is None:
+        return ""
+    built = subprocess.run([compiler, "-O2", "-pthread", "-o", out, f"{PROGRAMS}/{name}.c"], check=False)
+    return "" if built.returncode else out
 
 
 def no_room(case: Case, folder: str) -> str:

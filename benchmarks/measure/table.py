@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import median
+from typing import Any
 
 Rounds = Sequence[Mapping[str, float]]
 
@@ -94,3 +95,18 @@ def report(results: Sequence[Mapping[str, object]], peer: str) -> str:
     else:
         parts += ["peer: none (PEER_CRIU=/path/to/criu, version 4, as root)"]
     return "\n".join(parts)
+
+
+def lost(worn: Sequence[Mapping[str, Any]], mib: int) -> str:
+    """The table of time lost. worn: for each case its name, and the medians; '' without any. mib: of the program."""
+    if not worn:
+        return ""
+    rows = []
+    for one in worn:
+        get = one["medians"].get
+        rows.append([
+            one["case"], seconds(get("pause")), seconds(get("save")), seconds(get("lost")), seconds(get("lost_fork")),
+            ratio(get("lost"), get("lost_fork")),
+        ])  # fmt: skip
+    head = [f"rewrites {mib} MiB", "pause", "save", "time lost", "by a plain fork", "ratio"]
+    return columns(head, rows)
