@@ -22,10 +22,16 @@ def copy(pidfd: int, number: int) -> int:
     return syscall(NR.pidfd_getfd, pidfd, number, 0)
 
 
+def exactly(tid: int) -> int:
+    """A descriptor for a thread, which never means another one (PIDFD_THREAD). Raises OSError (ESRCH; EINVAL before
+    Linux 6.9)."""
+    return os.pidfd_open(tid, os.O_EXCL)
+
+
 def of_thread(tid: int) -> int:
     """A descriptor for the process of a thread, good for `copy`. Raises OSError (ESRCH)."""
     try:
-        return os.pidfd_open(tid, os.O_EXCL)  # PIDFD_THREAD, Linux 6.9
+        return exactly(tid)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise

@@ -20,7 +20,7 @@ import struct
 import sys
 from collections.abc import Sequence
 
-from torpor.linux import pidfd, prctl, seccomp_notify, uio
+from torpor.linux import pidfd, prctl, sched, seccomp_notify, uio
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.libc import libc, syscall
 from torpor.linux.seccomp_notify import Notice
@@ -39,8 +39,9 @@ DONE = 0
 _BROUGHT = struct.Struct("<q")
 _LOOK = 30_000
 """Milliseconds after which it is looked whether there will be more listeners."""
-_HASTE = -10
-"""The job waits for us."""
+_HASTE, _SLICE = -10, 100_000
+"""Nice value, and slice in nanoseconds (the shortest there is): the job waits for us."""
+_TASKS_MOST = 64
 _ADDRESS_MOST = 128
 """sizeof(struct sockaddr_storage)."""
 _MSGHDR, _MMSGHDR, _VECTOR_MOST = 56, 64, 1024
@@ -57,6 +58,8 @@ class Holder:
         """The one that speaks now."""
         self._parent = os.getppid()
         self._mover = _mover(book.moves)
+        self._tasks: dict[int, int] = {}
+        """Descriptors for the latest tasks, by their number: such a descriptor never means another task."""
         self._number = ctypes.c_int()
         self._size = ctypes.c_uint()
 
@@ -153,7 +156,7 @@ class Holder:
         try:
             asked = self._addresses(notice)
             if asked:
-                socket = _copy(notice)
+                socket = self._copy(notice)
                 return self._asked(notice, asked, socket)
         except OSError as error:
             if error.errno in (errno.EPERM, errno.EACCES) and seccomp_notify.waits(self._listener, notice.id):
@@ -163,6 +166,34 @@ class Holder:
             if socket >= 0:
                 os.close(socket)
         return None
+
+    def _copy(self, notice: Notice) -> int:
+        """Our own descriptor of the socket that a call is made on. Raises OSError."""
+        task, number = notice.task, notice.args[0] & 0xFFFFFFFF
+        process = self._tasks.get(task)
+        if process is not None:
+            try:
+                return pidfd.copy(process, number)
+            except OSError as error:
+                if error.errno != errno.ESRCH:
+                    raise
+        # Not known, or another thread of that number, which has ended.
+        if process is not None or len(self._tasks) >= _TASKS_MOST:
+            for fd in self._tasks.values():
+                os.close(fd)
+            self._tasks.clear()
+        try:
+            process = self._tasks[task] = pidfd.exactly(task)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        else:
+            return pidfd.copy(process, number)
+        process = pidfd.of_thread(task)
+        try:
+            return pidfd.copy(process, number)
+        finally:
+            os.close(process)
 
     def _asked(self, notice: Notice, asked: list[tuple[str, int]], socket: int) -> Outcome | None:
         protocol, program = self._protocol(socket), _program(notice.task)
@@ -201,15 +232,6 @@ class Holder:
         return PROTOCOLS.get(self._number.value, str(self._number.value))
 
 
-def _copy(notice: Notice) -> int:
-    """Our own descriptor of the socket that a call is made on. Raises OSError."""
-    process = pidfd.of_thread(notice.task)
-    try:
-        return pidfd.copy(process, notice.args[0] & 0xFFFFFFFF)
-    finally:
-        os.close(process)
-
-
 def _mover(words: Sequence[str]) -> Mover | None:
     """Who makes calls to addresses that are elsewhere now."""
     if not words:
@@ -236,16 +258,26 @@ def _program(task: int) -> str:
         return ""
 
 
+def _hurry() -> None:
+    """Be let run soon when a call comes, also where others want the processor."""
+    try:
+        os.nice(_HASTE)
+    except OSError:
+        pass  # that takes CAP_SYS_NICE
+    try:
+        # A short slice means an early turn, and takes no privilege (Linux 6.12, kernel/sched/syscalls.c).
+        sched.setattr_of(0, sched.getattr_of(0)._replace(runtime=_SLICE))
+    except OSError:
+        pass
+
+
 def main() -> None:
     """The process: descriptors as above, all others are closed. Its arguments: how many listeners there are; 1 if more
     will be brought."""
     count, control = int(sys.argv[1]), bool(int(sys.argv[2]))
     os.closerange(LISTENERS + count, 1 << 30)
     syscall(NR.prctl, prctl.SET_NAME, ctypes.addressof(ctypes.create_string_buffer(b"torpor-holder")), 0, 0, 0)
-    try:
-        os.nice(_HASTE)
-    except OSError:
-        pass  # that takes CAP_SYS_NICE
+    _hurry()
     holder = Holder(range(LISTENERS, LISTENERS + count), Book(BOOK), CONTROL if control else -1)
     holder.take_over()
     gc.freeze()
