@@ -38,6 +38,7 @@ def gdb(bench: harness.Bench, program: str, core: str, *asked: str) -> str:
     return done.stdout
 
 
+@pytest.mark.diagonal
 def test_threads_variables_and_memory(bench: harness.Bench, saved: tuple[harness.Running, str, str]) -> None:
     _, name, program = saved
     core = os.path.join(bench.folder, "whole.core")

@@ -20,6 +20,7 @@ def stored(bench: harness.Bench, text: str) -> bool:
     return False
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("how", ["copy", "stopped"])
 def test_it_is_not_there(bench: harness.Bench, how: str) -> None:
     bench.env.update(BENCH_SECRET=SECRET, BENCH_OTHER=OTHER)

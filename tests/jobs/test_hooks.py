@@ -57,6 +57,7 @@ def test_hooks_stay_with_the_job(bench: harness.Bench) -> None:
     bench.gone("after the job has ended")
 
 
+@pytest.mark.diagonal
 def test_a_hook_that_fails_stops_it(bench: harness.Bench) -> None:
     job = start(bench)
     said = bench.torpor("checkpoint", job.name, "--store", bench.store, "--on", "pre-checkpoint", "exit 3",

@@ -23,6 +23,7 @@ def command(kind: str, bench: harness.Bench, mode: str) -> list[str]:
     return [bench.account.python, harness.script("insider.py"), bench.go, mode]
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("kind", ["c", "python"])
 def test_it_saves_itself_and_hears_of_restarts(bench: harness.Bench, kind: str) -> None:
     job = bench.run(command(kind, bench, "twice"), flags=["--inside"])
@@ -42,6 +43,7 @@ def test_it_saves_itself_and_hears_of_restarts(bench: harness.Bench, kind: str) 
     bench.gone("after the job has ended")
 
 
+@pytest.mark.diagonal
 def test_a_stretch_that_is_not_interrupted(bench: harness.Bench) -> None:
     bench.env["TORPOR_HOLD_LIMIT"] = "1s"
     job = bench.run(command("python", bench, "hold"), flags=["--inside"])

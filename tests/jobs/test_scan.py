@@ -30,6 +30,7 @@ def test_what_a_job_knows(bench: harness.Bench) -> None:
     again.verified()
 
 
+@pytest.mark.exam
 def test_nothing_is_found_where_nothing_is(user: object, bench: harness.Bench) -> None:
     """Programs and libraries do not count as secrets."""
     bench.env = {key: value for key, value in bench.env.items() if key in ("HOME", "TORPOR_TEST", "PATH", "LANG")}

@@ -58,6 +58,7 @@ def test_what_was_stopped_of_itself_stays_so(bench: harness.Bench) -> None:
     held_twice(bench, "family.c")  # which then finds that running children have gone on, as after any SIGCONT
 
 
+@pytest.mark.diagonal
 def test_one_that_goes_on_takes_the_others_along(bench: harness.Bench) -> None:
     job = bench.run([harness.build("tree.c"), bench.go, "0"])
     job.ready()
