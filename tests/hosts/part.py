@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from torpor.checkpoint.reunion import ORIGINAL, SPARE6
 from torpor.checkpoint.together import GivenUp, Place, Reached
 from torpor.coordinate import conversations
 from torpor.image.whole import Face, PartRecord
@@ -66,15 +67,17 @@ class Restarted:
         return hashlib.blake2b(words, key=b"the test's", digest_size=32).digest()
 
     def recreated(
-        self, port: int, waits: Sequence[tuple[bytes, bool]], calls: Sequence[bytes], shift: Mapping[int, int]
-    ) -> Reached:
-        part = turn("recreate", conversations.places(f"{self.address}:{port}", waits, calls))
+        self, ports: tuple[int, int], waits: Sequence[tuple[bytes, int]], calls: Sequence[bytes],
+        shift: Mapping[int, int],
+    ) -> Reached:  # fmt: skip
+        part = turn("recreate", conversations.places(f"{self.address} {ports[0]} {ports[1]}", waits, calls))
         if not part:
             return Reached({})
         out = {}
         for met in conversations.met(part):
-            host, _, at = met.address.rpartition(":")
-            out[met.name] = Place(met.host, None if met.original else (host, int(at)))
+            host, at, at6 = met.address.rsplit(" ", 2)
+            there = host, int(at6 if met.where == SPARE6 else at)
+            out[met.name] = Place(met.host, None if met.where == ORIGINAL else there)
         return Reached(out)
 
     def connected(self) -> None:

@@ -53,6 +53,8 @@ def test_on_other_hosts_and_on_one() -> None:
         # Both on one host.
         job = start(made, h4, "restart", f"far@{number}", "--store", store, "--hosts", "h4")
         running(made, job, h4, "far.h2")
+        # The other part goes on by itself, and so has a log, of its own name.
+        h4.run([TORPOR, "logs", "far.h2"])
         h4.run([TORPOR, "checkpoint", "far"])
         pids = talkers(h4)
         assert len(pids) == 2

@@ -46,6 +46,8 @@ _LONGEST = 1 << 32
 """No queue is longer (bytes): whoever says so is mistaken."""
 _PATIENT = 10.0
 """Seconds that are waited in all for addresses that are in use still."""
+SPARE, ORIGINAL, SPARE6 = range(3)
+"""Where an end waits: at a port that its host has chosen (for sockets of IPv4, of IPv6), or at the address it had."""
 _UNAVAILABLE = (errno.EADDRNOTAVAIL, errno.EADDRINUSE)
 
 Code = Callable[[bytes], bytes]
@@ -93,24 +95,29 @@ class Reunion:
         self._ends = {end.name: end for end in ends}
         self._code, self._said = code, said
         self._listeners: dict[Address, _socket.socket] = {}
-        self._spare: _socket.socket | None = None
+        self._spares: dict[int, _socket.socket] = {}
+        """By family: what accepts a connection gives it its own."""
         self._talks: dict[int, _Talk] = {}
         self._whole: set[bytes] = set()
         """The names of connections on which all is said."""
 
-    def wait(self) -> tuple[int, list[tuple[bytes, bool]]]:
-        """Begin to wait. The port at which all of this host's addresses are waited at for connections that cannot have
-        theirs (0: there is none), and for each that is waited for, whether it is at its original address."""
+    def wait(self) -> tuple[tuple[int, int], list[tuple[bytes, int]]]:
+        """Begin to wait. The ports at which all of this host's addresses are waited at for connections that cannot have
+        theirs (SPARE, SPARE6; 0: there is none), and for each that is waited for, where that is. Raises
+        RestartFailed."""
         out = []
         for end in self._ends.values():
             if not end.calls:
-                out.append((end.name, self._listen(end.local)))
-        if all(original for _, original in out):
-            return 0, out
-        self._spare = self._listener(Address(bytes(16), 0)) or self._listener(Address(bytes(4), 0))
-        if self._spare is None:
-            raise RestartFailed("no address can be had to wait for connections of other hosts")
-        return int(self._spare.getsockname()[1]), out
+                where = ORIGINAL if self._listen(end) else SPARE6 if end.family == AF_INET6 else SPARE
+                out.append((end.name, where))
+        for where, family, anything in ((SPARE, AF_INET, bytes(4)), (SPARE6, AF_INET6, bytes(16))):
+            if where in {each for _, each in out}:
+                made = self._listener(Address(anything, 0), family)
+                if made is None:
+                    raise RestartFailed("no address can be had to wait for connections of other hosts")
+                self._spares[family] = made
+        ports = [self._spares[one].getsockname()[1] if one in self._spares else 0 for one in (AF_INET, AF_INET6)]
+        return (int(ports[0]), int(ports[1])), out
 
     def meet(self, places: Mapping[bytes, Place], seconds: float = 60.0) -> dict[int, int]:
         """Connect all ends, with what is to be in their queues: our descriptors by the keys of the ends. places: for
@@ -118,8 +125,7 @@ class Reunion:
         deadline = time.monotonic() + seconds
         patient = time.monotonic() + min(_PATIENT, seconds / 2)
         poll = select.poll()
-        listeners = [*self._listeners.values(), *([self._spare] if self._spare else [])]
-        doors = {one.fileno(): one for one in listeners}
+        doors = {one.fileno(): one for one in (*self._listeners.values(), *self._spares.values())}
         for fd in doors:
             poll.register(fd, select.POLLIN)
         for end in self._ends.values():
@@ -143,31 +149,29 @@ class Reunion:
         for talk in self._talks.values():
             os.close(talk.fd)
         self._talks.clear()
-        for one in (*self._listeners.values(), self._spare):
-            if one is not None:
-                one.close()
+        for one in (*self._listeners.values(), *self._spares.values()):
+            one.close()
         self._listeners.clear()
-        self._spare = None
+        self._spares.clear()
 
     # -- waiting
 
-    def _listen(self, address: Address) -> bool:
-        if address not in self._listeners:
-            made = self._listener(address)
+    def _listen(self, end: FarEnd) -> bool:
+        if end.local not in self._listeners:
+            made = self._listener(end.local, end.family)
             if made is None:
                 return False
-            self._listeners[address] = made
-        return True
+            self._listeners[end.local] = made
+        return self._listeners[end.local].family == end.family
 
     @staticmethod
-    def _listener(address: Address) -> _socket.socket | None:
-        family = AF_INET if len(address.ip) == 4 else AF_INET6
+    def _listener(address: Address, family: int) -> _socket.socket | None:
         one = None
         try:
             one = _socket.socket(family, _NONBLOCK)
             one.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
             if family == AF_INET6:
-                one.setsockopt(IPV6, IPV6_V6ONLY, int(not address.any))
+                one.setsockopt(IPV6, IPV6_V6ONLY, int(len(address.ip) == 16 and not address.any))
             one.bind(address.of_family(family))
             one.listen(4096)
         except OSError as error:

@@ -79,11 +79,12 @@ class RestartedTogether(Protocol):
         ...
 
     def recreated(
-        self, port: int, waits: Sequence[tuple[bytes, bool]], calls: Sequence[bytes], shift: Mapping[int, int]
-    ) -> Reached:
-        """This host waits for connections: `waits`, by their names, and whether at the address that they had; the
-        others at `port`. It will call `calls`. shift: ports of this part that are others now. Returns, when all
-        wait, where those are that it calls."""
+        self, ports: tuple[int, int], waits: Sequence[tuple[bytes, int]], calls: Sequence[bytes],
+        shift: Mapping[int, int],
+    ) -> Reached:  # fmt: skip
+        """This host waits for connections: `waits`, by their names, and where (reunion.ORIGINAL: at the address that
+        they had; SPARE, SPARE6: at the first or second of `ports`). It will call `calls`. shift: ports of this part that
+        are others now. Returns, when all wait, where those are that it calls."""
         ...
 
     def connected(self) -> None:

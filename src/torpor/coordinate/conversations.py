@@ -142,25 +142,25 @@ def told(found: Iterable[End], part: bytes) -> list[Told]:
 
 
 class Met(NamedTuple):
-    """Of a connection to be made: on which host its other end is; for one that this host calls, where that waits:
-    `address`, or, if `original`, the address that the connection had."""
+    """Of a connection to be made: on which host its other end is; for one that this host calls, where that waits, as
+    its host has told: an address and which one it is."""
 
     name: bytes
     host: str
     address: str
-    original: bool
+    where: int
     calls: bool
 
 
 def places(
-    address: str, waits: Sequence[tuple[bytes, bool]], calls: Sequence[bytes], shift: Mapping[int, int] = {}
+    address: str, waits: Sequence[tuple[bytes, int]], calls: Sequence[bytes], shift: Mapping[int, int] = {}
 ) -> bytes:
     """What a host tells once its sockets exist; b'' for nothing. address: where it waits for connections.  waits:
-    names, and whether that one is waited for at the address it had.  calls: names.  shift: ports of its that are others
-    now, which all hosts are told."""
+    names, and where that one is waited for (below 256).  calls: names.  shift: ports of its that are
+    others now, which all hosts are told."""
     if not waits and not calls and not shift:
         return b""
-    packed = b"".join(_WAITS.pack(called, original) for called, original in waits)
+    packed = b"".join(_WAITS.pack(called, where) for called, where in waits)
     ports = b"".join(_SHIFT.pack(old, new) for old, new in shift.items())
     return _packed([("", address)], packed, b"".join(calls), {"": ports} if ports else {})
 
@@ -222,9 +222,9 @@ def met(part: bytes) -> Iterator[Met]:
     """What a host was handed: first those it calls. Raises msgspec.MsgspecError."""
     packed = msgspec.msgpack.decode(part, type=_Packed)
     for records, calls in ((packed.ends, True), (packed.more, False)):
-        for called, original, peer in _MET.iter_unpack(records):
+        for called, where, peer in _MET.iter_unpack(records):
             host, address = packed.hosts[peer]
-            yield Met(called, host, address, bool(original), calls)
+            yield Met(called, host, address, where, calls)
 
 
 def shifted(part: bytes) -> dict[str, dict[int, int]]:

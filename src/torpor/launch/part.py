@@ -113,10 +113,13 @@ def joined(secret: Secret, part: Part) -> int:
 
 
 def _names(part: Part) -> tuple[str, ...]:
-    """What this part may be called on its host: two parts of a job may be on one, but for those that join."""
+    """What this part may be called on its host; its log has the first of these names. Of several parts on one host, of
+    which there are none but after a restart, the first is called as the job is."""
+    own = f"{part.job}.{part.part}"
     if part.own and not part.checkpoint:
         return (part.job,)
-    return part.job, f"{part.job}.{part.part}"
+    here = [name for name, address in part.hosts.items() if address == part.address]
+    return (own,) if part.part in here[1:] else (part.job, own)
 
 
 def _supervise(

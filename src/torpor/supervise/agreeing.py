@@ -145,17 +145,21 @@ class Restarting:
         return code(self._key, self.number.to_bytes(8, "big") + words)
 
     def recreated(
-        self, port: int, waits: Sequence[tuple[bytes, bool]], calls: Sequence[bytes], shift: Mapping[int, int]
-    ) -> Reached:
-        told = conversations.places(f"{self._address} {port}", waits, calls, shift)
+        self, ports: tuple[int, int], waits: Sequence[tuple[bytes, int]], calls: Sequence[bytes],
+        shift: Mapping[int, int],
+    ) -> Reached:  # fmt: skip
+        from torpor.checkpoint.reunion import ORIGINAL, SPARE6
+
+        told = conversations.places(f"{self._address} {ports[0]} {ports[1]}", waits, calls, shift)
         part = self._turn(Phase.RECREATE, Phase.CONNECT, told)
         out: dict[bytes, Place] = {}
         shifts: dict[str, dict[int, int]] = {}
         try:
             shifts = conversations.shifted(part) if part else {}
             for met in conversations.met(part) if part else ():
-                host, _, number = met.address.rpartition(" ")
-                out[met.name] = Place(met.host, None if met.original else (host, int(number)))
+                host, number, number6 = met.address.rsplit(" ", 2)
+                there = host, int(number6 if met.where == SPARE6 else number)
+                out[met.name] = Place(met.host, None if met.where == ORIGINAL else there)
         except (msgspec.MsgspecError, struct.error, ValueError):
             raise GivenUp("what it was told of its connections is not understood") from None
         return Reached(out, shifts)

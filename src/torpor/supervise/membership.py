@@ -48,6 +48,7 @@ SHORTLY = 3.0
 """The same for one that is of no use any more."""
 AGAIN = (0.05, 0.1, 0.2, 0.3, 0.5, 0.5, 0.5, 0.5)
 """Seconds before each of the attempts after one that met something that passes."""
+_NO_REASON = "other hosts did not come back"
 DEATHS, SPAN, PAUSE = 5, 60.0, 10.0
 """A member process that dies so often within so many seconds is started again only after a pause."""
 
@@ -114,6 +115,8 @@ class Membership:
         """Has the root ended, and others have not that have joined the job?"""
         self._kill = 0.0
         self._restarting: Restarting | None = None
+        self._undone = ""
+        """The checkpoint whose restart was undone after it had come back here, until that is told."""
         self._spawn(bool(part.checkpoint))
 
     @property
@@ -289,7 +292,10 @@ class Membership:
             self._leave()
 
     def _cannot(self, reason: str) -> None:
-        if not self._trouble:
+        if self._undone:
+            self._trouble = reason
+            self._tell_undone(reason)
+        elif not self._trouble:
             self._trouble = reason
             say(f"torpor: {self.part.part} is cut off from {self.part.job}: {reason}; it runs on, and cannot be saved")
         if self._saving is not None:
@@ -328,9 +334,17 @@ class Membership:
         """Nothing of that attempt is being done."""
         self._waiting = None
         if work.kind is Kind.RESTART and self._restarting is not None and self._restarting.number == work.attempt:
-            say(f"torpor: the restart of {self._restarting.what} was undone: other hosts did not come back")
+            self._undone = self._restarting.what
+            if not self.part.first:
+                self._tell_undone(_NO_REASON)
             self._kill_all()
         self._finished(work)
+
+    def _tell_undone(self, why: str) -> None:
+        """Why the job is gone that was here just now. Who asked for its restart is told the reason, a little later."""
+        what, self._undone = self._undone, ""
+        if what:
+            say(f"torpor: the restart of {what} was undone: {why}")
 
     def _begin(self, work: Work) -> None:
         part, stop = self.part, work.kind is Kind.STOP
@@ -513,6 +527,7 @@ class Membership:
         if self.gone:
             return
         self.gone = True
+        self._tell_undone(_NO_REASON)
         for question in list(self._asked.values()):
             self._fail(question, "the job has ended")
         self._job.after()

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from torpor.checkpoint.reunion import FarEnd, Reunion
+from torpor.checkpoint.reunion import ORIGINAL, SPARE, SPARE6, FarEnd, Reunion
 from torpor.checkpoint.together import Place
 from torpor.model.errors import RestartFailed
 from torpor.posix.socket_address import AF_INET, AF_INET6, Address, inet
@@ -48,9 +48,10 @@ class Both:
         self.errors: list[BaseException | None] = [None, None]
 
     def meet(self, seconds: float = 20) -> None:
-        port, waiting = self.waits.wait()
-        assert self.calls.wait() == (0, [])
-        places = {name: Place("h2", None if original else ("127.0.0.1", port)) for name, original in waiting}
+        ports, waiting = self.waits.wait()
+        assert self.calls.wait() == ((0, 0), [])
+        at = {ORIGINAL: None, SPARE: ("127.0.0.1", ports[0]), SPARE6: ("127.0.0.1", ports[1])}
+        places = {name: Place("h2", at[where]) for name, where in waiting}
 
         def run(which: int, one: Reunion, at: dict[bytes, Place]) -> None:
             try:
@@ -97,6 +98,27 @@ def test_addresses_and_queues(family: int, hosts: tuple[str, str], descriptors: 
             assert data == end.queue + b"what comes next"
         for one in sockets:
             one.close()
+
+
+def test_each_end_has_the_family_that_it_had(descriptors: None) -> None:
+    """Also where an IPv4 address is in IPv6 clothes at one end, at the address it had and at another."""
+    pairs = []
+    for number, (one, other, host) in enumerate(
+        (one, other, host)
+        for one in (AF_INET, AF_INET6)
+        for other in (AF_INET, AF_INET6)
+        for host in ("127.0.0.3", "10.254.254.254")
+    ):
+        near, far = free("127.0.0.2", AF_INET), Address(socket.inet_aton(host), free("127.0.0.3", AF_INET).port)
+        name = number.to_bytes(16, "big")
+        pairs.append((FarEnd(number, name, one, near, far, True), FarEnd(number, name, other, far, near, False)))
+    both = Both([one for one, _ in pairs], [two for _, two in pairs])
+    both.meet()
+    assert both.errors == [None, None]
+    for number, pair in enumerate(pairs):
+        for found, end in zip(both.found, pair):
+            with socket.socket(fileno=found[number]) as made:
+                assert made.family == end.family and made.getsockopt(socket.SOL_SOCKET, 39) == end.family  # SO_DOMAIN
 
 
 def test_many(descriptors: None) -> None:

@@ -250,12 +250,12 @@ def test_a_restart_hears_where_to_call() -> None:
     one = Restarting(work, "10.0.0.1", secrets.fresh(), here, 5.0, heard.append)
     assert one.parts == ["h1"] and one.what == "train@4" and len(one.code(b"x")) == 32
     meeting = Meeting()
-    meeting.add("h2", places("fe80::2 77", [(b"a" * 16, False), (b"b" * 16, True)], []))
-    meeting.add("h1", places("10.0.0.1 1", [], [b"a" * 16, b"b" * 16], {80: 8080}))
+    meeting.add("h2", places("fe80::2 77 78", [(b"a" * 16, False), (b"b" * 16, True)], []))
+    meeting.add("h1", places("10.0.0.1 1 0", [], [b"a" * 16, b"b" * 16], {80: 8080}))
     for word in (wire.In(), Work(5, Kind.RESTART, Phase.CONNECT, meeting.result()["h1"])):
         _send(there, word)
     _send(there, Work(5, Kind.RESTART, Phase.UNDO))
-    found, shifts = one.recreated(1, [], [b"a" * 16, b"b" * 16], {80: 8080})
+    found, shifts = one.recreated((1, 0), [], [b"a" * 16, b"b" * 16], {80: 8080})
     assert shifts == {"h1": {80: 8080}}
     assert found[b"a" * 16].address == ("fe80::2", 77) and found[b"b" * 16].address is None
     assert heard == [wire.In()]
