@@ -83,7 +83,7 @@ class RestartedTogether(Protocol):
         shift: Mapping[int, int],
     ) -> Reached:  # fmt: skip
         """This host waits for connections: `waits`, by their names, and where (reunion.ORIGINAL: at the address that
-        they had; SPARE, SPARE6: at the first or second of `ports`). It will call `calls`. shift: ports of this part that
+        they had; SPARE, SPARE6: at the first or second of `ports`). It will call `calls`. shift: its ports that
         are others now. Returns, when all wait, where those are that it calls."""
         ...
 
