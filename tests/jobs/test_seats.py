@@ -268,6 +268,32 @@ def test_a_job_that_crashes_keeps_its_seat(user_bench: harness.Bench) -> None:
     bench.gone("after the job has ended")
 
 
+@pytest.mark.exam
+def test_a_job_over_hosts_holds_one(user_bench: harness.Bench) -> None:
+    """From its first host, at its start and after a restart."""
+    pytest.importorskip("nats")
+    bench = user_bench
+    policy = pool(bench, 1)
+    hosts = ["--hosts", "127.0.0.1"]
+    job = bench.run(napping(bench), flags=[*hosts, "--policy", policy])
+    job.ready()
+    assert taken(bench) == [job.name]
+    said = bench.torpor("run", *hosts, "--store", bench.store, "--policy", policy, "--", "true")
+    assert said.status == 1 and "all 1 seats of sims are taken" in said.err, said
+    bench.must("checkpoint", job.name, "--stop")
+    job.finish()
+    assert taken(bench) == []
+    again = bench.restart(job.name, *hosts)
+    harness.until(lambda: taken(bench) == [job.name], "the seat")
+    refusal = bench.torpor("restart", job.name, "--store", bench.store, *hosts)
+    assert refusal.status in (1, 2) and "running already" in refusal.err, refusal
+    harness.until(lambda: bench.torpor("checkpoint", job.name).status == 0, "it runs")
+    bench.must("stop", job.name)
+    again.finish()
+    assert taken(bench) == []
+    bench.gone("after the job has ended")
+
+
 @pytest.mark.diagonal
 def test_a_saved_job_runs_once(bench: harness.Bench) -> None:
     """Also from a copy of its checkpoint, and under another name; a clone is another job."""

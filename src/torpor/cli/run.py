@@ -139,7 +139,7 @@ def _start_over_hosts(options: argparse.Namespace) -> int:
     from torpor.launch import hosts, resume
     from torpor.supervise.signals import exit_with
 
-    for flag in ("watch", "on_crash", "on", "forget", "service", "inside", "policy", "wait"):
+    for flag in ("watch", "on_crash", "on", "forget", "service", "inside", "wait"):
         if getattr(options, flag):
             raise UsageError(f"run: --{flag.replace('_', '-')} is not for a job over hosts yet")
     names = [host.strip() for host in (options.hosts or "").split(",") if host.strip()] or hosts.this()
@@ -162,7 +162,8 @@ def _start_over_hosts(options: argparse.Namespace) -> int:
         if which:
             job = resume.first_whole(which, notes, again)
         else:
-            job = hosts.new(options.program, options.name, store(options), upkeep.encoded(options), over)
+            job = hosts.new(options.program, options.name, store(options), upkeep.encoded(options), over,
+                            policy(options.policy))  # fmt: skip
         if not options.detach:
             return exit_with(hosts.run(job, over))
         started = hosts.run_detached(job, over)

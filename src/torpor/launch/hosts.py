@@ -54,12 +54,13 @@ class Planned(NamedTuple):
     wishes: Wishes | None = None
 
 
-def new(argv: Sequence[str], name: str | None, store: str, keep_up: str, over: Over) -> Planned:
-    """A program, that runs on the first of these hosts, as a job over all of them. Raises CannotStart, UsageError,
-    TorporError."""
+def new(argv: Sequence[str], name: str | None, store: str, keep_up: str, over: Over, policy: str = "") -> Planned:
+    """A program, that runs on the first of these hosts, as a job over all of them. policy: given for it, as
+    supervise/terms.py writes it. Raises CannotStart, UsageError, TorporError."""
     program.check(argv[0])
     found = places(over.hosts)
     parts = describe(argv, _name(argv, name, store), store, keep_up, found, over.engine)
+    parts = [msgspec.structs.replace(part, policy=policy) for part in parts]
     parts[0] = msgspec.structs.replace(parts[0], job_file=over.job_file)
     return Planned(parts, {part: part for part in found})
 

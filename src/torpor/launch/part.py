@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torpor.launch import job_file, program
-from torpor.launch.run import answered, stands, supervised
+from torpor.launch.run import admitted, answered, stands, supervised
 from torpor.link import lines
 from torpor.model.errors import RestartFailed, TorporError, UsageError
 from torpor.supervise import registry
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from torpor.link.secret import Secret
     from torpor.link.server import Server
     from torpor.supervise.part import Part
+    from torpor.supervise.standing import Standing
 
 PATIENCE = 60.0
 """Seconds for the other hosts to come."""
@@ -126,7 +127,7 @@ def _supervise(
     part: Part, secret: Secret, report: Report | None, answer: int = 1, heard: int = 0, log: str = ""
 ) -> int:  # fmt: skip
     given = Entry(name="", store=part.store, argv=tuple(map(os.fsdecode, part.argv)), upkeep=part.upkeep, log=log,
-                  identity=part.identity, part=part.part)  # fmt: skip
+                  policy=part.policy, identity=part.identity, part=part.part)  # fmt: skip
     names: Iterator[str] = iter([registry.check_name(name) for name in _names(part)])
     entry = registry.claim(given, names, lambda _: False)
     if entry is None:
@@ -136,6 +137,9 @@ def _supervise(
             _hear(heard)
             os.close(answer)
             os.close(heard)
+        standing = None
+        if part.first and part.argv:
+            entry, standing, _ = admitted(entry, part.policy, 0.0, None)  # the other hosts do not wait for seats
         server = _server(part, secret, entry.folder)
         try:
             if part.job_file:
@@ -144,12 +148,14 @@ def _supervise(
         except BaseException:
             if server is not None:
                 server.stop()
+            if standing is not None:
+                standing.close()
             raise
         if part.checkpoint:
             return _restart(part, membership, entry, report)
         if part.own:
             return _join(part, membership, entry)
-        return _begin(part, secret, membership, entry, report, answer, heard)
+        return _begin(part, secret, membership, entry, standing, report, answer, heard)
     except BaseException:
         left = registry.read(entry.folder)
         if left is None or not left.root.alive:
@@ -171,8 +177,9 @@ def _server(part: Part, secret: Secret, folder: str) -> Server | None:
 
 
 def _begin(
-    part: Part, secret: Secret, membership: Membership, entry: Entry, report: Report | None, answer: int, heard: int
-) -> int:
+    part: Part, secret: Secret, membership: Membership, entry: Entry, standing: Standing | None, report: Report | None,
+    answer: int, heard: int,
+) -> int:  # fmt: skip
     from torpor.launch import door
     from torpor.launch.travel import DOOR
     from torpor.supervise.supervisor import Supervisor
@@ -206,13 +213,15 @@ def _begin(
         if opened is not None:
             os.kill(opened.pid, 9)
         membership.close()
+        if standing is not None:
+            standing.close()
         raise
     entry = entry._replace(supervisor=Pid.of(os.getpid()), root=Pid.of(root), root_vpid=root, door=Pid.of(opened.pid))
     entry = registry.update(entry)
     terminal = Terminal(open_terminal() if report is None else -1, relay=False)
     supervisor = Supervisor(entry, signals, terminal, streams, membership=membership)
     if part.first:
-        supervisor.stand(stands(entry._replace(name=part.job), None))
+        supervisor.stand(stands(entry._replace(name=part.job), standing))
     _started(report, entry)
     return supervised(supervisor, detached=report is not None)
 

@@ -42,7 +42,7 @@ def run(
         entry = claim(entry, name)
     else:
         registry.runtime()  # what stands in the way is said before the program runs
-    entry, standing, watch = _admitted(entry, policy, wait, watch)
+    entry, standing, watch = admitted(entry, policy, wait, watch)
     become_subreaper()
     streams = inherited()
     signals = Signals(answered(keep_up))
@@ -107,7 +107,7 @@ def run_detached(
             if not report.event({"event": "waiting", "line": line}):
                 raise TorporError("whoever wanted it started has gone")
 
-        entry, standing, watches = _admitted(registry.update(entry), policy, wait, watch, waiting)
+        entry, standing, watches = admitted(registry.update(entry), policy, wait, watch, waiting)
         become_subreaper()
         streams = inherited()
         signals = Signals(answered(keep_up))
@@ -147,7 +147,7 @@ def _inside(env: Mapping[bytes, bytes] | None) -> tuple[str, Mapping[bytes, byte
     return kept.encode(), {**(program.environment() if env is None else env), b"TORPOR_INSIDE": kept.token.encode()}
 
 
-def _admitted(
+def admitted(
     entry: Entry, policy: str, wait: float | None, watch: str | None,
     tell: Callable[[str], None] = lambda line: say(f"torpor: {line}") if line else None,
 ) -> tuple[Entry, Standing | None, str | None]:  # fmt: skip

@@ -24,7 +24,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     nodes: the job's own servers; or engine: a site's, as after `--engine`, settings: as in `[engine]`.
     store: location of the store, '' for the default.  key: text of the key that signs, '' for this host's own.  upkeep:
     what is done unasked, as `upkeep.encode` writes it; only the first part does it.
-    identity: of the job (lease.py).
+    identity: of the job (lease.py).  policy: given for it, as `terms.encode` writes it.
     argv, env, cwd: what is started here, as bytes; no argv: the door alone.
     checkpoint: what is restarted, `train@3`, '' for a new job; old: the part of it that comes back here; wishes: how.
     limits: of the coordinator and of this host.  lease, silent: seconds after which another may coordinate, and after
@@ -46,6 +46,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     key: str = ""
     upkeep: str = ""
     identity: str = ""
+    policy: str = ""
     argv: tuple[bytes, ...] = ()
     env: dict[str, bytes] = {}
     cwd: bytes = b""
