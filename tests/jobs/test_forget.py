@@ -21,7 +21,7 @@ def stored(bench: harness.Bench, text: str) -> bool:
 
 
 @pytest.mark.diagonal
-@pytest.mark.parametrize("how", ["copy", "stopped"])
+@pytest.mark.parametrize("how", ["copy", pytest.param("stopped", marks=pytest.mark.exam)])
 def test_it_is_not_there(bench: harness.Bench, how: str) -> None:
     bench.env.update(BENCH_SECRET=SECRET, BENCH_OTHER=OTHER)
     if how == "stopped":
@@ -43,7 +43,8 @@ def test_it_is_not_there(bench: harness.Bench, how: str) -> None:
     assert f"ENV [] [{OTHER}] AREA [plain-77000] [] [plain-77002]" in job.output()
 
 
-def test_the_running_job_keeps_it_and_copies_are_named(user: object, bench: harness.Bench) -> None:
+@pytest.mark.diagonal
+def test_the_running_job_keeps_it_and_copies_are_named(bench: harness.Bench) -> None:
     """A program that has copied it elsewhere still has it after a restart: that is said."""
     bench.env.update(BENCH_SECRET=SECRET, BENCH_OTHER=OTHER)
     job = bench.run([harness.build("forgetful.c"), bench.go, "0"])

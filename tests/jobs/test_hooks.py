@@ -31,6 +31,7 @@ def start(bench: harness.Bench, *flags: str) -> harness.Running:
     return job
 
 
+@pytest.mark.diagonal
 def test_hooks_stay_with_the_job(bench: harness.Bench) -> None:
     flags = [word for event in ("pre-checkpoint", "post-checkpoint", "pre-restart", "post-restart")
              for word in note(bench, event)]  # fmt: skip
@@ -74,7 +75,7 @@ def test_a_hook_that_fails_stops_it(bench: harness.Bench) -> None:
     bench.restart(name, detach=True).verified()
 
 
-@pytest.mark.diagonal
+@pytest.mark.exam
 def test_a_hook_has_its_time_and_leaves_nothing(bench: harness.Bench) -> None:
     """Neither itself, nor what it started; and the job is not stopped meanwhile."""
     job = start(bench)
@@ -90,7 +91,8 @@ def test_a_hook_has_its_time_and_leaves_nothing(bench: harness.Bench) -> None:
     job.verified()
 
 
-def test_what_makes_no_sense(user: object, bench: harness.Bench) -> None:
+@pytest.mark.diagonal
+def test_what_makes_no_sense(bench: harness.Bench) -> None:
     said = bench.torpor("run", "--on", "lunch", "true", "--", "true")
     assert said.status == 2 and "no such event" in said.err
     said = bench.torpor("run", "--hosts", "a,b", "--on", "pre-restart", "true", "--", "true")

@@ -62,7 +62,7 @@ def test_a_stretch_that_is_not_interrupted(bench: harness.Bench) -> None:
     job.verified()
 
 
-@pytest.mark.diagonal
+@pytest.mark.exam
 def test_a_clone_is_spoken_to_as_well(bench: harness.Bench) -> None:
     """Each by its own supervisor, at the same time."""
     job = bench.run(command("c", bench, ""), flags=["--inside"])
@@ -76,7 +76,8 @@ def test_a_clone_is_spoken_to_as_well(bench: harness.Bench) -> None:
 
 
 @pytest.mark.parametrize("token", ["", "0" * 32])
-def test_a_program_that_is_not_inside(user: object, bench: harness.Bench, token: str) -> None:
+@pytest.mark.diagonal
+def test_a_program_that_is_not_inside(bench: harness.Bench, token: str) -> None:
     words = command("python", bench, "")
     code = "from torpor import inside; inside._PATIENCE = 1; print(inside.present()); inside.checkpoint()"
     env = {**bench.env, **({"TORPOR_INSIDE": token} if token else {})}
@@ -86,7 +87,8 @@ def test_a_program_that_is_not_inside(user: object, bench: harness.Bench, token:
     assert out.decode() == f"{bool(token)}\n"
 
 
-def test_nothing_but_the_standard_library(user: object, bench: harness.Bench) -> None:
+@pytest.mark.diagonal
+def test_nothing_but_the_standard_library(bench: harness.Bench) -> None:
     command("python", bench, "")
     code = "import os, sys; old = set(sys.modules); import torpor.inside; print(sorted(set(sys.modules) - old))"
     done = subprocess.run(

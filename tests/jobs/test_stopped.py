@@ -48,17 +48,21 @@ def held_twice(bench: harness.Bench, source: str) -> harness.Running:
 
 
 @pytest.mark.diagonal
-@pytest.mark.parametrize("source", ["signals.c", "threads.c", "tree.c"])
+@pytest.mark.parametrize(
+    "source",
+    [pytest.param("signals.c", marks=pytest.mark.exam), "threads.c", pytest.param("tree.c", marks=pytest.mark.exam)],
+)
 def test_a_held_job_goes_on(bench: harness.Bench, source: str) -> None:
     held_twice(bench, source).verified()
     bench.gone("after the job has ended")
 
 
+@pytest.mark.diagonal
 def test_what_was_stopped_of_itself_stays_so(bench: harness.Bench) -> None:
     held_twice(bench, "family.c")  # which then finds that running children have gone on, as after any SIGCONT
 
 
-@pytest.mark.diagonal
+@pytest.mark.exam
 def test_one_that_goes_on_takes_the_others_along(bench: harness.Bench) -> None:
     job = bench.run([harness.build("tree.c"), bench.go, "0"])
     job.ready()
@@ -69,6 +73,7 @@ def test_one_that_goes_on_takes_the_others_along(bench: harness.Bench) -> None:
     job.verified()
 
 
+@pytest.mark.diagonal
 @pytest.mark.skipif(shutil.which("gdb") is None, reason="needs gdb")
 def test_a_debugger_sees_it_where_it_was(bench: harness.Bench) -> None:
     """It can be attached, by an ordinary user too."""

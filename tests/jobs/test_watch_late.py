@@ -31,7 +31,7 @@ def start(bench: harness.Bench, kind: str) -> harness.Running:
 
 
 @pytest.mark.diagonal
-@pytest.mark.parametrize("kind", ["c", "python"])
+@pytest.mark.parametrize("kind", ["c", pytest.param("python", marks=pytest.mark.exam)])
 def test_from_its_middle_on(bench: harness.Bench, kind: str) -> None:
     """The ledger begins now, says so, goes along over two restarts, and outlives its holder."""
     job = start(bench, kind)
@@ -57,7 +57,8 @@ def test_from_its_middle_on(bench: harness.Bench, kind: str) -> None:
     bench.gone("after the watched job has ended")
 
 
-def test_names_that_were_given(user: object, bench: harness.Bench) -> None:
+@pytest.mark.exam
+def test_names_that_were_given(bench: harness.Bench) -> None:
     """They are shown, of the running job and of its checkpoints, and a restart has them too."""
     bench.policy()
     job = bench.run(command("python", bench), flags=["--watch", "--service", "bench=127.0.0.1"])
@@ -72,6 +73,7 @@ def test_names_that_were_given(user: object, bench: harness.Bench) -> None:
     job.verified()
 
 
+@pytest.mark.diagonal
 def test_every_process_and_thread_of_it(bench: harness.Bench) -> None:
     """Each process has a listener of its own; a holder that dies leaves all of them to the next."""
     needs("gcc")
@@ -90,15 +92,18 @@ def test_every_process_and_thread_of_it(bench: harness.Bench) -> None:
     bench.gone("after the watched job has ended")
 
 
-@pytest.mark.parametrize("moment", [0.0, pytest.param(0.02, marks=pytest.mark.exam), 0.05,
-                                    pytest.param(0.08, marks=pytest.mark.exam), 0.12])  # fmt: skip
-def test_killed_in_the_middle_of_it(root: object, bench: harness.Bench, moment: float) -> None:
+MOMENTS = [0.05, *(pytest.param(moment, marks=pytest.mark.exam) for moment in (0.0, 0.02, 0.08, 0.12))]
+
+
+@pytest.mark.diagonal
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_in_the_middle_of_it(bench: harness.Bench, moment: float) -> None:
     """The supervisor dies while it puts filters on: no call of the job fails, or hangs."""
     import time
 
     job = start(bench, "c")
     supervisor = entry(bench, job.name)["supervisor"][0]
-    asking = bench.popen([*bench.account.torpor, "watch", job.name])
+    asking = bench.popen([*bench.account.torpor, "watch", job.name, "--no-new-privs"])
     base = harness.text_of_proc(f"/proc/{supervisor}/stat")
     harness.until(lambda: harness.text_of_proc(f"/proc/{supervisor}/stat") != base, "it has begun")
     time.sleep(moment)
