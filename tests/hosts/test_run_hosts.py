@@ -10,6 +10,7 @@ import time
 
 import pytest
 from bed import NEEDED, Host, bed
+from over import keys
 
 pytest.importorskip("nats")
 pytestmark = NEEDED
@@ -85,6 +86,42 @@ def test_a_host_that_does_not_answer() -> None:
         assert done.returncode == 1 and done.stderr.startswith("torpor: h2: ") and "denied" in done.stderr, done
         assert done.stderr.count("\n") == 1
         assert torpor(one, "jobs") == "no job is running\n"
+
+
+@pytest.mark.exam
+def test_the_first_host_is_another_one() -> None:
+    """The program runs there; streams, status and signals are the command's."""
+    with bed(["h1", "h2", "h3"]) as made:
+        three, store = made.hosts["h3"], f"{made.folder}/store"
+        words = [TORPOR, "run", "--name", "far", "--store", store, "--hosts", "h1,h2", "--", "sh", "-c"]
+
+        def run(script: str, **more: object) -> subprocess.Popen[bytes]:
+            pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+            return three.popen([*words, script], {"TOLD": "a word", **keys(made)}, **{**pipes, **more})
+
+        job = run(f"cat; hostname; echo $TOLD; pwd; {TORPOR}-rsh h2 hostname; echo err >&2; exit 7")
+        out, err = job.communicate(b"one\ntwo\n", timeout=60)
+        assert (job.returncode, out, err) == (7, b"one\ntwo\nh1\na word\n/scratch\nh2\n", b"err\n")
+        job = run("trap 'echo caught; exit 9' TERM; echo READY; while :; do sleep 0.05; done")
+        assert job.stdout is not None and job.stdout.readline() == b"READY\n"
+        assert torpor(made.hosts["h2"], "checkpoint", "far").startswith("saved far@1,")
+        assert torpor(three, "jobs") == "no job is running\n"
+        for pid in three.run(["pidof", "-x", "torpor"]).split():
+            three.run(["kill", pid])
+        assert job.communicate(timeout=60) == (b"caught\n", b"") and job.returncode == 9
+        job = run("kill -KILL $$")  # the shell is the job's first process
+        job.communicate(timeout=60)
+        assert job.returncode == 128 + 9
+        again = three.popen([TORPOR, "restart", "far", "--store", store, "--hosts", "h2,h1"], keys(made),
+                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+        end = time.monotonic() + 60
+        while "running  " not in torpor(made.hosts["h2"], "jobs"):
+            assert time.monotonic() < end and again.poll() is None, again.communicate()
+            time.sleep(0.1)
+        torpor(made.hosts["h2"], "stop", "far")
+        assert again.wait(60) == 9, again.communicate()
+        for host in ("h1", "h2"):
+            assert torpor(made.hosts[host], "jobs") == "no job is running\n"
 
 
 def _text(path: str) -> str:

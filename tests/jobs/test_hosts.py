@@ -107,7 +107,7 @@ def test_what_cannot_be_started_is_said_in_one_line_and_leaves_nothing(over: Ove
     assert refused(*two, "--", "true", env={"TORPOR_SSH": "false"}) == (
         1, f"torpor: {HOSTS[1]}: ssh has ended with status 1\n")  # fmt: skip
     assert refused("--hosts", f"192.0.2.1,{HOSTS[1]}", "--", "true") == (
-        2, "torpor: --hosts: the first host has to be this one, and 192.0.2.1 (192.0.2.1) is not\n")  # fmt: skip
+        2, "torpor: --hosts: 192.0.2.1 (192.0.2.1) is another host than the one that ssh leads to\n")  # fmt: skip
     assert refused("--hosts", f"{HOSTS[1]},{HOSTS[1]}", "--", "true")[0] == 2
     for host in HOSTS[:2]:
         assert over.on(host, "jobs").out == "no job is running\n"

@@ -21,6 +21,7 @@ from torpor.model.errors import UsageError
 
 if TYPE_CHECKING:
     from torpor.launch.detach import Started
+    from torpor.launch.hosts import Elsewhere
     from torpor.launch.restart import Wishes
 
 HELP = """Start a saved job again where it was when it was saved.
@@ -32,7 +33,7 @@ given.
 What was done for the job unasked (--every, --on-signal, ...) goes on, but for what is given here: --every 0
 ends it. Exit status: as torpor run.
 
-A job over several hosts comes back on those that --hosts names, the first of which is this one: in the order in which
+A job over several hosts comes back on those that --hosts names: in the order in which
 torpor inspect lists its parts, several on one host if these are fewer. PART=HOST says it for one part."""
 EXAMPLE = """  torpor restart train
   torpor restart train --every 30m --on-signal TERM=checkpoint-stop
@@ -188,11 +189,24 @@ def _over_hosts(options: argparse.Namespace, wishes: Wishes) -> int:
             raise UsageError(f"restart: --{flag.replace('_', '-')} is not for a job over hosts yet")
     names = [host.strip() for host in options.hosts.split(",") if host.strip()]
     over = hosts.Over(names, options.engine, options.remote_torpor)
-    job = hosts.saved(options.checkpoint, store(options), wishes, over)
+    try:
+        job = hosts.saved(options.checkpoint, store(options), wishes, over)
+    except hosts.Elsewhere as error:
+        return _elsewhere(error, options.remote_torpor)
     if not options.detach:
         return exit_with(hosts.run(job, over))
     _say_started(hosts.run_detached(job, over), options)
     return 0
+
+
+def _elsewhere(error: Elsewhere, remote: str) -> int:
+    """The first host is another one: this very command is carried out there."""
+    from torpor.launch import far
+    from torpor.supervise.signals import exit_with
+
+    if far.led:
+        raise error
+    return exit_with(far.lead(error.host, remote))
 
 
 def _be_quick() -> None:

@@ -56,7 +56,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         "(docs/inside.md)",
     )  # fmt: skip
     parser.add_argument(
-        "--hosts", metavar="HOST,...", help="a job over these hosts: the program runs on the first, which is this one; "
+        "--hosts", metavar="HOST,...", help="a job over these hosts: the program runs on the first; "
         "torpor rsh brings its processes to the others, which are reached by ssh (docs/hosts.md)",
     )  # fmt: skip
     parser.add_argument(
@@ -167,9 +167,14 @@ def _start_over_hosts(options: argparse.Namespace) -> int:
         if not options.detach:
             return exit_with(hosts.run(job, over))
         started = hosts.run_detached(job, over)
-    except BaseException:
+    except BaseException as error:
         if options.job_file:
             job_file.remove(options.job_file)
+        if isinstance(error, hosts.Elsewhere):
+            from torpor.launch import far
+
+            if not far.led:
+                return exit_with(far.lead(error.host, options.remote_torpor))
         raise
     _say_started(started, options, bool(which))
     return 0

@@ -1,6 +1,6 @@
 """`torpor run --hosts`, `torpor restart --hosts`: a job over several hosts. This host has the first part, with the
-program; the others are started over ssh (starter.py): a new one has a door (door.py) and nothing else, until
-`torpor rsh` brings something there.
+program (if another one is to, see far.py); the others are started over ssh (starter.py): a new one has a door (door.py)
+and nothing else, until `torpor rsh` brings something there.
 
 This process becomes the supervisor of the first part (part.py), or, detached, one that it forks. The starter is a
 process of its own that is no child of ours, since our children are the job; it has ended when the job begins.
@@ -34,15 +34,23 @@ SERVERS = 3
 class Over(NamedTuple):
     """Where a job is to be, and how its hosts speak.
 
-    hosts: as others call them, the first of which is this one.  engine: a site's NATS servers; '': some of the job's
-    own.  remote: the command `torpor` on the other hosts, by default the same as here.  job_file: through which others
-    join, '' for none.
+    hosts: as others call them; the first has to be this one (else Elsewhere is raised).  engine: a site's NATS servers;
+    '': some of the job's own.  remote: the command `torpor` on the other hosts, by default the same as here.  job_file:
+    through which others join, '' for none.
     """
 
     hosts: Sequence[str]
     engine: str = ""
     remote: str = ""
     job_file: str = ""
+
+
+class Elsewhere(UsageError):
+    """The first host is not this one."""
+
+    def __init__(self, host: str, text: str) -> None:
+        self.host = host
+        super().__init__(text)
 
 
 class Planned(NamedTuple):
@@ -57,8 +65,8 @@ class Planned(NamedTuple):
 def new(argv: Sequence[str], name: str | None, store: str, keep_up: str, over: Over, policy: str = "") -> Planned:
     """A program, that runs on the first of these hosts, as a job over all of them. policy: given for it, as
     supervise/terms.py writes it. Raises CannotStart, UsageError, TorporError."""
-    program.check(argv[0])
     found = places(over.hosts)
+    program.check(argv[0])
     parts = describe(argv, _name(argv, name, store), store, keep_up, found, over.engine)
     parts = [msgspec.structs.replace(part, policy=policy) for part in parts]
     parts[0] = msgspec.structs.replace(parts[0], job_file=over.job_file)
@@ -73,6 +81,8 @@ def saved(checkpoint: str | None, store: str, wishes: Wishes, over: Over) -> Pla
     from torpor.launch.checkpoint import open_whole
     from torpor.supervise.lease import of_checkpoint
 
+    if not any("=" in word for word in over.hosts):
+        places(over.hosts[:1])  # the first one's affair is also whom to trust
     opened = open_whole(checkpoint, store or None, wishes.untrusted)
     if opened is None:
         raise UsageError("it was saved on one host, and comes back on one: without --hosts")
@@ -219,7 +229,7 @@ def address_of(host: str) -> str:
 
 
 def places(hosts: Sequence[str]) -> dict[str, str]:
-    """Names of hosts and their addresses. Raises UsageError for what is no host, or if the first is not this one."""
+    """Names of hosts and their addresses. Raises UsageError for what is no host, Elsewhere."""
     found: dict[str, str] = {}
     for name in hosts:
         found[name] = address_of(name)
@@ -230,7 +240,7 @@ def places(hosts: Sequence[str]) -> dict[str, str]:
         with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as trial:
             trial.bind((address, 0))
     except OSError:
-        raise UsageError(f"--hosts: the first host has to be this one, and {first} ({address}) is not") from None
+        raise Elsewhere(first, f"--hosts: {first} ({address}) is another host than the one that ssh leads to") from None
     loopback = [host for host, address in found.items() if address.startswith("127.") or address == "::1"]
     if loopback and len(loopback) != len(found):
         address = found[loopback[0]]

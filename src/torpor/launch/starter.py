@@ -154,26 +154,26 @@ def command(remote: str) -> list[str]:
     return [remote] if remote else ourselves.command(ourselves.COMMAND_LINE)
 
 
+def ssh(host: str, words: Sequence[str], **options: Any) -> Popen[bytes]:
+    """Start a command on a host. options: of Popen; its standard streams are pipes if not told otherwise. Raises
+    TorporError."""
+    import subprocess
+
+    found = shlex.split(os.environ.get(SSH, "ssh"))
+    line = [*found, "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT}", host, shlex.join(words)]
+    try:
+        return subprocess.Popen(line, **{**dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE), **options})
+    except OSError as error:
+        raise TorporError(f"{found[0]}: {error.strerror}") from None
+
+
 class Remote:
     """A part that is being started on another host."""
 
     def __init__(self, host: str, remote: str) -> None:
         self._host, self._remote = host, remote
         self._there = False
-        self._process = self._ssh([*command(remote), "member", "--detach"])
-
-    def _ssh(self, words: Sequence[str]) -> Popen[bytes]:
-        import subprocess
-
-        ssh = shlex.split(os.environ.get(SSH, "ssh"))
-        options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT}"]
-        try:
-            return subprocess.Popen(
-                [*ssh, *options, self._host, shlex.join(words)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-            )  # fmt: skip
-        except OSError as error:
-            raise TorporError(f"{ssh[0]}: {error.strerror}") from None
+        self._process = ssh(host, [*command(remote), "member", "--detach"])
 
     def open(self, secret: Secret, part: Part) -> None:
         """Tell it what it is."""
@@ -233,6 +233,6 @@ class Remote:
         self._process.wait()
         if self._there:
             try:
-                self._ssh([*command(self._remote), "stop", job]).communicate(timeout=LIMIT)
+                ssh(self._host, [*command(self._remote), "stop", job]).communicate(timeout=LIMIT)
             except (TorporError, subprocess.TimeoutExpired):
                 pass
