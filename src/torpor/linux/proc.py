@@ -77,7 +77,8 @@ def stat(pid: int, tid: int | None = None) -> Stat:
 def status(pid: int, tid: int | None = None) -> dict[str, str]:
     """/proc/PID/status (or a thread's): name of the field to its text; numbers may have spaces in front."""
     where = f"/proc/{pid}/status" if tid is None else f"/proc/{pid}/task/{tid}/status"
-    return dict([line.split(":\t", 1) for line in text(where).splitlines()])
+    # Not splitlines: a name may have any byte in it that ends a line elsewhere, but for \n, which is shown as two.
+    return dict([line.split(":\t", 1) for line in text(where)[:-1].split("\n")])
 
 
 def inner_pid(fields: dict[str, str], key: str = "NSpid") -> int:
