@@ -114,6 +114,13 @@ def test_a_licence_that_expired_between_checkpoint_and_restart(
     said = refused(bench, name)
     assert where in said and "no policy says what it is" in said, said
     policy = written(bench, "p.toml", checkout(bench, licences))
+    told = bench.torpor("policy", "explain", name, "--store", bench.store, "--json")
+    (service,) = told.json()["services"]
+    assert told.status == 1 and service["action"] == "ask" and service["service"].startswith(where), told
+    told = bench.must("policy", "explain", name, "--store", bench.store, "--policy", policy)
+    assert "seat sim" in told.out and "seats: sim (command)" in told.out, told
+    drilled = bench.torpor("drill", name, "--store", bench.store)
+    assert drilled.status == 1 and "no policy says what it is" in drilled.out + drilled.err, drilled
     licences.expire(True)
     said = refused(bench, name, "--policy", policy)
     assert "no seat sim is to be had: the licence has expired" in said, said

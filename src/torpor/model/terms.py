@@ -53,8 +53,8 @@ class Layer(msgspec.Struct, frozen=True):
 
 
 class Sign(msgspec.Struct, frozen=True):
-    """A variable in the environment of a process of the job that says where licences come from. program: its
-    executable."""
+    """A variable in the environment of a process of the job that says where licences come from. value: '' if that
+    was not to be kept.  program: its executable."""
 
     variable: str
     value: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -71,9 +71,9 @@ def _look(table: tuple[tuple[str, int, int, str], ...], kind: str, port: int) ->
     return ""
 
 
-def signs(pids: Iterable[int]) -> tuple[Sign, ...]:
+def signs(pids: Iterable[int], forget: Sequence[str] = ()) -> tuple[Sign, ...]:
     """What the environments of these processes say about licences: what they were given when they were executed. What
-    cannot be read is left out."""
+    cannot be read is left out. forget: names and patterns of variables whose values are not to be told."""
     table = known()
     seen: dict[bytes, list[tuple[str, str]]] = {}
     found: dict[tuple[str, str, str], Sign] = {}
@@ -85,7 +85,8 @@ def signs(pids: Iterable[int]) -> tuple[Sign, ...]:
             program = os.readlink(f"/proc/{pid}/exe") if seen[environment] else ""
         except OSError:
             continue
-        for name, value in seen[environment]:
+        for name, told in seen[environment]:
+            value = "" if any(fnmatchcase(name, pattern) for pattern in forget) else told
             found.setdefault((name, value, program), Sign(name, value, program))
     return tuple(found.values())
 

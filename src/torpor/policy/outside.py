@@ -77,7 +77,7 @@ def found(
         note(each.protocol, each.host, each.port, names, each.program, {"used": True})
     out = list(seen.values())
     for sign in signs:
-        for name, port in servers(sign.value):
+        for name, port in servers(sign.value) or [(sign.variable, 0)]:
             why = f"{sign.variable} in the environment names it"
             out.append(Service("", port, (name,), (sign.program,) if sign.program else (), licence=why))
     if dropped:

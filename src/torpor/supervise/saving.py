@@ -114,7 +114,7 @@ def save(
         if inside:
             request.label = {**request.label, "inside": inside}
         request.identity = identity or lease.of_process(where.root)
-        request.terms = terms.now(policy, seats, members(where))
+        request.terms = terms.now(policy, seats, members(where), request.forget)
         request.together, request.first, request.tracker = together, first, tracker
         report = run(request)
     except BaseException as error:

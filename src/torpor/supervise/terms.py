@@ -33,12 +33,12 @@ def standing() -> bool:
     return any(os.path.exists(path) for path in files.places())
 
 
-def now(policy: str, held: Sequence[str], pids: Iterable[int]) -> Terms | None:
+def now(policy: str, held: Sequence[str], pids: Iterable[int], forget: Sequence[str] = ()) -> Terms | None:
     """The terms of a job with these processes; None if there is nothing to be said. policy: of the job's own, as
-    `encode` wrote it; those of the system and the user hold too.  held: its seats. Raises UsageError for a policy that
-    cannot be read."""
+    `encode` wrote it; those of the system and the user hold too.  held: its seats.  forget: variables whose values are
+    not to be kept. Raises UsageError for a policy that cannot be read."""
     from torpor.policy import known
     from torpor.policy.decide import merged
 
-    terms = Terms(merged(decode(policy), files.standing()), tuple(held), known.signs(pids))
+    terms = Terms(merged(decode(policy), files.standing()), tuple(held), known.signs(pids, forget))
     return None if terms == Terms() else terms

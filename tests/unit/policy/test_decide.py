@@ -169,6 +169,11 @@ def test_variables_name_licence_servers() -> None:
     assert decide.judge(server, [Layer("p", (Rule(action="reset", names=("lic*",)),))]) is not None
 
 
+def test_a_variable_whose_value_was_not_kept_is_named_itself() -> None:
+    (hidden,) = found(signs=(Sign("LM_LICENSE_FILE", "", "/opt/sim"),))
+    assert hidden.names == ("LM_LICENSE_FILE",) and decide.decide([hidden], ()).refusals
+
+
 def test_seats_for_a_start() -> None:
     seat = SeatTerms(name="a", provider="pool", options={"pool": "p"})
     late = SeatTerms(name="b", provider="pool", options={"pool": "p"}, at_start=False)
