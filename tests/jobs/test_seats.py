@@ -444,6 +444,14 @@ def test_a_licence_port_and_a_variable_are_known_without_a_policy(user_bench: ha
     assert "the policy refuses" in refused(bench, f"{job.name}@2", "--policy", strict)
     bench.must("restart", f"{job.name}@2", "--store", bench.store, "--detach", "--policy", policy)
     bench.must("stop", job.name)
+    # The same the other way round: what is sealed is the stricter one, but for whoever holds the key.
+    again = bench.run(napping(bench), flags=["--policy", strict])
+    again.ready()
+    bench.checkpoint(again, "--stop")
+    again.finish()
+    assert "the policy refuses" in refused(bench, again.name, "--policy", policy)
+    bench.must("restart", again.name, "--store", bench.store, "--detach", "--new-policy", policy)
+    bench.must("stop", again.name)
     key = bench.must("key", "export").out
     os.rename(os.path.join(bench.home, ".config/torpor/keys/default.key"), os.path.join(bench.home, "old.key"))
     bench.must("key", "trust", key.strip(), "--name", "old")

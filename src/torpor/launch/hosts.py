@@ -140,7 +140,10 @@ def _alone(job: Planned, wishes: Wishes, start: Callable[[], int]) -> int:
     standing = Standing(first.identity, first.job)
     try:
         tell = wishes.tell or (lambda line: say(f"torpor: {line}") if line else None)
-        admission.sole(standing, opened, wishes.wait, wishes.why == "resume", tell)
+        try:
+            admission.sole(standing, opened, wishes.wait, wishes.why == "resume", tell)
+        finally:
+            opened.close()
         return start()
     except BaseException:
         standing.close()

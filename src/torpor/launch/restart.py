@@ -456,8 +456,7 @@ def _restart(
         raise
     finally:
         load.close()
-        if not standing.leases:
-            store.close()
+        store.close()
 
 
 def _tell(wishes: Wishes) -> Callable[[str], None]:

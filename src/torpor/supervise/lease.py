@@ -38,9 +38,11 @@ class Lease(NamedTuple):
     """A lease that is ours. location: of the store."""
 
     location: str
-    backend: Backend
     hold: Hold
-    holds: Holds
+
+    def holds(self, backend: Backend) -> Holds:
+        """Where it is, in a store that was opened."""
+        return Holds(shared(backend), self.hold.folder)
 
 
 def of_checkpoint(info: RootInfo) -> str:
@@ -103,11 +105,11 @@ def take(location: str, backend: Backend, me: Holder, wait: float, say: Callable
             seen = holds.look(1)
             other = seen.holder
             if other is not None and other.process == me.process:
-                return Lease(location, backend, Hold(folder(me.identity), 1, seen.number), holds)
+                return Lease(location, Hold(folder(me.identity), 1, seen.number))
             if other is None or not runs(other, me):
                 hold = holds.take(1, seen, me)
                 if hold is not None:
-                    return Lease(location, backend, hold, holds)
+                    return Lease(location, hold)
                 continue
             if time.monotonic() >= end:
                 raise _running(other, seen.age, me)

@@ -11,6 +11,7 @@ from torpor.supervise.lease import Lease, myself, take, ttl
 from torpor.supervise.say import say
 
 if TYPE_CHECKING:
+    from torpor.store.backend import Backend
     from torpor.supervise.loop import Loop
     from torpor.supervise.seat_watch import SeatWatch
 
@@ -27,14 +28,10 @@ class Standing:
         self.kept: tuple[tuple[str, ...], int, int] | None = None
         """Seats that are held already: their names, a descriptor and the pid of whoever keeps them."""
         self._leases: dict[str, Lease] = {}
+        self._opened: dict[str, Backend] = {}
         self._lost: set[str] = set()
         self._lock = threading.Lock()
         self._attached = self._over = False
-
-    @property
-    def leases(self) -> bool:
-        """Is there any?"""
-        return bool(self._leases)
 
     def add(self, lease: Lease | None) -> None:
         """A lease that was taken for this job, if it was."""
@@ -54,8 +51,11 @@ class Standing:
             with self._lock:
                 if opened.location in self._leases or opened.location in self._lost:
                     return
-            opened.backend.prepare()
-            lease = take(opened.location, opened.backend, myself(self.identity, self.job), 0.0, lambda line: None)
+            try:
+                opened.backend.prepare()
+                lease = take(opened.location, opened.backend, myself(self.identity, self.job), 0.0, lambda line: None)
+            finally:
+                opened.close()
         except (OSError, TorporError) as error:
             self._say_lost(store, str(error))
             return
@@ -80,14 +80,24 @@ class Standing:
     def _renew(self) -> None:
         for location, lease in list(self._leases.items()):
             try:
-                if lease.holds.renew(lease.hold) or self._over:
+                holds = lease.holds(self._backend(location))
+                if holds.renew(lease.hold) or self._over:
                     continue
-                who = lease.holds.look(1).holder
-            except OSError:
+                who = holds.look(1).holder
+            except (OSError, TorporError):
                 continue  # the next time, perhaps; until then others have to wait for TTL
             with self._lock:
                 del self._leases[location]
             self._say_lost(location, f"another one runs: {who}" if who else "somebody has taken it away")
+
+    def _backend(self, location: str) -> Backend:
+        """A store, opened once, by whoever needs it first: not while the job is being restarted. Raises OSError,
+        UsageError."""
+        if location not in self._opened:
+            from torpor.store.locations import open_backend
+
+            self._opened[location] = open_backend(location)
+        return self._opened[location]
 
     def _say_lost(self, location: str, why: str) -> None:
         if location in self._lost:
@@ -112,9 +122,8 @@ class Standing:
     def _release(self) -> None:
         for lease in self._leases.values():
             try:
-                lease.holds.release(lease.hold)
-                lease.backend.close()
-            except OSError:
+                lease.holds(self._backend(lease.location)).release(lease.hold)
+            except (OSError, TorporError):
                 continue
             record("release", self, lease)
 
