@@ -85,6 +85,7 @@ def test_every_process_and_thread_of_it(bench: harness.Bench) -> None:
     before = {where: each["calls"] for where, each in services(bench, job.name).items()}
     holder = entry(bench, job.name)["holder"][0]
     os.kill(holder, signal.SIGKILL)
+    harness.until(lambda: entry(bench, job.name)["holder"][0] != holder, "another holder")
     asked = lambda: services(bench, job.name)  # noqa: E731
     harness.until(lambda: sum(asked()[one]["calls"] > calls for one, calls in before.items()) >= 2, "both go on")
     bench.tell()
