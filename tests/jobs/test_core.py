@@ -20,11 +20,13 @@ def saved(bench: harness.Bench) -> Iterator[tuple[harness.Running, str, str]]:
     program = harness.build("cored.c", "-O0")
     job = bench.run([program, bench.go, "0"])
     job.ready()
+    with open(f"{bench.folder}/child", "w") as f:
+        f.write(job.wait_for(r"^CHILD \d+$").split()[1])
     name = f"{job.name}@{bench.checkpoint(job)['number']}"
     bench.kill()
     again = bench.restart(name, detach=True)
     name = f"{job.name}@{bench.checkpoint(again)['number']}"
-    yield job, name, program
+    yield again, name, program
     again.verified()
 
 
@@ -66,9 +68,15 @@ def test_threads_variables_and_memory(bench: harness.Bench, saved: tuple[harness
 @pytest.mark.diagonal
 def test_another_process(bench: harness.Bench, saved: tuple[harness.Running, str, str]) -> None:
     job, name, program = saved
-    child = job.wait_for(r"^CHILD \d+$").split()[1]
+    child = harness.text(f"{bench.folder}/child")
     core = os.path.join(bench.folder, "child.core")
     bench.must("core", name, "--pid", child, "-o", core, "--store", bench.store)
     assert "= 43\n" in gdb(bench, program, core, "print root->value")
+    # With copies of files: what was written lies over them.
+    name = f"{job.name}@{bench.checkpoint(job, '--with-files')['number']}"
+    bench.must("core", name, "-o", core + "3", "--store", bench.store)
+    out = gdb(bench, program, core + "3", "print private_text + 4096", "print table")
+    assert "written over a file" in out and "{3, 1, 9, 1, 5}" in out, out
+    assert os.stat(core + "3").st_blocks * 512 > 1 << 20  # the code of libraries is there
     none = bench.torpor("core", name, "--pid", "999999", "-o", core + "2", "--store", bench.store)
     assert none.status == 2 and child in none.err and not os.path.exists(core + "2")
