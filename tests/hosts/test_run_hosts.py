@@ -124,6 +124,36 @@ def test_the_first_host_is_another_one() -> None:
             assert torpor(made.hosts[host], "jobs") == "no job is running\n"
 
 
+@pytest.mark.exam
+def test_the_first_host_is_cut_off() -> None:
+    """With it one of the three servers, and whoever coordinates. The others are not left hanging: each is told which
+    host is missing. Once the cable is in again the job is saved as before."""
+    with bed(["h1", "h2", "h3"]) as made:
+        one, two, three = made.hosts.values()
+        go, store = f"{made.folder}/go", f"{made.folder}/store"
+        words = ["run", "--name", "far", "--store", store, "--hosts", "h1,h2,h3", "--"]
+        with open(f"{made.folder}/err", "wb") as err:
+            job = one.popen([TORPOR, *words, "sh", "-c", COUNT.format(go=go)], stdout=subprocess.DEVNULL, stderr=err)
+        _until(lambda: "far" in two.run([TORPOR, "jobs"]), f"{made.folder}/err")
+        _until(lambda: _asked(three)[0] == 0, f"{made.folder}/err")
+        made.cut("h1")
+        for host in (two, three):
+            status, said = _asked(host)
+            assert status == 1 and "not saved: " in said and "h1" in said and said.count("\n") == 1, said
+        made.cut("h1", False)
+        _until(lambda: _asked(two)[0] == 0, f"{made.folder}/err")
+        open(go, "w").close()
+        assert job.wait(60) == 0, _text(f"{made.folder}/err")
+        for host in (one, two, three):
+            assert torpor(host, "jobs") == "no job is running\n"
+
+
+def _asked(host: Host) -> tuple[int, str]:
+    """A checkpoint was asked for on that host: the exit status, and what was said."""
+    done = subprocess.run(host.command([TORPOR, "checkpoint", "far"]), capture_output=True, text=True, timeout=100)
+    return done.returncode, done.stderr
+
+
 def _text(path: str) -> str:
     try:
         with open(path) as file:
