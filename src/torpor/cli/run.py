@@ -127,7 +127,7 @@ def _join(options: argparse.Namespace) -> int:
     from torpor.supervise.signals import exit_with
 
     for flag in ("detach", "resume_or_start", "watch", "name", "job_file", "engine", "remote_torpor", "store", "policy",
-                 "wait"):  # fmt: skip
+                 "wait", "inside"):  # fmt: skip
         if getattr(options, flag):
             raise UsageError(f"run: --{flag.replace('_', '-')} does not go with --join: that is the job's affair")
     if upkeep.given(options):
