@@ -69,7 +69,7 @@ def test_dask_in_the_middle_of_a_computation() -> None:
         numbers = [line.split()[0] for line in after]
         finished = {line.split()[0] for line in before}
         assert len(numbers) == len(set(numbers)) and not finished & set(numbers), "a task has run twice"
-        assert {line.split()[1] for line in after} == {"h5", "h6"}
+        assert {line.split()[1] for line in after} == {"h2", "h3"}, "the job knows its hosts as it did"
 
 
 def test_spark_in_the_middle_of_a_shuffle() -> None:
@@ -120,7 +120,7 @@ def test_spark_in_the_middle_of_a_shuffle() -> None:
         after = [line.split() for line in set(text(ran).splitlines()) - at_crash]
         numbers = [words[0] for words in after]
         assert len(numbers) == len(set(numbers)) and not before & set(numbers), "a task has run twice"
-        assert {words[1] for words in after} == {"h5", "h6"}
+        assert {words[1] for words in after} == {"h2", "h3"}, "the job knows its hosts as it did"
 
 
 def test_redis_and_its_clients() -> None:
