@@ -80,7 +80,18 @@ class Ranks:
         job.wait(30)
 
     def restart(self) -> subprocess.Popen[bytes]:
-        return start(self.made, self.hosts[4], "restart", "ranks", "--store", self.store, "--hosts", "h5,h6,h7,h8")
+        return start(
+            self.made,
+            self.hosts[4],
+            "restart",
+            "ranks",
+            "--store",
+            self.store,
+            "--wait",
+            "60s",
+            "--hosts",
+            "h5,h6,h7,h8",
+        )
 
 
 EIGHT = [f"h{n}" for n in range(1, 9)]

@@ -2,8 +2,10 @@
 
 The kernel keeps for a socket: its address, a peer if it is connected, a queue of datagrams with their senders, options.
 At the restart the datagrams are sent again before the socket gets its peer: from the job's socket that has the
-sender's address, or from one that has it for a moment. A datagram whose sender's address is not of this machine is
-lost (and told), as the network may lose any; so is an error (ICMP) that the program had not been told yet.
+sender's address, or from one that has it for a moment, also where that is another machine's (IP_TRANSPARENT, ip(7),
+which needs CAP_NET_ADMIN or CAP_NET_RAW; what a machine sends to itself is not looked at as what comes from outside is:
+net/ipv4/ip_input.c, ip_rcv_finish_core). Without that right such a datagram is lost (and told), as the network may
+lose any; so is an error (ICMP) that the program had not been told yet.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import _socket
 import errno
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -21,11 +23,14 @@ from torpor.posix import socket_kinds, socket_options, socket_queue
 from torpor.posix.descriptors import PerJob, set_status, status_flags
 from torpor.posix.inet_connect import connector
 from torpor.posix.service import Descriptor, DescriptorBase, Job, Restart
-from torpor.posix.socket_address import AF_INET, DATAGRAM, Address, inet, link, own_name, packed, peer_name
+from torpor.posix.socket_address import AF_INET, AF_INET6, DATAGRAM, Address, inet, link, own_name, packed, peer_name
 from torpor.posix.socket_options import SO_REUSEADDR, SOL_SOCKET, UDP, Options
 from torpor.posix.socket_queue import Message, Queue
 from torpor.posix.socket_works import Step, options_later, works
 
+_TRANSPARENT = {AF_INET: (socket_options.IP, 19), AF_INET6: (socket_options.IPV6, 75)}
+"""IP_TRANSPARENT, IPV6_TRANSPARENT (linux/in.h, linux/in6.h)."""
+_LOOPBACK = {4: b"\x7f\0\0\1", 16: bytes(15) + b"\1"}
 _SHARING = ((SOL_SOCKET, SO_REUSEADDR), (SOL_SOCKET, socket_options.SO_REUSEPORT))
 
 
@@ -131,14 +136,14 @@ class UdpService(DescriptorBase):
         room = socket_options.Room(fd)
         total = sum(message.size + 1024 for message in queue.messages)
         room.grow(socket_options.SO_RCVBUF, 4 * total + (1 << 16))
-        borrowed: dict[tuple[bytes, int], int] = {}
+        borrowed: dict[tuple[bytes, int], _Borrowed] = {}
         lost = 0
         # Others may have the same address: only of one that is connected to the sender we know that it gets it.
         shared = any((one.level, one.name) in _SHARING and any(one.value) for one in record.options.values)
         try:
             for message, data in socket_queue.contents(queue, restart):
-                source = self._source(message, borrowed, restart)
-                to = self._destination(record, message)
+                source, far = self._source(message, borrowed, restart)
+                to = self._destination(record, message, far)
                 try:
                     if source < 0 or to is None:
                         raise OSError(errno.EADDRNOTAVAIL, "")
@@ -152,7 +157,7 @@ class UdpService(DescriptorBase):
             room.back()
             if shared:
                 _choose(fd, None)
-            for one in borrowed.values():
+            for one, _ in borrowed.values():
                 if one >= 0:
                     os.close(one)
         if lost:
@@ -160,31 +165,49 @@ class UdpService(DescriptorBase):
                 f"{lost} datagrams to {record.local} were lost: their senders' addresses are not to be had here"
             )
 
-    def _source(self, message: Message, borrowed: dict[tuple[bytes, int], int], restart: Restart) -> int:
+    def _source(self, message: Message, borrowed: dict[tuple[bytes, int], _Borrowed], restart: Restart) -> _Borrowed:
         if message.origin >= 0:
-            return restart.object(message.origin)
+            return _Borrowed(restart.object(message.origin))
         key = (message.sender, message.port)
         if key not in borrowed:
-            family = AF_INET if len(message.sender) == 4 else _socket.AF_INET6
-            one = _socket.socket(family, DATAGRAM | _socket.SOCK_CLOEXEC, 0)
-            try:
-                one.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-                one.bind(Address(message.sender, message.port).of_family(family))
-                borrowed[key] = one.detach()
-            except OSError:
-                one.close()
-                borrowed[key] = -1
+            borrowed[key] = _borrow(Address(message.sender, message.port))
         return borrowed[key]
 
-    def _destination(self, record: UdpSocket, message: Message) -> Address | None:
+    def _destination(self, record: UdpSocket, message: Message, far: bool) -> Address | None:
         """Where it was sent to: told with it, or our address; a socket for all addresses was most likely spoken to
-        at the sender's own."""
+        at the sender's own. far: that is another machine's, and ours may be others now."""
         local = record.local
         if local is None:
             return None
+        if far:
+            return Address(_LOOPBACK[len(message.sender)], local.port) if local.any else local
         if message.destination:
             return Address(packed(message.destination, 0).ip, local.port)
         return Address(message.sender, local.port, local.scope) if local.any else local
+
+
+class _Borrowed(NamedTuple):
+    """A socket that has a sender's address, -1 where that is not to be had. far: it is no address of this machine."""
+
+    fd: int
+    far: bool = False
+
+
+def _borrow(address: Address) -> _Borrowed:
+    family = AF_INET if len(address.ip) == 4 else AF_INET6
+    one = _socket.socket(family, DATAGRAM | _socket.SOCK_CLOEXEC, 0)
+    one.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+    for far in (False, True):
+        try:
+            if far:
+                one.setsockopt(*_TRANSPARENT[family], 1)
+            one.bind(address.of_family(family))
+            return _Borrowed(one.detach(), far)
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL:
+                break
+    one.close()
+    return _Borrowed(-1)
 
 
 def _choose(fd: int, sender: tuple[Any, ...] | None) -> None:
