@@ -498,7 +498,7 @@ def _supervise(
     streams = dict(enumerate(standard))
     supervisor = Supervisor(entry, signals, terminal, streams, job.events, seconds, crashes, wrapper, membership)
     supervisor.stand(standing)
-    supervisor.held = tuple(Pid.of(pid) for pid in job.held)
+    supervisor.root.held = tuple(Pid.of(pid) for pid in job.held)
     if report is not None:
         from torpor.launch.detach import Started
 

@@ -19,12 +19,13 @@ from torpor.supervise.joined import Joined
 from torpor.supervise.keeper import Done, Keeper, Order
 from torpor.supervise.loop import Loop
 from torpor.supervise.registry import Entry, Pid
+from torpor.supervise.requests import Requests
+from torpor.supervise.root import Root
 from torpor.supervise.saving import Guard, Progress, Worker
 from torpor.supervise.say import say
-from torpor.supervise.server import Connection, Server, text, texts
-from torpor.supervise.signals import STOPS, Got, Signals
+from torpor.supervise.signals import Signals
 from torpor.supervise.terminal import Terminal
-from torpor.supervise.tree import Reach, members, reach, stop_all
+from torpor.supervise.tree import Reach, members, reach
 
 if TYPE_CHECKING:
     from torpor.checkpoint.tracking import Tracker
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from torpor.supervise.standing import Standing
     from torpor.watch.wrapper import Wrapper
 
-FROM_TERMINAL = STOPS | {signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGWINCH}
-"""What the kernel sends to a whole group on a terminal's behalf."""
 TICK_SECONDS = 30.0
 """How often to look whether our entry in the runtime folder still exists: the end of a login session deletes
 $XDG_RUNTIME_DIR, also under jobs that are to outlive it."""
@@ -64,8 +63,6 @@ class Supervisor:
         membership: Membership | None = None,
     ) -> None:
         self.entry = entry
-        self.status: int | None = None
-        """The root's wait status, once it has ended."""
         self.stopped_as = ""
         """The checkpoint, `train@3`, after which the job was ended on request; '' if it was not."""
         self.crashes = crashes
@@ -74,42 +71,31 @@ class Supervisor:
         first = membership is None or membership.part.first
         self._upkeep = upkeep.decode(entry.upkeep) if first else upkeep.Upkeep()
         self._tracked: Tracker | None = None
-        self.held: tuple[Pid, ...] = ()
-        """Processes that were stopped only so that somebody can look at them first."""
-        self._told: set[int] = set()
-        """Signals that the job was sent from outside, as far as we know."""
         self._signals = signals
         self._terminal = terminal
         self._streams = streams
-        self._wrapper = wrapper
+        self.wrapper = wrapper
         self._standing: Standing | None = None
         self._paused = False
         self._membership = membership
         if membership is not None:
             self.entry = entry._replace(part=membership.part.part)
-        self._events = events
         self._skip = entry.skip
         self._inside: Inside | None = None
         self._own: tuple[int, ...] = ()
         self._trouble = ""
-        self._lines = b""
-        self._stop_pending = 0
-        self._root_stopped = 0
         self._reap_pending = False
         self.joined = Joined()
-        self._waiting: list[Connection] = []
-        self._following: list[Connection] = []
         self._loop = Loop()
-        self._guard = Guard()
-        self._worker = Worker()
-        self._guard.on_release = self._worker.wake
+        self.root = Root(entry, events, self._loop, self.tell, self.after)
+        self.guard = Guard()
+        self.worker = Worker()
+        self.guard.on_release = self.worker.wake
         self._keeper = Keeper(
-            self._upkeep, self._loop, self._save, self._busy, self._pass_on, seconds,
+            self._upkeep, self._loop, self.save, self.busy, self.root.send, seconds,
             entry.saved or entry.origin,
         )  # fmt: skip
-        self._server = Server(self._loop, {"name": entry.name, "pid": os.getpid()}, self._handle)
-        # From here on a command that knows of the job can reach us, though it is answered only in `run`.
-        self._listen()
+        self._requests = Requests(self, self._loop)
 
     def stand(self, standing: Standing) -> None:
         """What the job holds outside is ours from now on."""
@@ -121,16 +107,15 @@ class Supervisor:
     def run(self) -> int:
         """Until the root has ended. Returns its wait status."""
         self._loop.watch(self._signals.fd, self._on_signals)
-        self._loop.watch(self._worker.fd, self._on_worker)
-        if self._events >= 0:
-            self._loop.watch(self._events, self._on_events)
+        self._loop.watch(self.worker.fd, self._on_worker)
+        self.root.watch()
         self._reap()
         self._loop.later(TICK_SECONDS, self._tick)
         self._watch_holder()
         if self._standing is not None:
             self._standing.attach(self._loop)
         if self._membership is not None:
-            self._membership.attach(self._loop, self._worker, self)
+            self._membership.attach(self._loop, self.worker, self)
         self._keeper.start()
         self._after_restart()
         self._answer_inside()
@@ -151,42 +136,22 @@ class Supervisor:
             if got.number == signal.SIGCHLD:
                 self._reap_pending = True
             elif got.number == signal.SIGCONT:
-                if self.held:
-                    self._let_on()
-                elif self._root_stopped and not got.from_kernel and self._root_alive():
+                if self.root.held:
+                    self.root.let_on()
+                elif self.root.stopped and not got.from_kernel and self.root.alive:
                     self._terminal.resume(self.entry.root)
-            elif self._told_already(got):
-                self._told.add(got.number)
-            elif self.status is not None or not self._keeper.signal(got.number):
-                self._pass_on(got.number)
+            elif self.root.has_got(got, self.entry):
+                self.root.told.add(got.number)
+            elif self.root.status is not None or not self._keeper.signal(got.number):
+                self.root.send(got.number)
         if self._reap_pending:
             self._reap()
         self.after()
 
-    def _told_already(self, got: Got) -> bool:
-        """Has the program got this signal too? The terminal speaks to the whole foreground group. And a
-        program that signals its parent does not mean itself."""
-        if got.from_kernel:
-            if self._events >= 0:  # a group of its own: what the terminal sends us it has not seen
-                return got.number in (signal.SIGTTIN, signal.SIGTTOU)
-            return got.number in FROM_TERMINAL
-        return bool(got.sender) and got.sender in members(reach(self.entry))
-
-    def _pass_on(self, number: int) -> None:
-        self._told.add(number)
-        if self._root_alive():
-            try:
-                os.kill(self.entry.root.pid, number)
-            except OSError:
-                pass
-
-    def _root_alive(self) -> bool:
-        return self.status is None and self.entry.root.alive
-
     def _reap(self) -> None:
         """Take the states of our children: the root's, and those of orphans that have become ours."""
         self._reap_pending = True
-        if not self._guard.try_enter():
+        if not self.guard.try_enter():
             return  # a save is tracing; it wakes us when it has let go
         self._reap_pending = False
         try:
@@ -194,107 +159,44 @@ class Supervisor:
                 seen = os.waitid(os.P_ALL, 0, os.WEXITED | os.WSTOPPED | os.WCONTINUED | os.WNOHANG)
                 if seen is None:
                     break
-                if seen.si_pid == self.entry.root.pid and self._events < 0:
-                    self._root_changed(seen.si_code, seen.si_status)
+                if seen.si_pid == self.root.pid.pid and self.root.child:
+                    self.root.changed(seen.si_code, seen.si_status)
                 else:
                     self.joined.changed(seen.si_pid, seen.si_code, seen.si_status)
         except ChildProcessError:
             pass
         finally:
-            if self._events < 0 and self.status is None and not self.entry.root.state:
-                self.status = self._status_taken()
+            self.root.look_for_end()
             self.joined.look()
-            self._guard.leave()
-
-    def _status_taken(self) -> int:
-        """The root is gone, and a save took its status: a tracer's wait for an end is the parent's, if they
-        are one."""
-        from torpor.linux import ptrace
-
-        return ptrace.reaped.pop(self.entry.root.pid, signal.SIGKILL)
-
-    def _root_changed(self, code: int, value: int) -> None:
-        if code == os.CLD_EXITED:
-            self.status = value << 8
-        elif code in (os.CLD_KILLED, os.CLD_DUMPED):
-            self.status = value
-        elif code == os.CLD_STOPPED:
-            self._root_stopped = self._stop_pending = value
-            self._tell({"event": "stop", "signal": value})
-        elif code == os.CLD_CONTINUED:
-            self._root_stopped = self._stop_pending = 0
-            self._tell({"event": "continue"})
-            self._let_on()
-
-    def _let_on(self) -> None:
-        """The job was held before its first instruction, and one who may have said that it shall go on."""
-        held, self.held = self.held, ()
-        for one in held:
-            if one.state == "T":
-                os.kill(one.pid, signal.SIGCONT)
+            self.guard.leave()
 
     def _pause(self) -> None:
         """It lacks a seat, and may not run on for now."""
         self._paused = True
-        if not self._worker.busy:
-            self.held = stop_all(self.entry)  # else once the save is over
+        if not self.worker.busy:
+            self.root.hold(self.entry)  # else once the save is over
 
     def _resume(self) -> None:
         if self._paused:
             self._paused = False
-            self._let_on()
+            self.root.let_on()
 
     def _keeper_replaced(self, pid: int) -> None:
         self.entry = self.entry._replace(keeper=Pid.of(pid))
         self._write_down()
 
-    def _on_events(self, _events: int) -> None:
-        """A restarted job: its root's parent stand-in writes what a wait would have told."""
-        try:
-            data = os.read(self._events, 4096)
-        except OSError:
-            data = b""
-        self._lines += data
-        *whole, self._lines = self._lines.split(b"\n")
-        for line in whole:
-            word, _, value = line.partition(b" ")
-            if word == b"exit":
-                self.status = int(value)
-            elif word == b"stop":
-                self._root_changed(os.CLD_STOPPED, int(value))
-            elif word == b"continue":
-                self._root_changed(os.CLD_CONTINUED, 0)
-        if not data:
-            self._loop.forget(self._events)
-            self._unwatched()
-        self.after()
-
-    def _unwatched(self) -> None:
-        """Nobody tells us of the root any more: either all is gone (the namespace was killed from outside), or only the
-        stand-in that watched it. Then we look ourselves, though how it ends we shall not learn."""
-        if self.status is not None:
-            return
-        if self.entry.root.alive:
-            self._loop.later(1.0, self._look)
-        else:
-            self.status = signal.SIGKILL
-
-    def _look(self) -> None:
-        self._unwatched()
-        self.after()
-
     def after(self) -> None:
         """What follows from a change of state, once everything that has arrived was looked at."""
-        if not self._worker.busy:
+        if not self.worker.busy:
             self.joined.begin()
             self.joined.answer(self._final)
-        if self._membership is not None and self.status is not None and not self.joined.run:
-            self._membership.root_ended(self.status)
+        if self._membership is not None and self.root.status is not None and not self.joined.run:
+            self._membership.root_ended(self.root.status)
         if self._finished():
             self._loop.stop()
-        elif self._stop_pending and not self._worker.busy and not self.held:
+        elif self.root.stop_pending and not self.worker.busy and not self.root.held:
             # Not while a checkpoint is being made: its command would wait until somebody brings us back.
-            number, self._stop_pending = self._stop_pending, 0
+            number, self.root.stop_pending = self.root.stop_pending, 0
             self._terminal.stopped(
                 self.entry.root, number, self._signals, lambda: members(reach(self.entry)), self._set_aside
             )
@@ -306,10 +208,22 @@ class Supervisor:
         self._write_down()
 
     def _watch_holder(self) -> None:
-        if self._wrapper is not None:
+        if self.wrapper is not None:
             from torpor.supervise.holder_watch import HolderWatch
 
-            HolderWatch(self._loop, self._wrapper, self._holder_replaced).start()
+            HolderWatch(self._loop, self.wrapper, self._holder_replaced).start()
+
+    def know_holder(self, holder: int) -> None:
+        """A process that is to answer for the filters of the job, which has none yet. Before anything of the job is
+        touched: whoever comes after us finds it, and knows that there are filters."""
+        self._skip = (*self._skip, holder)
+        self.entry = self.entry._replace(holder=registry.Pid.of(holder), skip=(*self.entry.skip, holder))
+        self._write_down()
+
+    def watched_by(self, wrapper: Wrapper) -> None:
+        """What the job asks for is written down from now on."""
+        self.wrapper = wrapper
+        self._watch_holder()
 
     def _holder_replaced(self, holder: int) -> None:
         dead = self.entry.holder.pid
@@ -321,14 +235,14 @@ class Supervisor:
     def _finished(self) -> bool:
         if self._membership is not None and not self._membership.over:
             return False
-        return self.status is not None and not self._worker.busy and not self.joined.run
+        return self.root.status is not None and not self.worker.busy and not self.joined.run
 
     def _final(self, status: int) -> dict[str, Any]:
         """What whoever waits for a program that has joined is told."""
         return {"status": upkeep.final_status(self._upkeep, status, bool(self.stopped_as), False, False)}
 
     def _end(self) -> int:
-        status = self.status if self.status is not None else 255 << 8
+        status = self.root.status if self.root.status is not None else 255 << 8
         if self._restartable(status):
             self.again = True
             self.crashes += 1
@@ -338,8 +252,7 @@ class Supervisor:
                 self._standing.close()  # before anybody hears of the end who might want to have it next
             known = bool(self.entry.saved or self.entry.origin)
             status = upkeep.final_status(self._upkeep, status, bool(self.stopped_as), self._keeper.interrupted, known)
-            for connection in (*self._waiting, *self._following):
-                connection.finish({"result": {"status": status}})
+            self._requests.ended(status)
             if self.entry.log:
                 state.record_end(self.entry.log, status)  # before our entry goes: who misses that looks here
         self._terminal.close(lambda: members(reach(self.entry)))
@@ -347,7 +260,7 @@ class Supervisor:
             self._membership.close()
         if not self.again:
             registry.release(self.entry)
-        self._server.close()
+        self._requests.close()
         return status
 
     def hand_over(self) -> int:
@@ -362,7 +275,7 @@ class Supervisor:
             return False
         if self.crashes >= self._upkeep.crashes:
             return False
-        if not upkeep.crashed(status, self._told):
+        if not upkeep.crashed(status, self.root.told):
             return False
         from torpor.supervise import saving
 
@@ -395,18 +308,10 @@ class Supervisor:
     # -- the commands
     # -------------------------------------------------------------------------------------------
 
-    def _listen(self) -> None:
-        if not self.entry.folder:
-            return  # could not be registered: the job can be reached by its pid only
-        try:
-            self._server.listen(self.entry.folder)
-        except OSError:
-            pass  # the job runs all the same; commands then save it themselves
-
     def _tick(self) -> None:
         if self.entry.folder and not os.path.exists(f"{self.entry.folder}/socket"):
             self._write_down()
-            self._listen()
+            self._requests.listen()
         self._loop.later(TICK_SECONDS, self._tick)
 
     def _write_down(self) -> None:
@@ -416,34 +321,6 @@ class Supervisor:
             self.entry = registry.update(self.entry)
         except (OSError, TorporError):
             pass  # a full or unwritable runtime folder must not disturb the job
-
-    def _handle(self, connection: Connection, request: protocol.Message) -> None:
-        do = text(request, "do")
-        if do == "status":
-            connection.finish({"result": self._state()})
-        elif do == "wait":
-            self._waiting.append(connection)
-        elif do == "follow":
-            self._following.append(connection)
-        elif do == "ending":
-            self._told.add(int(request["signal"]))
-            connection.finish({"result": {}})
-        elif do == "check":
-            self._check(connection)
-        elif do == "watch":
-            self._watch(connection, request)
-        elif do == "hooks":
-            self._change_hooks(hooks.parsed(request["on"]))
-            connection.finish({"result": {}})
-        elif do == "checkpoint":
-            self._checkpoint(connection, request)
-        elif do == "join":
-            if self.status is not None:
-                raise TorporError(f"{self.entry.name} has just ended")
-            self.joined.ask(self.entry, connection, request)
-            self.after()
-        else:
-            raise ValueError(do)
 
     def _after_restart(self) -> None:
         """Run what is to be run now that the job has been restarted."""
@@ -457,46 +334,14 @@ class Supervisor:
             if error is not None:
                 say(f"torpor: {error}")
 
-        self._worker.start("restart", lambda: hooks.run(self._upkeep.hooks, "post-restart", told, self._guard), done)
+        self.worker.start("restart", lambda: hooks.run(self._upkeep.hooks, "post-restart", told, self.guard), done)
 
-    def _change_hooks(self, given: hooks.Hooks) -> None:
+    def change_hooks(self, given: hooks.Hooks) -> None:
         if self._membership is not None:
             raise UsageError("--on is not for a job over hosts yet")
         self._upkeep = upkeep.changed(self._upkeep, {"hooks": given})
         self.entry = self.entry._replace(upkeep=upkeep.encode(self._upkeep))
         self._write_down()
-
-    def _watch(self, connection: Connection, request: protocol.Message) -> None:
-        """Write down what the job asks for from now on."""
-        from torpor.watch import late
-
-        self._free()
-        if self._wrapper is not None:
-            raise UsageError(f"{self.entry.name} is watched already")
-        if self._membership is not None:
-            raise UsageError("a job over hosts cannot be watched from its middle on")
-        where = reach(self.entry)._replace(watched=True)
-        with_sendmsg, privileges = text(request, "how") == "sendmsg", bool(request.get("no_new_privs"))
-
-        def known(holder: int) -> None:
-            # Before anything of the job is touched: whoever comes after us finds it, and knows that there are filters.
-            self._skip = (*self._skip, holder)
-            self.entry = self.entry._replace(holder=registry.Pid.of(holder), skip=(*self.entry.skip, holder))
-            self._write_down()
-
-        def work() -> Any:
-            with self._guard:
-                return late.begin(where.tree(), with_sendmsg, privileges, known)
-
-        def done(result: Any, error: BaseException | None) -> None:
-            if error is not None:
-                connection.finish(protocol.error_message(error))
-                return
-            self._wrapper, watched = result
-            self._watch_holder()
-            connection.finish({"result": {"processes": watched.processes, "notes": list(watched.notes)}})
-
-        self._worker.start("watch", work, done)
 
     def _answer_inside(self) -> None:
         """The job's programs may speak with us."""
@@ -509,75 +354,33 @@ class Supervisor:
             self._write_down()
 
         def save(done: Done) -> None:
-            self._save(Order(why="inside"), lambda *_: None, done)
+            self.save(Order(why="inside"), lambda *_: None, done)
 
-        self._inside = inside.begin(self._loop, self.entry, changed, save, lambda: bool(self._busy()))
+        self._inside = inside.begin(self._loop, self.entry, changed, save, lambda: bool(self.busy()))
 
-    def _state(self) -> dict[str, Any]:
-        word = "saving" if self._busy() else "stopped" if self._root_stopped else "running"
-        return {
-            "name": self.entry.name,
-            "state": word,
-            "root": self.entry.root.pid,
-            "saved": self.entry.saved,
-        }
+    def tell(self, event: protocol.Message) -> None:
+        """Something has happened to the job."""
+        self._requests.tell(event)
 
-    def _tell(self, event: protocol.Message) -> None:
-        for connection in self._following:
-            connection.send(event)
-
-    def _inherited(self) -> list[tuple[int, int]]:
+    def inherited(self) -> list[tuple[int, int]]:
         return [*self._streams.items(), *self.joined.streams]
 
-    def _busy(self) -> str:
+    def busy(self) -> str:
         asked = self._membership is not None and self._membership.busy
         held = self._inside is not None and self._inside.waiting
-        return self._worker.busy or ("checkpoint" if asked or held else "")
+        return self.worker.busy or ("checkpoint" if asked or held else "")
 
-    def _free(self) -> None:
-        if busy := self._busy():
+    def free(self) -> None:
+        if busy := self.busy():
             raise TorporError(f"a {busy} of {self.entry.name} is being made already")
-        if self.status is not None:
+        if self.root.status is not None:
             raise TorporError(f"{self.entry.name} has just ended")
 
-    def _check(self, connection: Connection) -> None:
-        from torpor.supervise import saving
-
-        self._free()
-        where, streams = reach(self.entry), self._inherited()
-
-        def done(result: Any, error: BaseException | None) -> None:
-            connection.finish(protocol.error_message(error) if error else {"result": result})
-
-        self._worker.start("check", lambda: saving.check(where, streams), done)
-
-    def _checkpoint(self, connection: Connection, request: protocol.Message) -> None:
-        order = Order(
-            stop=bool(request.get("stop", False)),
-            files=text(request, "files", "auto"),
-            with_files=bool(request.get("with_files", False)),
-            compress=text(request, "compress"),
-            encrypt_to=texts(request, "encrypt_to"),
-            name=text(request, "name"),
-            store=text(request, "store"),
-            on=hooks.parsed(request.get("on", ())),
-            forget=texts(request, "forget") or (),
-        )
-
-        def progress(phase: str, so_far: int, total: int) -> None:
-            event = {"event": "progress", "phase": phase, "done": so_far, "total": total}
-            self._worker.post(lambda: connection.send(event))
-
-        def done(result: dict[str, Any] | None, error: BaseException | None) -> None:
-            connection.finish(protocol.error_message(error) if error else {"result": result})
-
-        self._save(order, progress, done)
-
-    def _save(self, order: Order, progress: Progress, done: Done) -> None:
+    def save(self, order: Order, progress: Progress, done: Done) -> None:
         """Have a checkpoint made, and what is then one too many removed. Raises TorporError if it cannot be begun."""
         from torpor.supervise import saving
 
-        self._free()
+        self.free()
         store = order.store or self.entry.store
         job = self.entry.name if self._membership is None else self._membership.part.job
         name = registry.check_name(order.name or job)
@@ -603,7 +406,7 @@ class Supervisor:
                 self.stopped_as = self.entry.saved
             if own:
                 self._keeper.saved(self.entry.saved, float(result["seconds"]))
-            self._tell({"event": "saved", **result})
+            self.tell({"event": "saved", **result})
             done(result, None)
 
         if self._membership is not None:
@@ -612,7 +415,7 @@ class Supervisor:
         where = reach(self.entry)
 
         def go() -> None:
-            self._worker.start("checkpoint", lambda: thinned(self._made(order, where, name, store, progress)), finished)
+            self.worker.start("checkpoint", lambda: thinned(self._made(order, where, name, store, progress)), finished)
 
         if self._inside is not None:
             self._inside.when_free(go, lambda error: finished(None, error))
@@ -628,13 +431,13 @@ class Supervisor:
         first = self._membership is None or self._membership.part.first
         if self._paused:
             # What is stopped would be stopped after a restart, too. It runs on for the moment until it is frozen.
-            self._let_on()
+            self.root.let_on()
         made = saving.save(
             name, where, store,
             stop=order.stop, files=order.files, with_files=order.with_files, compress=order.compress,
-            encrypt_to=order.encrypt_to, streams=self._inherited(), progress=progress, guard=self._guard,
+            encrypt_to=order.encrypt_to, streams=self.inherited(), progress=progress, guard=self.guard,
             upkeep=self.entry.upkeep, inside=self.entry.inside, why=order.why,
-            ledger=self._wrapper.ledger if self._wrapper is not None else lambda: None,
+            ledger=self.wrapper.ledger if self.wrapper is not None else lambda: None,
             policy=self.entry.policy, seats=self.entry.seats, identity=self.entry.identity,
             together=together, first=first, tracker=self._tracker(), on=order.on, forget=order.forget,
         )  # fmt: skip
@@ -674,13 +477,13 @@ class Supervisor:
             self.stopped_as = checkpoint
 
     def _on_worker(self, events: int) -> None:
-        self._worker.deliver(events)
-        if self._paused and not self.held and self.status is None and not self.stopped_as:
+        self.worker.deliver(events)
+        if self._paused and not self.root.held and self.root.status is None and not self.stopped_as:
             self._pause()
         if self._reap_pending:
             self._reap()
-        if self._membership is not None and not self._worker.busy:
+        if self._membership is not None and not self.worker.busy:
             self._membership.idle()
-        if not self._busy() and self.status is None and not self.stopped_as:
+        if not self.busy() and self.root.status is None and not self.stopped_as:
             self._keeper.idle()
         self.after()
