@@ -2,14 +2,16 @@
 
     moved.py GO HOST PORT OWN
 
-Every way to get there: a blocking and a non-blocking connection, a datagram with an address and one on a connected
-socket, a connection from the address OWN, and one to a port that nobody listens on.
+Every way to get there: a blocking and a non-blocking connection, a datagram with an address (by sendto, sendmsg and
+sendmmsg) and one on a connected socket, a connection from the address OWN, and one to a port that nobody listens on.
 """
 
+import ctypes
 import errno
 import os
 import select
 import socket
+import struct
 import sys
 import time
 
@@ -51,6 +53,31 @@ def datagram():
         return near.recv(100).decode()
 
 
+def message():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as near:
+        near.settimeout(20)
+        assert near.sendmsg([b"whe", b"re?"], [(socket.IPPROTO_IP, socket.IP_TTL, b"\x20\0\0\0")], 0, (host, port)) == 6
+        return near.recv(100).decode()
+
+
+def messages():
+    """Two of one sendmmsg."""
+    there = ctypes.create_string_buffer(
+        struct.pack("=H", socket.AF_INET) + struct.pack("!H", port) + socket.inet_aton(host), 16
+    )
+    data = ctypes.create_string_buffer(b"where?")
+    piece = ctypes.create_string_buffer(struct.pack("=QQ", ctypes.addressof(data), 6), 16)
+    one = struct.pack("=QI4xQQQQI4xI4x", ctypes.addressof(there), 16, ctypes.addressof(piece), 1, 0, 0, 0, 0)
+    both = ctypes.create_string_buffer(one + one, 128)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as near:
+        near.settimeout(20)
+        assert ctypes.CDLL(None).sendmmsg(near.fileno(), both, 2, 0) == 2
+        assert [struct.unpack_from("=I", both, at)[0] for at in (56, 120)] == [6, 6]
+        found = {near.recv(100).decode() for _ in range(2)}
+        assert len(found) == 1, found
+        return found.pop()
+
+
 def datagrams():
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as near:
         near.settimeout(20)
@@ -70,12 +97,13 @@ def refused():
 
 
 def everything():
-    ways = (blocking, plain, lambda: blocking(own), later, datagram, datagrams)
+    ways = (blocking, plain, lambda: blocking(own), later, datagram, message, messages, datagrams)
     found = {way() for way in ways}
     refused()
     return ",".join(sorted(found))
 
 
+kept = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)  # tells that datagrams may be sent
 print("FOUND", everything(), flush=True)
 print("READY pid", os.getpid(), flush=True)
 while not os.path.exists(go):

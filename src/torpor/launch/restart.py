@@ -368,7 +368,8 @@ def _restart(
             from torpor.launch import watching
 
             known = manifest.ledger or (watching.begun() if watches else None)
-            prior = watching.again(known, wishes.map_host, moves)
+            datagrams = any(kept.service == "udp" for kept in manifest.objects)
+            prior = watching.again(known, wishes.map_host, moves, datagrams)
             wrapper = watching.wrapper(prior, tell) if prior is not None else None
         return wrapper
 

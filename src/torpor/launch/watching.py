@@ -25,15 +25,19 @@ def begun(how: str = CONNECT) -> Ledger:
     return Ledger(since=time.time(), with_sendmsg=how == SENDMSG)
 
 
-def again(saved: Ledger | None, words: Iterable[str], moves: AddressMap | None = None) -> Ledger | None:
+def again(
+    saved: Ledger | None, words: Iterable[str], moves: AddressMap | None = None, datagrams: bool = False
+) -> Ledger | None:
     """The ledger that a job is restarted with, None if it is not to be watched. words: where addresses are now that it
-    was saved with (`--map-host`).  moves: where all are that it believes in, for a part of a job over hosts."""
+    was saved with (`--map-host`).  moves: where all are that it believes in, for a part of a job over hosts.
+    datagrams: it may send some with addresses, by any call."""
     later = AddressMap.parse(words)
     if saved is None and not later and not moves:
         return None
     prior = saved or begun()
     before = AddressMap.parse(prior.moved) if moves is None else moves
-    return msgspec.structs.replace(prior, moved=before.then(later).words())
+    moved = before.then(later).words()
+    return msgspec.structs.replace(prior, moved=moved, with_sendmsg=prior.with_sendmsg or bool(moved and datagrams))
 
 
 def wrapper(prior: Ledger, say: Callable[[str], None]) -> Wrapper | None:

@@ -21,12 +21,15 @@ from torpor.linux.arch.x86_64 import NR
 from torpor.linux.libc import libc
 from torpor.linux.seccomp_notify import Notice
 from torpor.model.address_map import AddressMap, Place
-from torpor.watch import lines
+from torpor.watch import lines, messages
 from torpor.watch.lines import V4_IN_V6
+from torpor.watch.messages import Message
 
 ADDRESS_MOST = 128
 """sizeof(struct sockaddr_storage)."""
 _DATAGRAM_MOST = 65535
+_MANY = 1024
+"""Messages of one sendmmsg (UIO_MAXIOV)."""
 _MSG_NOSIGNAL = 0x4000
 _MOMENT = 0.002
 """Seconds that the beginning of a connection may take."""
@@ -49,6 +52,8 @@ class Mover:
         """Make the call on our copy of its socket; None if the task is to make it itself, because its address is where
         it was or the kernel will not look at it. Raises OSError where the task's memory cannot be read."""
         nr, args = notice.nr, notice.args
+        if nr in (NR.sendmsg, NR.sendmmsg):
+            return self._send(notice, fd) if protocol == "udp" else None
         if nr == NR.sendto:
             at, size = args[4], args[5]
         elif nr in (NR.connect, NR.bind):
@@ -73,6 +78,34 @@ class Mover:
             return None  # a connection goes where it goes; what is too long is refused whatever the address
         data = uio.read(notice.task, args[1], args[2]) if args[2] else b""
         return _outcome(libc.sendto(fd, data, len(data), (args[3] & 0xFFFFFFFF) | _MSG_NOSIGNAL, address, size))
+
+    def _send(self, notice: Notice, fd: int) -> Outcome | None:
+        """sendmsg(2) and sendmmsg(2) of datagrams. Of the latter all messages are sent here if one names an old
+        address: up to the first that fails, or that has to be left to the task."""
+        task, args = notice.task, notice.args
+        if notice.nr == NR.sendmsg:
+            message = messages.read(task, args[1])
+            moved = self._redirected(message)
+            return _outcome(messages.send(fd, moved, args[2])) if moved is not None else None
+        found = [messages.read(task, args[1] + at * messages.MANY) for at in range(min(args[2] & 0xFFFFFFFF, _MANY))]
+        redirected = [self._redirected(message) for message in found]
+        if not any(redirected):
+            return None
+        sent = 0
+        for message, moved in zip(found, redirected):
+            there = moved or message
+            outcome = _outcome(messages.send(fd, there, args[3])) if there is not None else (0, errno.EAGAIN)
+            if outcome[1]:
+                return (sent, 0) if sent else outcome if there is not None else None
+            uio.write(task, args[1] + sent * messages.MANY + messages.SIZE, outcome[0].to_bytes(4, "little"))
+            sent += 1
+        return sent, 0
+
+    def _redirected(self, message: Message | None) -> Message | None:
+        """A message with the new address; None if it goes to none that has moved."""
+        asked = lines.host_and_port(message.name) if message is not None and message.name else None
+        place = self._moves.find(*asked, answer=True) if asked is not None else None
+        return None if message is None or place is None else message._replace(name=moved(message.name, place))
 
 
 def moved(address: bytes, place: Place) -> bytes:
