@@ -60,7 +60,10 @@ class Outside:
         for folder, folders, names in os.walk(bench.folder):
             paths |= {folder, *(os.path.join(folder, name) for name in [*folders, *names])}
         log = os.path.join(bench.home, ".local/state/torpor/log.jsonl")
-        self.files = {path: look_at(path) for path in sorted(paths) if path != log}
+        # The job's lease is its supervisor's affair: it is taken in the store some time after the first checkpoint.
+        lease = os.path.join(bench.store, "holds")
+        paths = {path for path in paths if path not in (log, bench.store) and not path.startswith(lease)}
+        self.files = {path: look_at(path) for path in sorted(paths)}
         self.processes = {pid: text(f"/proc/{pid}/stat").split()[21] for pid in pids}
         inodes = {st[2] for st in self.files.values() if len(st) > 1}
         lines = text("/proc/locks").splitlines()
@@ -68,7 +71,8 @@ class Outside:
         self.sockets = sorted(os.readlink(f"/proc/{pid}/fd/{n}") for pid in pids for n in _numbers(pid))
         # Those of semaphores do not tell whose they are.
         self.ipc = [each for kind in ("shm", "msg") for each in _ipc(kind, pids)]
-        self.mounts = text("/proc/self/mountinfo")
+        lines = text("/proc/self/mountinfo").splitlines()
+        self.mounts = [line for line in lines if "/torpor-test-" not in line or bench.folder in line]
 
     def must_equal(self, other: Outside) -> None:
         for name, value in vars(self).items():
@@ -198,8 +202,12 @@ def log(bench: Bench) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text(f"{bench.home}/.local/state/torpor/log.jsonl").splitlines()]
 
 
+AT_REST = [program for program in catalogue.STATE if program.label != "unseen"]
+"""That one makes pipes and closes them all the time."""
+
+
 @pytest.mark.exam
-@pytest.mark.parametrize("program", catalogue.parameters([*catalogue.STATE, *catalogue.SERVED]))
+@pytest.mark.parametrize("program", catalogue.parameters([*AT_REST, *catalogue.SERVED]))
 def test_every_service(program: catalogue.Program, via: str, bench: Bench) -> None:
     job = bench.run(program.command(bench.go), via)
     job.ready()

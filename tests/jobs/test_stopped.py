@@ -25,8 +25,8 @@ def living(bench: harness.Bench) -> dict[int, str]:
     """The job's processes, without torpor's own, and the letters of their states."""
     out = {}
     for pid in harness.tagged(bench.tag):
-        command = harness.text_of_proc(f"/proc/{pid}/cmdline")
-        if command and "torpor" not in command.split("\0")[0] and "python" not in command.split("\0")[0]:
+        command = os.path.basename(harness.text_of_proc(f"/proc/{pid}/cmdline").split("\0")[0])
+        if command and "torpor" not in command and "python" not in command:
             out[pid] = harness.state_of(pid)
     return out
 

@@ -35,8 +35,9 @@ int main(int argc, char **argv)
     pid_t child = waiter(), gone = waiter();
     char path[64];
     snprintf(path, sizeof path, "/proc/%d/comm", (int)child);
-    short_sleep();
     int comm = open(path, O_RDWR);
+    MUST(comm >= 0);
+    UNTIL(pread(comm, head, 4, 0) == 4 && strncmp(head, "the-", 4) == 0, 5, "the child has its name");
     snprintf(path, sizeof path, "/proc/%d/stat", (int)gone);
     int dead = open(path, O_RDONLY);
     MUST(maps >= 0 && folder >= 0 && comm >= 0 && dead >= 0);
