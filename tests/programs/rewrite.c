@@ -96,8 +96,10 @@ int main(int argc, char **argv)
         UNTIL(areas[i].rounds > 1, 30, areas[i].name);
     ready();
     wait_go();
-    if (wrong_way > 0 && wrong_way <= count)
+    for (int i = 0; wrong_way > 0 && wrong_way <= count && i < 500; i++) { /* it may be written over before it is seen */
         areas[wrong_way - 1].at[areas[wrong_way - 1].pages * WORDS - 1] ^= 1ull << 63;
+        short_sleep();
+    }
     for (int i = 0; i < count; i++) {
         unsigned long before = areas[i].rounds;
         UNTIL(areas[i].rounds > before + 2, 30, areas[i].name);

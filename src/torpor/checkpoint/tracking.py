@@ -101,11 +101,8 @@ class Tracker:
         for pid, noted in list(self._noted.items()):
             try:
                 _note(pid, noted)
-            except OSError as error:
-                if error.errno == errno.ESRCH or isinstance(error, FileNotFoundError):
-                    self._forget(pid)  # ended, or another program now
-                else:
-                    raise
+            except (ProcessLookupError, FileNotFoundError):
+                self._forget(pid)  # ended, or another program now
 
     def look(self, pids: Iterable[int], saving: Save, forget: Sequence[str]) -> Unchanged:
         """What of the stopped processes is as it was. From here on everything counts anew, and until `remember` nothing

@@ -12,6 +12,7 @@ import os
 import struct
 from array import array
 
+from torpor.linux import proc
 from torpor.linux.masks import REASON, masked
 
 PAGE = 4096
@@ -30,7 +31,7 @@ class Pagemap:
     """/proc/PID/pagemap of one process, opened once."""
 
     def __init__(self, pid: int) -> None:
-        self._fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        self._fd = proc.open_memory(pid, "pagemap")
         self._scan = not masked("pagemap_scan")
         self._guards = True
         """Does the kernel tell guard pages (MADV_GUARD_INSTALL) from others? Since 6.15."""

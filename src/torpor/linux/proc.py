@@ -6,6 +6,7 @@ raised, as the kernel raised it. Source of every field: proc(5), Documentation/f
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -79,6 +80,20 @@ def status(pid: int, tid: int | None = None) -> dict[str, str]:
     where = f"/proc/{pid}/status" if tid is None else f"/proc/{pid}/task/{tid}/status"
     # Not splitlines: a name may have any byte in it that ends a line elsewhere, but for \n, which is shown as two.
     return dict([line.split(":\t", 1) for line in text(where)[:-1].split("\n")])
+
+
+def open_memory(pid: int, name: str, flags: int = os.O_RDONLY) -> int:
+    """A close-on-exec descriptor of /proc/PID/mem, pagemap or another file that shows the memory of a process.
+
+    To an ordinary user these are forbidden once the process is ending: without memory it does not count as dumpable
+    (kernel/ptrace.c, __ptrace_may_access). That is told as what it is. Raises OSError (ESRCH, ENOENT: it has ended).
+    """
+    try:
+        return os.open(f"/proc/{pid}/{name}", flags | os.O_CLOEXEC)
+    except PermissionError:
+        if text(f"/proc/{pid}/statm").split()[0] != "0":
+            raise
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
 
 
 def inner_pid(fields: dict[str, str], key: str = "NSpid") -> int:

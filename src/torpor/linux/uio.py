@@ -7,6 +7,7 @@ import errno
 import os
 from typing import Any
 
+from torpor.linux import proc
 from torpor.linux.libc import libc
 
 
@@ -67,7 +68,7 @@ def write_from(pid: int, ranges: list[tuple[int, int]], local: int, size: int) -
 def force_write(pid: int, address: int, data: bytes | memoryview) -> None:
     """Write through /proc/PID/mem, which passes over page protection of private mappings (FOLL_FORCE). Raises OSError
     (ESRCH where the process has ended meanwhile)."""
-    fd = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+    fd = proc.open_memory(pid, "mem", os.O_RDWR)
     try:
         done = 0
         view = memoryview(data)
@@ -82,7 +83,7 @@ def force_write(pid: int, address: int, data: bytes | memoryview) -> None:
 
 def force_read(pid: int, address: int, size: int) -> bytes:
     """Read through /proc/PID/mem: also what the process itself may not read (PROT_NONE)."""
-    fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+    fd = proc.open_memory(pid, "mem")
     try:
         return os.pread(fd, size, address)
     finally:

@@ -224,7 +224,7 @@ class Reader:
             except OSError:
                 pass  # protection may differ inside; /proc/PID/mem passes over it
         at = 0
-        fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+        fd = proc.open_memory(pid, "mem")
         try:
             for address, length in window.ranges():
                 done = 0
