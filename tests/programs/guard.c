@@ -33,8 +33,24 @@ int main(int argc, char **argv)
     }
     char *empty = mmap(0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     MUST(madvise(empty, page, MADV_GUARD_INSTALL) == 0);
+    /* What a copy of the process has not: these have guard pages as well. */
+    char *apart[3];
+    for (int i = 0; i < 3; i++) {
+        apart[i] = mmap(0, size, PROT_READ | PROT_WRITE, (i == 2 ? MAP_SHARED : MAP_PRIVATE) | MAP_ANONYMOUS, -1, 0);
+        MUST(apart[i] != MAP_FAILED);
+        memset(apart[i], 9, size);
+        if (i < 2)
+            MUST(madvise(apart[i], size, i ? MADV_WIPEONFORK : MADV_DONTFORK) == 0);
+        if (madvise(apart[i] + page, page, MADV_GUARD_INSTALL) < 0)
+            apart[i] = 0; /* shared memory: before Linux 6.15 */
+    }
     ready();
     wait_go();
+    for (int i = 0; i < 3; i++)
+        if (apart[i]) {
+            SAME(faults(apart[i] + page), 1, i ? i == 1 ? "in MADV_WIPEONFORK" : "in shared memory" : "in MADV_DONTFORK");
+            SAME(faults(apart[i]) || faults(apart[i] + 2 * page), 0, "beside it");
+        }
     for (int i = 0; i < 64; i++)
         SAME(faults(area + i * page), (i >= 10 && i < 13) != WRONG(1), "guard page");
     SAME(faults(empty), 1, "guard page in memory never touched");

@@ -170,9 +170,10 @@ class Held:
         for pid, (seen, _) in self._looks.items():
             chosen = [one for one in seen if capture.apart(one)] if pid in self._copies else seen
             work += [Work(pid, pid, window, plainly) for window, plainly in self._windows(pid, pid, chosen)]
-            if pid not in self._copies:
-                self._guards[pid] = capture.guards(pid, seen)
-            else:
+            # A copy has neither what is apart nor all of what is shared; guard pages go with their areas.
+            lacking = [one for one in seen if pid not in self._copies or one.record.shared or capture.apart(one)]
+            self._guards[pid] = capture.guards(pid, lacking)
+            if pid in self._copies:
                 self._comm[pid] = frozen.processes[pid].comm
         self._take(work)
 
@@ -221,7 +222,9 @@ class Held:
             seen = found
         else:
             seen = [one for one in seen if not capture.apart(one)]
-        self._guards[pid] = capture.guards(copy.pid, seen)
+        self._guards[pid] = tuple(
+            sorted((*self._guards[pid], *capture.guards(copy.pid, (one for one in seen if not one.record.shared))))
+        )
         return [Work(pid, copy.pid, window, plainly) for window, plainly in self._windows(pid, copy.pid, seen)]
 
     def _windows(self, pid: int, source: int, seen: Iterable[capture.Seen]) -> Iterable[tuple[Window, bool]]:
