@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from apart import FIRST, Apart
+from over import text
 
 pytest.importorskip("nats")
 PROGRAMS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "programs")
@@ -46,7 +47,7 @@ class Talking(Apart):
         here = f"{words} server 127.0.0.2 {self.folder}/port > {self.outputs[0]} 2>&1"
         first = self.begin(["sh", "-c", f"{sys.executable} -m torpor rsh {SECOND} '{there}' & {here}"])
         for output in self.outputs:
-            until(lambda output=output: "READY" in _text(output), output, self)  # type: ignore[misc]
+            until(lambda output=output: "READY" in text(output), output, self)  # type: ignore[misc]
         return first
 
     def hold(self, name: str, phase: str) -> None:
@@ -77,7 +78,7 @@ class Talking(Apart):
         found = []
         for name in self.names:
             for pid in self.everything(name):
-                words = _text(f"/proc/{pid}/cmdline").split("\0")
+                words = text(f"/proc/{pid}/cmdline").split("\0")
                 if len(words) > 2 and words[1] == TALK:
                     found.append(pid)
         return found
@@ -110,8 +111,8 @@ class Talking(Apart):
         for pid in self.talkers():
             os.kill(pid, signal.SIGUSR1)
         for output in self.outputs:
-            until(lambda output=output: "OK" in _text(output), _text(output), self)  # type: ignore[misc]
-        assert _text(self.outputs[0]) == _text(self.outputs[1])
+            until(lambda output=output: "OK" in text(output), text(output), self)  # type: ignore[misc]
+        assert text(self.outputs[0]) == text(self.outputs[1])
         assert first.wait(30) == 0
         self.nothing()
 
@@ -318,7 +319,7 @@ def failed(job: Talking, first: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(subprocess.TimeoutExpired):
         first.wait(8)
     if first.poll() is not None:
-        err = _text(job.err(FIRST))
+        err = text(job.err(FIRST))
         assert first.returncode and any(word in err for word in (*job.names, "coordinator")), (err, job.said())
         job.nothing()
         first = job.restart("far", at=12)
@@ -327,15 +328,7 @@ def failed(job: Talking, first: subprocess.Popen[bytes]) -> None:
     job.end(first)
 
 
-def _text(path: str) -> str:
-    try:
-        with open(path, errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""
-
-
 def _ticks(pid: int) -> int:
     """Clock ticks that a process has had a processor for (proc_pid_stat(5))."""
-    fields = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    fields = text(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12]) if fields else 0

@@ -36,14 +36,7 @@ def write(manifest: Manifest, process: ProcessRecord, source: Source, fd: int) -
     memory = SavedMemory(manifest)
     own = memory.own(process)
     held: list[tuple[Segment, list[Run], bytes]] = []
-    at = 0
-    for area in sorted(process.areas, key=lambda area: area.start):
-        while at < len(own) and own[at].end <= area.start:
-            at += 1
-        last = at
-        while last < len(own) and own[last].address < area.end:
-            last += 1
-        over = [part for part in (saved_memory.inside(run, area) for run in own[at:last]) if part is not None]
+    for area, over in saved_memory.by_area(process.areas, own):
         held += _segments(area, memory.behind(area), over, manifest.vdso if area.name == CODE else b"")
     plan = elf_core.layout([segment for segment, _, _ in held], _notes(manifest, process, own, source))
     os.ftruncate(fd, plan.size)

@@ -142,7 +142,19 @@ def _window(runs: Iterable[Run], area: AreaRecord) -> Iterator[Run]:
             yield Run(first + shift, last - first, run.ref, run.skip + first - run.address)
 
 
-def inside(run: Run, area: AreaRecord) -> Run | None:
+def by_area(areas: Iterable[AreaRecord], own: list[Run]) -> Iterator[tuple[AreaRecord, list[Run]]]:
+    """The areas of a process, by address, and what each holds of the process' own pages (`SavedMemory.own`). Pure."""
+    at = 0
+    for area in sorted(areas, key=lambda area: area.start):
+        while at < len(own) and own[at].end <= area.start:
+            at += 1
+        last = at
+        while last < len(own) and own[last].address < area.end:
+            last += 1
+        yield area, [part for part in (_inside(run, area) for run in own[at:last]) if part is not None]
+
+
+def _inside(run: Run, area: AreaRecord) -> Run | None:
     """What of a run is in an area."""
     first, last = max(run.address, area.start), min(run.end, area.end)
     return Run(first, last - first, run.ref, run.skip + first - run.address) if first < last else None

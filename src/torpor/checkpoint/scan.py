@@ -53,20 +53,13 @@ def scan(
         found += [
             Finding(process.pid, process.comm, "environment", kind, 1) for kind in _variables(process, own, source)
         ]
-        at = 0
-        for area in sorted(process.areas, key=lambda area: area.start):
-            while at < len(own) and own[at].end <= area.start:
-                at += 1
-            last = at
-            while last < len(own) and own[last].address < area.end:
-                last += 1
+        for area, parts in saved_memory.by_area(process.areas, own):
             region = _name(manifest, area)
             # What several processes share, or show in several places, is looked at once.
             key = memory.object_of(area)
             if key is not None and key not in objects:
                 objects.add(key)
                 look(process.pid, process.comm, region, memory.behind(area))
-            parts = [part for part in (saved_memory.inside(run, area) for run in own[at:last]) if part is not None]
             look(process.pid, process.comm, region, parts)
     for ref in sorted(every - seen):
         data = source.get(ref)
