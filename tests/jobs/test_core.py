@@ -80,3 +80,30 @@ def test_another_process(bench: harness.Bench, saved: tuple[harness.Running, str
     assert os.stat(core + "3").st_blocks * 512 > 1 << 20  # the code of libraries is there
     none = bench.torpor("core", name, "--pid", "999999", "-o", core + "2", "--store", bench.store)
     assert none.status == 2 and child in none.err and not os.path.exists(core + "2")
+
+
+MAPPED = """
+import mmap, sys, time
+file = open(sys.argv[1], "w+b")
+file.truncate(4096)
+room = mmap.mmap(file.fileno(), 4096)
+room[:8] = bytes(range(200, 208))
+where = next(line for line in open("/proc/self/maps") if line.rstrip().endswith(sys.argv[1]))
+print("AT", where.split("-")[0], flush=True)
+time.sleep(1000)
+"""
+
+
+def test_a_mapped_file_that_was_saved_open(user_bench: harness.Bench) -> None:
+    """What an area shows of a file whose contents are kept with its descriptor."""
+    bench = user_bench
+    job = bench.run([bench.account.python, "-c", MAPPED, f"{bench.folder}/mapped"])
+    address = job.wait_for(r"^AT .*$").split()[1]
+    name = f"{job.name}@{bench.checkpoint(job, '--files=save')['number']}"
+    bench.kill()
+    with open(f"{bench.folder}/mapped", "r+b") as file:
+        file.write(bytes(8))  # a debugger looks there for what the core file has not
+    core = f"{bench.folder}/core"
+    bench.must("core", name, "--store", bench.store, "-o", core)
+    told = gdb(bench, bench.account.python, core, f"x/8xb 0x{address}")
+    assert re.findall(r"\t0x(..)", told) == [f"{byte:02x}" for byte in range(200, 208)], told

@@ -117,7 +117,7 @@ class SavedMemory:
         if self._files is None:
             self._files = {}
             for record in self._manifest.objects:
-                if record.service == "regular":
+                if record.service == "file":
                     found = msgspec.msgpack.decode(record.state, type=_Holder)
                     if found.contents is not None and found.file is not None:
                         self._files[found.file.dev, found.file.ino] = found.contents
