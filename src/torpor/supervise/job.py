@@ -292,7 +292,7 @@ class Job:
         """Have the supervisor do it, or do it here where none answers: dead, or stopped together with its
         job."""
         if self.entry.supervised:
-            from torpor.supervise.client import NoAnswer, ask
+            from torpor.supervise.client import NoAnswer, NoSupervisor, ask
 
             def on_event(event: dict[str, Any]) -> None:
                 if progress is not None and event.get("event") == "progress":
@@ -300,10 +300,21 @@ class Job:
 
             try:
                 return ask(self.entry, request, on_event)
-            except NoAnswer:
-                if self.entry.supervised:
+            except NoSupervisor as error:
+                self._refuse_ended()
+                if not isinstance(error, NoAnswer) or self.entry.supervised:
                     raise
         return direct()
+
+    def _refuse_ended(self) -> None:
+        """Its supervisor has hung up. Raises NotFound if that is so because the job has come to its end: a supervisor
+        stops listening a moment before it is gone itself."""
+        if self.entry.root.alive:
+            return
+        self._await_supervisor()
+        now = registry.read(self.entry.folder)
+        if now is None or now.supervisor != self.entry.supervisor or not now.supervisor.alive:
+            raise NotFound(f"{self.name} has ended")
 
 
 def end_all(entry: Entry, found: set[Pid], grace: float) -> bool:
