@@ -84,8 +84,9 @@ class Signals:
             # us too.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
             signal.pthread_sigmask(signal.SIG_BLOCK, {number})
-        # Sending a stop signal removes a SIGCONT that was pending, so one that pends now has come since.
-        return signal.SIGCONT in signal.sigpending()
+        # Sending a stop signal removes a SIGCONT that was pending, so one that pends now has come since. It is taken:
+        # read from the descriptor later, it would undo a stop of the program that has come after it.
+        return signal.sigtimedwait((signal.SIGCONT,), 0) is not None
 
     def close(self) -> None:
         """Give the signals back to their dispositions."""

@@ -100,11 +100,13 @@ class Terminal:
     def resume(self, root: Pid) -> None:
         """We have been continued: hand the terminal over if it is ours to give, and continue the job."""
         group = self._give()
+        own = _group(root.pid)
         if group and self.relay:
             _continue_group(group)
+            if own == group:
+                return  # a second SIGCONT would undo a stop that has come since
         # Not if it runs already: the shell's SIGCONT went to the whole group, and programs catch it.
         if root.state == "T":
-            own = _group(root.pid)
             if own in (0, os.getpgrp()):
                 try:
                     os.kill(root.pid, signal.SIGCONT)

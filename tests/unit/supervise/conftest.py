@@ -12,12 +12,52 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 SOURCE = str(Path(__file__).parents[3] / "src")
 TORPOR = [sys.executable, "-m", "torpor"]
+
+
+# What a program that waits may be in (asm/unistd_64.h).
+CALLS = {"read": 0, "poll": 7, "select": 23, "wait4": 61, "clock_nanosleep": 230, "pselect6": 270}
+
+
+class Task(NamedTuple):
+    pid: int
+    name: str
+    state: str
+    parent: int
+    group: int
+    session: int
+
+
+def until(there: Callable[[], bool], what: str, seconds: float = 15.0) -> None:
+    """Wait until it is so. Raises AssertionError with `what` after that many seconds."""
+    deadline = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < deadline, f"not seen in {seconds} s: {what}"
+        time.sleep(0.01)
+
+
+def _task(pid: int) -> Task | None:
+    """A process as proc_pid_stat(5) shows it; None if it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    name, _, rest = text.partition("(")[2].rpartition(")")
+    state, parent, group, session, *_ = rest.split()
+    return Task(pid, name, state, int(parent), int(group), int(session))
+
+
+def _call(pid: int) -> int | None:
+    """The number of the system call that it waits in (/proc/PID/syscall); None if it runs, or is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/syscall").read_text().split()[0])
+    except (OSError, ValueError):
+        return None
 
 
 class Screen:
@@ -57,6 +97,39 @@ class Screen:
                 if not data:
                     self.gone = True
                 self.seen += data.decode(errors="replace")
+
+    def doing(self, program: str, *calls: str, seconds: float = 15.0) -> None:
+        """Wait until that program is in front and waits in one of those system calls: what is typed now is for it."""
+        numbers = {CALLS[call] for call in calls}
+
+        def waits() -> bool:
+            front = os.tcgetpgrp(self.fd)
+            return any(
+                task.group == front and task.name == program and _call(task.pid) in numbers for task in self._tasks()
+            )
+
+        until(waits, f"{program} in front, in {calls}", seconds)
+
+    def stopped(self, seconds: float = 15.0) -> None:
+        """Wait until what the shell started is stopped."""
+
+        def is_stopped() -> bool:
+            return bool(self.children()) and all(task.state == "T" for task in self.children())
+
+        until(is_stopped, "all stopped", seconds)
+
+    def without(self, program: str, seconds: float = 15.0) -> None:
+        """Wait until no program of that name is left in this terminal."""
+        until(lambda: all(task.name != program for task in self._tasks()), f"no {program} any more", seconds)
+
+    def children(self) -> list[Task]:
+        """What the shell started and has not waited for."""
+        return [task for task in self._tasks() if task.parent == self.pid]
+
+    def _tasks(self) -> list[Task]:
+        """The processes of this session."""
+        found = (_task(int(name)) for name in os.listdir("/proc") if name.isdigit())
+        return [task for task in found if task is not None and task.session == self.pid]
 
     def close(self) -> None:
         try:

@@ -8,15 +8,15 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import TORPOR  # type: ignore[import-not-found]
+from conftest import TORPOR, until  # type: ignore[import-not-found]
 from torpor.model.errors import Damaged, NotFound, NotNow, Refusal, Refused, TorporError, UsageError
 from torpor.supervise import protocol, registry
 from torpor.supervise.loop import Loop
@@ -153,10 +153,7 @@ def job(env: Env, tmp_path: Path) -> subprocess.Popen[bytes]:
     program = "sleep 6; exit 3"  # long enough for the slowest machine
     process = subprocess.Popen([sys.executable, "-c", FAKE, "run", "--name", "fake", "sh", "-c", program], env=env)
     socket_path = Path(env["TORPOR_RUNTIME"], "fake", "socket")
-    for _ in range(200):
-        if socket_path.exists():
-            break
-        time.sleep(0.05)
+    until(socket_path.exists, "the job is there")
     return process
 
 
@@ -186,16 +183,16 @@ def test_errors_of_a_checkpoint(job: subprocess.Popen[bytes], torpor: Torpor) ->
 def test_one_checkpoint_at_a_time_and_the_end_waits_for_it(env: Env, tmp_path: Path, torpor: Torpor) -> None:
     words = ["run", "--name", "fake", "sh", "-c", "sleep 1.5; exit 3"]
     process = subprocess.Popen([sys.executable, "-c", FAKE, *words], env=env | {"FAKE_SECONDS": "4"})
-    while not Path(env["TORPOR_RUNTIME"], "fake", "socket").exists():
-        time.sleep(0.05)
+    until(Path(env["TORPOR_RUNTIME"], "fake", "socket").exists, "the job is there")
     first = subprocess.Popen([*TORPOR, "checkpoint"], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    time.sleep(0.7)
+    assert first.stderr is not None
+    said = first.stderr.read1()  # type: ignore[attr-defined]  # it is being made: the first words on its progress
     second = torpor("checkpoint")
     assert (second.returncode, second.stderr) == (1, "torpor: a checkpoint of fake is being made already\n")
     out, err = first.communicate()
     assert first.returncode == 0
     assert out.startswith(b"saved fake@5")
-    assert b"torpor: memory 1 B of 3 B" in err
+    assert b"torpor: memory 1 B of 3 B" in said + err
     assert process.wait() == 3
 
 
@@ -241,17 +238,27 @@ def test_many_wait(job: subprocess.Popen[bytes], env: Env) -> None:
 def test_following(job: subprocess.Popen[bytes], env: Env, monkeypatch: pytest.MonkeyPatch) -> None:
     import signal
 
+    from torpor.supervise import client
     from torpor.supervise.client import ask
 
+    asked = threading.Event()
+    send = client._send
+
+    def sent(*words: Any) -> None:
+        send(*words)
+        asked.set()
+
+    monkeypatch.setattr(client, "_send", sent)
     monkeypatch.setenv("TORPOR_RUNTIME", env["TORPOR_RUNTIME"])
     entry = registry.find("fake")
     events: list[protocol.Message] = []
     results: list[protocol.Message] = []
     thread = threading.Thread(target=lambda: results.append(ask(entry, {"do": "follow"}, events.append)))
     thread.start()
-    time.sleep(0.3)
+    assert asked.wait(20)
+    ask(entry, {"do": "status"})  # a supervisor that answers this has read what came before it
     os.kill(entry.root.pid, signal.SIGSTOP)
-    time.sleep(0.3)
+    until(lambda: len(events) == 1, "told of the stop")
     os.kill(entry.root.pid, signal.SIGCONT)
     thread.join(20)
     assert events == [{"event": "stop", "signal": signal.SIGSTOP}, {"event": "continue"}]

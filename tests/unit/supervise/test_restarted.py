@@ -6,13 +6,12 @@ import json
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from conftest import TORPOR, Screen  # type: ignore[import-not-found]
+from conftest import TORPOR, Screen, until  # type: ignore[import-not-found]
 
 PROGRAM = """
 trap 'echo got int' INT
@@ -40,13 +39,6 @@ def saved(shell: Screen, env: dict[str, str], tmp_path: Path) -> Screen:
     return shell
 
 
-def wait_for(seconds: float, what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def jobs(env: dict[str, str]) -> list[dict[str, object]]:
     found: list[dict[str, object]] = json.loads(
         subprocess.run([*TORPOR, "jobs", "--json"], env=env, capture_output=True, text=True).stdout
@@ -67,7 +59,7 @@ def wait_until_running(env: dict[str, str]) -> None:
                 continue  # there is a name, and no process yet
         return False
 
-    wait_for(30, runs)
+    until(runs, "the job runs", 30)
 
 
 def test_reads_and_exits(saved: Screen, env: dict[str, str]) -> None:
@@ -93,17 +85,16 @@ def test_control_c_and_control_z(saved: Screen, env: dict[str, str]) -> None:
     again = subprocess.run([*TORPOR, "checkpoint", "j"], env=env, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     saved.send("fg\n")
-    time.sleep(0.5)
     saved.send("three\n")
     saved.expect("line three")
     saved.send("\x1a")
     saved.expect("Stopped")
     saved.send("bg\n")
-    time.sleep(0.5)
+    saved.expect(r" &\r\n\$ ")
+    saved.stopped()  # it reads, and is in the background
     saved.send("\n")
-    saved.expect("Stopped")  # it reads, and is in the background
+    saved.expect("Stopped")
     saved.send("fg\n")
-    time.sleep(0.5)
     saved.send("end\n")
     saved.expect("line end")
     saved.send("echo status $?\n")
@@ -155,7 +146,6 @@ def test_detached_restart_and_clone(
 ) -> None:
     loop = "i=0; while :; do echo $((i++)); sleep 0.1; done"
     assert torpor("run", "--detach", "--name", "loop", "--", "bash", "-c", loop).returncode == 0
-    time.sleep(0.5)
     assert torpor("checkpoint").returncode == 0
     refused = torpor("restart")
     assert refused.returncode == 1
@@ -172,7 +162,6 @@ def test_detached_restart_and_clone(
     assert json.loads(again.stdout)["name"] == "loop"
     for job in jobs(env):
         os.kill(int(str(job["supervisor"])), signal.SIGKILL)
-    time.sleep(0.3)
     for name in ("loop", "loop-2"):
         direct = torpor("checkpoint", name)
         assert direct.returncode == 0, direct.stderr

@@ -7,13 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from conftest import TORPOR  # type: ignore[import-not-found]
+from conftest import TORPOR, until  # type: ignore[import-not-found]
 
 Torpor = Callable[..., subprocess.CompletedProcess[str]]
 Env = dict[str, str]
@@ -25,11 +24,17 @@ def started(env: Env, tmp_path: Path, *words: str, **more: object) -> subprocess
         [*TORPOR, "run", *words], env=env, cwd=tmp_path, text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more,  # type: ignore[call-overload]
     )  # fmt: skip
-    for _ in range(200):
-        if any(Path(env["TORPOR_RUNTIME"]).glob("*/socket")) or process.poll() is not None:
-            break
-        time.sleep(0.05)
+    runtime = Path(env["TORPOR_RUNTIME"])
+    until(lambda: any(runtime.glob("*/socket")) or process.poll() is not None, "the job is listed")
     return process
+
+
+def connected(pid: int) -> bool:
+    """Does that process hold a socket (connections to a supervisor are the only ones of a command)?"""
+    try:
+        return any(os.readlink(f"/proc/{pid}/fd/{n}").startswith("socket:") for n in os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return False  # it has closed one in between, or is gone
 
 
 def test_status_and_streams(torpor: Torpor) -> None:
@@ -184,7 +189,7 @@ def test_detached(env: Env, torpor: Torpor, tmp_path: Path) -> None:
 def test_attach_ends_with_control_c_and_the_job_goes_on(env: Env, torpor: Torpor) -> None:
     torpor("run", "--detach", "--name", "d", "sleep", "60")
     process = subprocess.Popen([*TORPOR, "attach", "d"], env=env, stderr=subprocess.PIPE, text=True)
-    time.sleep(1.5)
+    until(lambda: connected(process.pid), "attach speaks to the supervisor")
     process.send_signal(signal.SIGINT)
     assert "goes on" in process.communicate(timeout=20)[1]
     assert process.returncode == 0
@@ -194,7 +199,7 @@ def test_attach_ends_with_control_c_and_the_job_goes_on(env: Env, torpor: Torpor
 def test_waiting_for_an_unsupervised_job(env: Env, torpor: Torpor, tmp_path: Path) -> None:
     process = started(env, tmp_path, "--name", "one", "sleep", "3")
     waiting = subprocess.Popen([*TORPOR, "wait", "one"], env=env, stderr=subprocess.PIPE, text=True)
-    time.sleep(0.7)
+    until(lambda: connected(waiting.pid), "wait speaks to the supervisor")
     process.kill()
     process.communicate()
     assert "its supervisor had died" in waiting.communicate(timeout=30)[1]
@@ -202,8 +207,9 @@ def test_waiting_for_an_unsupervised_job(env: Env, torpor: Torpor, tmp_path: Pat
 
 
 def test_stop_kills_what_does_not_go(env: Env, torpor: Torpor, tmp_path: Path) -> None:
-    torpor("run", "--detach", "--name", "hard", "bash", "-c", "trap '' TERM; while :; do sleep 0.1; done")
-    time.sleep(0.3)
+    deaf = f"trap '' TERM; touch {tmp_path}/deaf; while :; do sleep 0.1; done"
+    torpor("run", "--detach", "--name", "hard", "bash", "-c", deaf)
+    until((tmp_path / "deaf").exists, "the signal is ignored")
     assert "killed" in torpor("stop", "hard", "--grace", "0.5").stdout
     assert torpor("wait", "hard").returncode == -signal.SIGKILL
 
@@ -275,12 +281,9 @@ def test_an_entry_that_vanished_comes_back(env: Env, torpor: Torpor, tmp_path: P
     code += "from torpor.cli.main import main; main()"
     process = subprocess.Popen([sys.executable, "-c", code, "run", "--name", "back", "sleep", "60"], env=env)
     folder = Path(env["TORPOR_RUNTIME"])
-    for _ in range(100):
-        if (folder / "back" / "socket").exists():
-            break
-        time.sleep(0.05)
+    until((folder / "back" / "socket").exists, "the job is there")
     shutil.rmtree(folder)
-    time.sleep(1.0)
+    until((folder / "back" / "socket").exists, "its entry is there again")
     assert "back" in torpor("jobs").stdout
     assert torpor("stop").returncode == 0
     assert process.wait() == -signal.SIGTERM

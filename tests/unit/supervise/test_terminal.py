@@ -6,12 +6,11 @@ import os
 import re
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from conftest import Screen  # type: ignore[import-not-found]
+from conftest import Screen, until  # type: ignore[import-not-found]
 
 
 def test_exit_status_and_output(shell: Screen) -> None:
@@ -24,10 +23,10 @@ def test_control_c_ends_the_program_once(shell: Screen, tmp_path: Path) -> None:
     program = "trap 'echo got it' INT; echo ready; read x; sleep 0.5; echo after $?; exit 5"
     shell.send(f'torpor run -- bash -c "{program}"; echo status $?\n')
     shell.expect(r"\nready")
-    time.sleep(0.3)
+    shell.doing("bash", "read")
     shell.send("\x03")
     shell.expect("got it")
-    time.sleep(0.3)
+    shell.doing("bash", "read")
     shell.send("\n")
     match = shell.expect(r"(?s)(.*)status 5")
     assert "got it" not in match.group(1)
@@ -35,7 +34,7 @@ def test_control_c_ends_the_program_once(shell: Screen, tmp_path: Path) -> None:
 
 def test_death_by_control_c_is_passed_on(shell: Screen) -> None:
     shell.send("torpor run -- sleep 60; echo not reached\n")
-    time.sleep(1.0)
+    shell.doing("sleep", "clock_nanosleep")
     shell.send("\x03")
     shell.expect(r"\$ ")
     shell.send("echo status $?\n")
@@ -47,7 +46,7 @@ def test_control_c_in_a_loop_ends_the_loop(shell: Screen) -> None:
     # A shell goes on with its loop after a command that exits 130, but not after one that died of SIGINT.
     shell.send("for i in 1 2 3; do echo round $i; torpor run -- sleep 30; done\n")
     shell.expect("round 1")
-    time.sleep(1.0)
+    shell.doing("sleep", "clock_nanosleep")
     shell.send("\x03")
     match = shell.expect(r"(?s)(.*)\$ ")
     assert "round 2" not in match.group(1)
@@ -62,7 +61,7 @@ def test_death_by_signal_is_passed_on(shell: Screen, kill: str) -> None:
 def test_control_z_and_fg(shell: Screen) -> None:
     shell.send("torpor run -- sh -c 'echo ready; sleep 2; echo woke; read x; echo got $x; exit 3'\n")
     shell.expect(r"\nready")
-    time.sleep(0.3)
+    shell.doing("sleep", "clock_nanosleep")
     shell.send("\x1a")
     shell.expect(r"Stopped")
     shell.expect(r"\$ ")
@@ -79,27 +78,27 @@ def test_control_z_and_fg(shell: Screen) -> None:
 def test_control_z_bg_and_reading_in_the_background(shell: Screen) -> None:
     shell.send("torpor run -- sh -c 'echo ready; sleep 2; echo woke; read x; echo got $x'\n")
     shell.expect(r"\nready")
-    time.sleep(0.3)
+    shell.doing("sleep", "clock_nanosleep")
     shell.send("\x1a")
     shell.expect(r"Stopped")
     shell.send("bg\n")
     shell.expect(r"(\n|\$ )woke")
-    time.sleep(0.5)
+    shell.stopped()
     shell.send("\n")
     shell.expect(r"\[1\]\+  Stopped")
     shell.send("fg\n")
-    time.sleep(0.5)
+    shell.doing("sh", "read")
     shell.send("input\n")
     shell.expect("got input")
 
 
 def test_only_the_program_is_stopped_and_continued(shell: Screen, tmp_path: Path) -> None:
-    shell.send(f"torpor run -- sh -c 'echo $$ > {tmp_path}/pid; echo ready; sleep 3; echo done'\n")
+    shell.send(f"torpor run -- sh -c 'echo $$ > {tmp_path}/pid; echo ready; sleep 1; echo done'\n")
     shell.expect(r"\nready")
     pid = int((tmp_path / "pid").read_text())
     os.kill(pid, signal.SIGSTOP)
     shell.expect(r"Stopped")
-    time.sleep(0.3)
+    shell.stopped()
     os.kill(pid, signal.SIGCONT)  # by somebody else than the shell
     shell.expect("done")
 
@@ -107,11 +106,11 @@ def test_only_the_program_is_stopped_and_continued(shell: Screen, tmp_path: Path
 def test_killed_while_stopped(shell: Screen, tmp_path: Path) -> None:
     shell.send(f"torpor run -- sh -c 'echo $$ > {tmp_path}/pid; echo ready; sleep 30'\n")
     shell.expect(r"\nready")
-    time.sleep(0.3)  # a child of vfork(2) that stops before its exec would keep its parent from stopping
+    shell.doing("sleep", "clock_nanosleep")  # a child of vfork(2) that stops before its exec keeps its parent going
     shell.send("\x1a")
     shell.expect(r"Stopped")
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
-    time.sleep(1.0)
+    until(lambda: not shell.children(), "the job over")
     shell.send("\n")
     shell.expect("Killed")
 
@@ -132,12 +131,12 @@ def test_nested_interactive_shell(shell: Screen) -> None:
     shell.send("torpor run -- bash --norc --noprofile --noediting -i\n")
     shell.expect(r"\$ .*\$ |\n\$ $")
     shell.send("sleep 60\n")
-    time.sleep(0.5)
+    shell.doing("sleep", "clock_nanosleep")
     shell.send("\x03")
     shell.send("echo inner $?\n")
     shell.expect("inner 130")
     shell.send("sleep 60\n")
-    time.sleep(0.5)
+    shell.doing("sleep", "clock_nanosleep")
     shell.send("\x1a")
     shell.expect("Stopped")
     shell.send("suspend\n")
@@ -147,12 +146,11 @@ def test_nested_interactive_shell(shell: Screen) -> None:
     shell.send("fg\n")
     shell.expect(r"\$ ")
     shell.send("kill -9 %1\n")
-    time.sleep(0.3)
+    shell.without("sleep")
     shell.send("\n")
     shell.expect("Killed")
     shell.send("(exit 9); exit\n")
     shell.expect("exit\r\n")
-    time.sleep(0.5)
     shell.send("echo status $?\n")
     shell.expect("status 9")
 
@@ -177,11 +175,7 @@ def test_hangup(shell: Screen, tmp_path: Path) -> None:
     shell.send(f"torpor run -- bash -c '{program}'\n")
     shell.expect(r"\nready")
     os.kill(shell.pid, signal.SIGHUP)
-    for _ in range(50):
-        if (tmp_path / "hup").exists():
-            break
-        time.sleep(0.1)
-    assert (tmp_path / "hup").read_text() == "hup\n"
+    until(lambda: (tmp_path / "hup").exists() and (tmp_path / "hup").read_text() == "hup\n", "the hangup")
 
 
 def test_full_screen_editor(shell: Screen, tmp_path: Path) -> None:
@@ -189,19 +183,17 @@ def test_full_screen_editor(shell: Screen, tmp_path: Path) -> None:
         pytest.skip("no vim on this machine")
     shell.send("stty -a | md5sum; TERM=xterm torpor run -- vim -u NONE -n text\n")
     before = shell.expect(r"([0-9a-f]{32})").group(1)
-    time.sleep(2.0)
-    shell.send("ihello\x1b")
-    time.sleep(0.3)
-    shell.send("\x1a")
+    shell.doing("vim", "select", "pselect6", "poll")
+    shell.send("ihello")
+    shell.expect("hello")
+    shell.send("\x1b\x1a")
     shell.expect("Stopped")
     shell.send("stty -a | md5sum\n")
     assert shell.expect(r"([0-9a-f]{32})").group(1) == before
     shell.send("fg\n")
-    time.sleep(1.0)
+    shell.expect("hello")
     shell.send(":wq\r")
-    time.sleep(0.5)
-    shell.send("cat text\n")
-    shell.expect(r"\nhello|hello\r\n")
+    shell.expect(r"\$ ")
     assert re.match("hello", (tmp_path / "text").read_text())
 
 
