@@ -7,7 +7,7 @@ CHECKED := src tests tools benchmarks $(wildcard examples)
 PYTEST := $(PY) -m pytest -n $(JOBS) --dist worksteal --timeout=400
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: venv demo test exam bench lint format packages clean
+.PHONY: venv demo test exam bench growth lint format packages clean
 
 venv:
 	@tools/setup-venv.sh
@@ -34,6 +34,9 @@ exam: packages lint
 
 bench: venv
 	$(PY) benchmarks/run.py $(ARGS)
+
+growth: venv
+	$(PY) benchmarks/growth.py $(ARGS)
 
 format: venv
 	$(VENV)/bin/ruff check --fix-only $(CHECKED)

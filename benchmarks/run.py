@@ -21,6 +21,7 @@ from typing import Any
 from measure import lost, table
 from measure.cases import CASES, QUICK, WEAR, Case, compiled, no_room, program
 from measure.limits import Limits
+from measure.machine import machine
 from measure.ours import Figures, Torpor
 from measure.peer import Peer
 
@@ -87,20 +88,6 @@ def wear(rounds: int, ours: Torpor, folder: str) -> list[Any]:
             shutil.rmtree(f"{folder}/store", ignore_errors=True)
         out.append({"case": name, "medians": table.medians(found), "rounds": found})
     return out
-
-
-def machine() -> dict[str, object]:
-    """What was measured on."""
-    with open("/proc/cpuinfo", encoding="utf-8") as file:
-        model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "")
-    return {
-        "cpu": model,
-        "cpus": len(os.sched_getaffinity(0)),
-        "kernel": os.uname().release,
-        "python": sys.version.split()[0],
-        "user": os.geteuid(),
-        "load_before": os.getloadavg(),
-    }
 
 
 def main() -> int:

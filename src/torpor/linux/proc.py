@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 _PART = 4096
 """So much at most comes out of most files of /proc at once (fs/seq_file.c); more room costs more."""
+_HEAD = re.compile(r"^[0-9a-f]+-.*$", re.MULTILINE)
+_FIELD = re.compile(r"^(\w+): *(.*)$", re.MULTILINE)
+"""The lines of smaps: an area's own, and one of its fields (fs/proc/task_mmu.c: show_smap)."""
 
 
 def read(path: str) -> bytes:
@@ -182,18 +186,15 @@ def maps(pid: int, tid: int | None = None) -> list[Area]:
 def smaps(pid: int, tid: int | None = None) -> Iterator[tuple[Area, dict[str, str]]]:
     """Areas with the fields of smaps ('VmFlags', 'KernelPageSize', ...). Walks page tables: dearer than `maps`."""
     where = f"/proc/{pid}/smaps" if tid is None else f"/proc/{pid}/task/{tid}/smaps"
-    area: Area | None = None
-    fields: dict[str, str] = {}
-    for line in text(where).splitlines():
-        head = line.split(None, 1)[0]
-        if head.endswith(":"):
-            fields[head[:-1]] = line[len(head) :].strip()
-        else:
-            if area is not None:
-                yield area, fields
-            area, fields = parse_area(line), {}
-    if area is not None:
-        yield area, fields
+    all_of_it = text(where)
+    # Cut where an area begins, one at a time: as lines a large one takes several times its size in memory.
+    heads = _HEAD.finditer(all_of_it)
+    head = next(heads, None)
+    while head is not None:
+        following = next(heads, None)
+        fields = _FIELD.findall(all_of_it, head.end(), following.start() if following else len(all_of_it))
+        yield parse_area(head[0]), dict(fields)
+        head = following
 
 
 def descriptors(pid: int) -> list[int]:

@@ -56,7 +56,7 @@ class FifoService(DescriptorBase):
     def survey(self, seen: Descriptor, job: Job) -> Refusal | None:
         if has_both_ends(seen, job):
             return None
-        holder = outside.holder(seen, job)
+        holder = outside.pipe_holder(seen, job)
         if holder:
             who = f"{seen.target}, a named pipe whose other end is open outside the job (process {holder}, "
             return seen.refuse(f"{who}{proc.comm(holder)})", _WAY_OUT)

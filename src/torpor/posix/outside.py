@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Container
 
 from torpor.linux import proc
+from torpor.posix.descriptors import PerJob
 from torpor.posix.paths import DELETED
 from torpor.posix.service import Descriptor, Job
 
 
-def holder(seen: Descriptor, job: Job) -> int:
-    """A process outside the job that has the same thing open, 0 if none is seen."""
-    return holders(job, {last_name(seen.target)}).get((seen.dev, seen.ino), 0)
+def pipe_holder(seen: Descriptor, job: Job) -> int:
+    """A process outside the job that has this pipe or named pipe open, 0 if none is seen."""
+    return _pipe_holders.of(job).get((seen.dev, seen.ino), 0)
 
 
 def holders(job: Job, names: Container[str]) -> dict[tuple[int, int], int]:
     """The processes outside the job that have things open whose last name (`last_name`) is among `names`: the first one
     by (device, inode). We ourselves do not count, and neither do children that the job has made since it was listed."""
     return _look({*job.processes(), os.getpid()}, names)
+
+
+def _of_pipes(job: Job) -> dict[tuple[int, int], int]:
+    return holders(job, {last_name(one.target) for one in job.descriptors if stat.S_ISFIFO(one.mode)})
+
+
+_pipe_holders: PerJob[dict[tuple[int, int], int]] = PerJob(_of_pipes)
+"""One look at all processes of the machine for all descriptors of a job."""
 
 
 def users(fd: int) -> int:

@@ -70,7 +70,7 @@ class PipeService(DescriptorBase):
     def survey(self, seen: Descriptor, job: Job) -> Refusal | None:
         if inherited.has_both_ends(seen, job):
             return None
-        holder = outside.holder(seen, job)
+        holder = outside.pipe_holder(seen, job)
         if holder:
             return _refusal(seen, f" (process {holder}, {proc.comm(holder)})")
         return None  # closed everywhere, or held by somebody we may not look at: told in capture

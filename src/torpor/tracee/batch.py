@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from torpor.linux.arch.x86_64_code import ROW
 from torpor.tracee.call import LEFT_OUT, Answer, Argument, Call, Common, In, Object, Out, Word
@@ -96,18 +96,20 @@ class Batch:
 
 def laid_out(
     base: int, room: int, calls: Sequence[Call], objects: Callable[[int], int] | None = None
-) -> Sequence[Batch]:
+) -> Iterable[Batch]:
     """Batches for a sequence of calls, each of at most `room` bytes. Many tasks are asked the same: what was laid out
-    last is kept."""
+    last is kept, if it is not too much."""
     global _last
+    if objects is not None or len(calls) > _MOST_KEPT:
+        return (Batch(base, part, objects) for part in split(calls, room))
     place, kept, batches = _last
-    if objects is not None or place != (base, room) or kept != calls:
-        batches = [Batch(base, part, objects) for part in split(calls, room)]
-        if objects is None:
-            _last = (base, room), list(calls), batches
+    if place != (base, room) or kept != calls:
+        batches = [Batch(base, part) for part in split(calls, room)]
+        _last = (base, room), list(calls), batches
     return batches
 
 
+_MOST_KEPT = 1000
 _last: tuple[tuple[int, int], list[Call], Sequence[Batch]] = (0, 0), [], ()
 
 
@@ -127,12 +129,15 @@ def size_of(call: Call) -> int:
 def split(calls: Sequence[Call], room: int) -> Iterator[Sequence[Call]]:
     """Cut a sequence of calls into runs that fit `room` bytes each. Calls that are tied together must fit at once."""
     start, used = 0, 0
+    tied = None
     for i, call in enumerate(calls):
         need = size_of(call)
         if need > room:
             raise ValueError("one call needs more than the scratch memory has")
         if used + need > room:
-            if any(call.tied for call in calls):
+            if tied is None:
+                tied = any(call.tied for call in calls)
+            if tied:
                 raise ValueError("calls that are tied together need more than the scratch memory has")
             yield calls[start:i]
             start, used = i, 0

@@ -8,6 +8,7 @@ import select
 import signal
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from descriptor_bench import FakeJob, FakeRestart, flags_of, look
@@ -17,7 +18,7 @@ from torpor.linux import signalfd, timerfd
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.timerfd import Setting
 from torpor.model.errors import Refused
-from torpor.posix import epoll, pipe
+from torpor.posix import epoll, outside, pipe
 from torpor.posix.descriptor_services import service_for
 from torpor.posix.timerfd import Timer, due, parse
 from torpor.tracee.call import Call, In, Object, Out
@@ -155,6 +156,24 @@ def test_other_end_outside_is_refused() -> None:
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+
+
+def test_all_processes_are_looked_at_once_for_all_pipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+    real = outside.holders
+
+    def holders(*args: Any) -> dict[tuple[int, int], int]:
+        nonlocal looks
+        looks += 1
+        return real(*args)
+
+    monkeypatch.setattr(outside, "holders", holders)
+    ends = [os.pipe()[0] for _ in range(5)]  # the other ends stay open, but are not of the job
+    job = FakeJob(ends)
+    for end in ends:
+        seen = look(end)
+        service_for(seen, job).survey(seen, job)
+    assert looks == 1
 
 
 def test_peek_leaves_everything() -> None:

@@ -109,3 +109,16 @@ def test_what_makes_no_sense_is_refused() -> None:
     with pytest.raises(ValueError):
         list(split([at("", GOOD, failed="end"), call(1, Out(500)), at("end", call(1, Out(500)))], 1000))
     assert len(list(split([GOOD, call(1, Out(500)), call(1, Out(500))], 1000))) == 2
+
+
+def test_many_calls_are_cut_in_one_pass() -> None:
+    looks = 0
+
+    class Counted(list[Call]):
+        def __iter__(self) -> Iterator[Call]:
+            nonlocal looks
+            looks += 1
+            return super().__iter__()
+
+    assert len(list(split(Counted([call(1, Out(500))] * 3000), 1000))) == 3000
+    assert looks == 2

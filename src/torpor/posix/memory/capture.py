@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import mmap
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -84,7 +85,7 @@ def without(area: proc.Area, hole: tuple[int, int]) -> list[proc.Area]:
 def flags_of(pid: int) -> Flags:
     """The marks of a process' areas, which may be running. It may be gone: then there are none."""
     try:
-        return {area: (frozenset(fields["VmFlags"].split()), _page(fields)) for area, fields in proc.smaps(pid)}
+        return {area: (_marks(fields["VmFlags"]), _page(fields)) for area, fields in proc.smaps(pid)}
     except (OSError, KeyError):
         return {}
 
@@ -143,7 +144,7 @@ def dropped(seen: Iterable[Seen]) -> list[tuple[int, int]]:
 def _seen(pid: int, comm: str, area: proc.Area, fields: dict[str, str]) -> Seen | None:
     if area.path == "[vsyscall]":
         return None
-    flags = frozenset(fields["VmFlags"].split())
+    flags = _marks(fields["VmFlags"])
     refusal = obstacles.refuse_flags(pid, comm, area, fields, flags)
     if refusal is not None:
         raise Refused([refusal])
@@ -162,6 +163,12 @@ def _seen(pid: int, comm: str, area: proc.Area, fields: dict[str, str]) -> Seen 
     # smaps counts huge TLB pages apart from the others.
     counted = sum(_kib(fields, key) for key in ("Rss", "Swap", "Private_Hugetlb", "Shared_Hugetlb"))
     return Seen(area, record, counted > 0)
+
+
+@functools.lru_cache(256)
+def _marks(words: str) -> frozenset[str]:
+    """VmFlags as a set: one for all areas that have the same."""
+    return frozenset(words.split())
 
 
 def _kib(fields: dict[str, str], key: str) -> int:
