@@ -10,12 +10,9 @@ returns such an object. docs/policy.md tells how the providers of torpor's own s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from torpor.model.errors import TorporError
-
-GROUP = "torpor.seats"
 
 
 class NoneFree(TorporError):
@@ -77,28 +74,3 @@ class Provider(Protocol):
         """A descriptor that becomes readable when `renew` is to be called at once, -1 for none. Only asked while the
         seat is held."""
         ...
-
-
-def make(provider: str, options: Mapping[str, Any], request: Request) -> Provider:
-    """The provider of that name. Raises NotEntitled where there is none, or it cannot be made."""
-    if provider == "pool":
-        from torpor.seats.pool import Pool
-
-        return Pool(options, request)
-    if provider == "command":
-        from torpor.seats.command import Command
-
-        return Command(options, request)
-    if provider == "http":
-        from torpor.seats.http import Http
-
-        return Http(options, request)
-    from importlib.metadata import entry_points
-
-    for entry in entry_points(group=GROUP, name=provider):
-        try:
-            made: Provider = entry.load()(options, request)
-        except Exception as error:
-            raise NotEntitled(f"provider {provider!r}: {type(error).__name__}: {error}") from error
-        return made
-    raise NotEntitled(f"there is no provider {provider!r} (command, http, pool, or what a package registers)")

@@ -31,7 +31,7 @@ import msgspec
 
 from torpor.model.errors import Refusal, Refused, TorporError
 from torpor.model.terms import SeatTerms
-from torpor.seats import provider
+from torpor.seats import kinds
 from torpor.seats.provider import Lost, NoneFree, Request, Unreachable
 from torpor.supervise import audit, protocol
 from torpor.supervise.registry import Pid
@@ -49,7 +49,7 @@ class Kept:
     def __init__(self, terms: SeatTerms, request: Request) -> None:
         self.name = terms.name
         self.request = request
-        self.provider = provider.make(terms.provider, terms.options, request)
+        self.provider = kinds.make(terms.provider, terms.options, request)
         self.held = False
         self.known = True
         self.due = 0.0

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from torpor.model.errors import UsageError
-from torpor.seats import pool, provider
+from torpor.seats import kinds, pool
 from torpor.seats.provider import Lost, NoneFree, NotEntitled, Provider, Request, Status, Unreachable
 from torpor.store.folder import Folder
 
@@ -34,7 +34,7 @@ def folder(tmp_path: Any) -> Folder:
 
 
 def of_pool(place: Folder, identity: str) -> Provider:
-    return provider.make("pool", {"pool": "p", "store": place.place}, asking(identity))
+    return kinds.make("pool", {"pool": "p", "store": place.place}, asking(identity))
 
 
 def test_a_pool(folder: Folder) -> None:
@@ -94,7 +94,7 @@ def test_a_holder_who_dies_loses_his_seat(folder: Folder) -> None:
 
 
 def of_program(script: str, **more: Any) -> Provider:
-    return provider.make("command", {"command": [sys.executable, "-c", script], **more}, asking("a"))
+    return kinds.make("command", {"command": [sys.executable, "-c", script], **more}, asking("a"))
 
 
 HOLDS = """
@@ -128,7 +128,7 @@ def test_a_program_that_has_no_seat(status: int, kind: type[Exception]) -> None:
 
 def test_a_program_that_is_not_there() -> None:
     with pytest.raises(NotEntitled, match="/no/such/thing: No such file"):
-        provider.make("command", {"command": ["/no/such/thing"]}, asking("a")).acquire()
+        kinds.make("command", {"command": ["/no/such/thing"]}, asking("a")).acquire()
 
 
 def test_a_program_that_ends_or_is_killed_has_lost_it(tmp_path: Any) -> None:
@@ -220,7 +220,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def of_server(server: Server, identity: str, **more: Any) -> Provider:
-    return provider.make("http", {"url": server.url, **more}, asking(identity))
+    return kinds.make("http", {"url": server.url, **more}, asking(identity))
 
 
 def test_a_server(server: Server, tmp_path: Any) -> None:
@@ -292,8 +292,8 @@ def test_a_provider_of_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
             return Mine
 
     monkeypatch.setattr(metadata, "entry_points", lambda group, name: [Entry()] if name == "mine" else [])
-    assert isinstance(provider.make("mine", {}, asking("a")), Mine)
+    assert isinstance(kinds.make("mine", {}, asking("a")), Mine)
     with pytest.raises(NotEntitled, match="provider 'mine': ValueError: bad"):
-        provider.make("mine", {"bad": 1}, asking("a"))
+        kinds.make("mine", {"bad": 1}, asking("a"))
     with pytest.raises(NotEntitled, match="there is no provider 'other'"):
-        provider.make("other", {}, asking("a"))
+        kinds.make("other", {}, asking("a"))
