@@ -55,6 +55,9 @@ class Saved:
     def resumed(self) -> None:
         turn("resume")
 
+    def decided(self) -> str:
+        return ""
+
     def stored(self, record: PartRecord) -> None:
         turn("store", msgspec.msgpack.encode(record))
 

@@ -40,7 +40,7 @@ def code(number: int) -> str:
 def main() -> None:
     go = sys.argv[1]
     key = secret.fresh()
-    doors = {name: door.start(key, name, address, os.environ) for name, address in HOSTS.items()}
+    doors = {name: door.start(key, name, address, os.environb) for name, address in HOSTS.items()}
     for each in doors.values():
         door.introduce(each, {name: (HOSTS[name], doors[name].port) for name in HOSTS})
     os.environ[door.DOOR] = doors["here"].socket

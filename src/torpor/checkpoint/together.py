@@ -22,13 +22,15 @@ class GivenUp(CheckpointFailed):
 
 class SavedTogether(Protocol):
     """A checkpoint. part: the name of this host's part.  address: numeric, by which others reach this host.  number: of
-    the checkpoint.  face: how the job knows this host.  others: addresses (packed) of the other parts."""
+    the checkpoint.  face: how the job knows this host.  others: addresses (packed) of the other parts.  parts: the
+    names of all that there were when the job began."""
 
     part: str
     address: str
     number: int
     face: Face
     others: Collection[bytes]
+    parts: Sequence[str]
 
     def surveyed(self) -> None:
         """Nothing stands in the way. Returns when the job is to be stopped."""
@@ -53,6 +55,11 @@ class SavedTogether(Protocol):
 
     def stored(self, record: PartRecord) -> None:
         """It is stored. Returns at once; where the job is to be ended, when the checkpoint exists."""
+        ...
+
+    def decided(self) -> str:
+        """After that, where the job runs on: returns when it is known whether the checkpoint exists; '' if it does,
+        else why not."""
         ...
 
 

@@ -95,35 +95,45 @@ def _whole(options: argparse.Namespace) -> bool:
 
 
 def _services(options: argparse.Namespace) -> int:
-    """The ledger of a running job, or of a checkpoint. Raises NotFound where there is none."""
+    """The ledger of a running job (of one over hosts: of its part here), or of a checkpoint. Raises NotFound where
+    there is none."""
     import torpor
     from torpor.cli.text import moment, plural, say, say_json, table
+    from torpor.launch.checkpoint import ledgers
     from torpor.model.errors import NotFound
 
     running = [job for job in torpor.jobs() if options.checkpoint in (None, job.name)]
     if len(running) == 1:
-        what, ledger = running[0].name, running[0].ledger()
+        what, found = running[0].name, [(running[0].entry.part, running[0].ledger())]
     else:
-        opened = torpor.open_checkpoint(options.checkpoint, store=store(options) or None, untrusted=options.untrusted)
-        what, ledger = opened.name, opened.manifest.ledger
-    if ledger is None:
+        what, found = ledgers(options.checkpoint, store(options) or None, options.untrusted, options.part)
+    watched = [(part, ledger) for part, ledger in found if ledger is not None]
+    if not watched:
         raise NotFound(f"{what} is not watched: torpor watch, or torpor run --watch")
+    since, late = min(ledger.since for _, ledger in watched), any(ledger.late for _, ledger in watched)
+    dropped = sum(ledger.dropped for _, ledger in watched)
+    contacts = [(part, contact) for part, ledger in watched for contact in ledger.contacts]
     if options.json:
         say_json({
             "name": what,
-            "since": ledger.since,
-            "with_sendmsg": ledger.with_sendmsg,
-            "late": ledger.late,
-            "dropped": ledger.dropped,
+            "since": since,
+            "with_sendmsg": any(ledger.with_sendmsg for _, ledger in watched),
+            "late": late,
+            "dropped": dropped,
             "services": [
-                {name: getattr(contact, name) for name in contact.__struct_fields__} for contact in ledger.contacts
+                {**({"part": part} if part else {}), **{name: getattr(each, name) for name in each.__struct_fields__}}
+                for part, each in contacts
             ],
         })  # fmt: skip
         return 0
-    before = "; what it asked for before is not known" if ledger.late else ""
-    say(f"{what}, watched since {moment(ledger.since)}{before}")
+    before = "; what it asked for before is not known" if late else ""
+    say(f"{what}, watched since {moment(since)}{before}")
+    if lacking := [part for part, ledger in found if ledger is None]:
+        say(f"not watched: {', '.join(lacking)}")
+    over_hosts = any(part for part, _ in found)
     rows = [
         [
+            *([part] if over_hosts else []),
             contact.protocol,
             contact.where or "not readable",
             contact.name or "-",
@@ -133,14 +143,15 @@ def _services(options: argparse.Namespace) -> int:
             str(contact.pid),
             contact.program or "?",
         ]
-        for contact in ledger.contacts
+        for part, contact in contacts
     ]
     if rows:
-        say(table(("KIND", "ADDRESS", "NAME", "FIRST", "LAST", "CALLS", "PID", "PROGRAM"), rows, right=(5, 6)))
+        head = ("KIND", "ADDRESS", "NAME", "FIRST", "LAST", "CALLS", "PID", "PROGRAM")
+        say(table(("PART", *head), rows, right=(6, 7)) if over_hosts else table(head, rows, right=(5, 6)))
     else:
         say("no outside address was asked for")
-    if ledger.dropped:
-        say(f"and {plural(ledger.dropped, 'call')} to further addresses, for which there was no room")
+    if dropped:
+        say(f"and {plural(dropped, 'call')} to further addresses, for which there was no room")
     return 0
 
 

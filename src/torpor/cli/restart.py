@@ -184,7 +184,7 @@ def _over_hosts(options: argparse.Namespace, wishes: Wishes) -> int:
     from torpor.launch import hosts
     from torpor.supervise.signals import exit_with
 
-    for flag in ("in_place", "map_host", "stopped", "on_crash", "on", "forget"):
+    for flag in ("in_place", "map_host", "stopped", "on_crash"):
         if getattr(options, flag, None):
             raise UsageError(f"restart: --{flag.replace('_', '-')} is not for a job over hosts yet")
     names = [host.strip() for host in options.hosts.split(",") if host.strip()]

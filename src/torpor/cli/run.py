@@ -31,7 +31,7 @@ EXAMPLE = """  torpor run --name train -- python3 train.py --epochs 90
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"""torpor run [--name NAME] [--detach] [--store FOLDER] [--resume-or-start [--untrusted]]
-                  [--watch[=sendmsg]] [--policy FILE] [--wait TIME] [--inside]
+                  [--watch[=sendmsg|none]] [--policy FILE] [--wait TIME] [--inside]
                   [--hosts HOST,... [--engine URL] [--remote-torpor PATH]] [--job-file FILE]
                   {upkeep.USAGE}
                   -- PROGRAM [ARGUMENT ...]
@@ -44,10 +44,10 @@ def options(parser: argparse.ArgumentParser) -> None:
         "start the program; needs --name",
     )  # fmt: skip
     parser.add_argument(
-        "--watch", nargs="?", choices=["connect", "sendmsg"], const="connect",
+        "--watch", nargs="?", choices=["connect", "sendmsg", "none"], const="connect",
         help="write down which outside addresses the job asks for (torpor inspect --services); =sendmsg: also those "
         "that only sendmsg names, which makes that call slow. Without root, programs that are set-user-ID lose their "
-        "privilege (docs/watch.md)",
+        "privilege (docs/watch.md). A job over hosts is watched unasked; =none: it is not",
     )  # fmt: skip
     add_policy(parser, "; seats that it names are acquired first, and the job is watched")
     parser.add_argument(
@@ -86,6 +86,8 @@ def command(options: argparse.Namespace) -> int:
         raise UsageError("run: --resume-or-start needs --name")
     if options.untrusted and not options.resume_or_start:
         raise UsageError("run: --untrusted is for --resume-or-start")
+    if options.watch == "none" and not (options.hosts or options.job_file):
+        options.watch = None
     if options.join:
         return _join(options)
     if options.hosts or options.job_file:
@@ -139,7 +141,7 @@ def _start_over_hosts(options: argparse.Namespace) -> int:
     from torpor.launch import hosts, resume
     from torpor.supervise.signals import exit_with
 
-    for flag in ("watch", "on_crash", "on", "forget", "service", "inside", "wait"):
+    for flag in ("on_crash", "inside", "wait"):
         if getattr(options, flag):
             raise UsageError(f"run: --{flag.replace('_', '-')} is not for a job over hosts yet")
     names = [host.strip() for host in (options.hosts or "").split(",") if host.strip()] or hosts.this()
@@ -162,8 +164,9 @@ def _start_over_hosts(options: argparse.Namespace) -> int:
         if which:
             job = resume.first_whole(which, notes, again)
         else:
+            watch = "" if options.watch == "none" else options.watch or "connect"
             job = hosts.new(options.program, options.name, store(options), upkeep.encoded(options), over,
-                            policy(options.policy))  # fmt: skip
+                            policy(options.policy), watch)  # fmt: skip
         if not options.detach:
             return exit_with(hosts.run(job, over))
         started = hosts.run_detached(job, over)

@@ -76,7 +76,7 @@ class Limits(msgspec.Struct, frozen=True):
     that long is given up.  host: a host that nobody speaks to for that long lets its job go; longer than `silence`, so
     that the coordinator is the first to give up.  ending: how long is waited for hosts to say that they have ended an
     attempt.  commit: for how long a stopped job is kept stopped while the checkpoint is committed.  phases: how long
-    each phase may take in all.
+    each phase may take in all; the survey waits for hooks, and for those who are not to be interrupted.
     """
 
     repeat: float = 2.0
@@ -85,7 +85,7 @@ class Limits(msgspec.Struct, frozen=True):
     host: float = 40.0
     ending: float = 30.0
     commit: float = 60.0
-    survey: float = 60.0
+    survey: float = 300.0
     freeze: float = 60.0
     settle: float = 60.0
     capture: float = 300.0

@@ -14,6 +14,7 @@ from torpor.image.manifest import Manifest, ObjectRecord, ProcessRecord
 from torpor.image.seal import Opening
 from torpor.image.whole import Whole
 from torpor.model.errors import Damaged, UsageError
+from torpor.model.ledger import Ledger
 from torpor.posix.memory.pages import unpack
 from torpor.store import RootInfo, Store, open_store
 from torpor.store.load import Load
@@ -180,6 +181,19 @@ def open_whole(
         return load.info, codec.decode(load.body, Whole, f"checkpoint {info.job}@{info.number}")
     finally:
         load.close()
+
+
+def ledgers(
+    name: str | None, store: str | None, untrusted: bool = False, part: str = ""
+) -> tuple[str, list[tuple[str, Ledger | None]]]:
+    """The checkpoint's name, and what each part has asked for ('' for a job on one host). part: only that one. Raises
+    as `open_checkpoint`."""
+    parts = [part]
+    if not part and (whole := open_whole(name, store, untrusted)) is not None:
+        parts = [record.part.name for record in whole[1].parts]
+        name = f"{whole[0].job}@{whole[0].number}"
+    opened = [(each, open_checkpoint(name, store, untrusted, each)) for each in parts]
+    return opened[0][1].name, [(each, found.manifest.ledger) for each, found in opened]
 
 
 def _resolve(opened: Store, name: str | None) -> RootInfo:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from torpor.link.certificates import Identity
     from torpor.link.secret import Secret
+    from torpor.watch.wrapper import Wrapper
 
 HANDSHAKE = 10.0
 """Seconds for a connection, until the other side is known."""
@@ -63,21 +64,31 @@ class Started(NamedTuple):
     """A descriptor: its standard input."""
 
 
-def start(secret: Secret, host: str, address: str, env: Mapping[str, str], limit: float = 30.0) -> Started:
-    """Start the door of this host, as our child in a session of its own. env: its environment.
+def start(
+    secret: Secret, host: str, address: str, env: Mapping[bytes, bytes], limit: float = 30.0,
+    wrapper: Wrapper | None = None,
+) -> Started:  # fmt: skip
+    """Start the door of this host, as our child in a session of its own. env: its environment.  wrapper: what is to be
+    put around it.
 
     Raises TorporError where it does not come up: the address is not ours.
     """
+    from torpor.launch import program
+
     reading, its_output = os.pipe()
     its_input, writing = os.pipe()
-    for fd in (reading, writing, its_input, its_output):
-        os.set_inheritable(fd, False)
+
+    def prepare() -> None:
+        os.dup2(its_input, 0)
+        os.dup2(its_output, 1)
+
+    command = [sys.executable, "-P", "-m", "torpor.launch.door"]
     try:
-        pid = os.posix_spawn(
-            sys.executable, [sys.executable, "-P", "-m", "torpor.launch.door"], dict(env),
-            file_actions=[(os.POSIX_SPAWN_DUP2, its_input, 0), (os.POSIX_SPAWN_DUP2, its_output, 1)],
-            setsid=True, setsigmask=[], setsigdef=[signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT],
-        )  # fmt: skip
+        pid = program.start(command, (), new_session=True, env=env, wrapper=wrapper, prepare=prepare)
+    except BaseException:
+        os.close(reading)
+        os.close(writing)
+        raise
     finally:
         os.close(its_input)
         os.close(its_output)

@@ -62,13 +62,17 @@ class Planned(NamedTuple):
     wishes: Wishes | None = None
 
 
-def new(argv: Sequence[str], name: str | None, store: str, keep_up: str, over: Over, policy: str = "") -> Planned:
+def new(
+    argv: Sequence[str], name: str | None, store: str, keep_up: str, over: Over, policy: str = "",
+    watch: str = "connect",
+) -> Planned:  # fmt: skip
     """A program, that runs on the first of these hosts, as a job over all of them. policy: given for it, as
-    supervise/terms.py writes it. Raises CannotStart, UsageError, TorporError."""
+    supervise/terms.py writes it.  watch: as for `run.run`, '' for nothing. Raises CannotStart, UsageError,
+    TorporError."""
     found = places(over.hosts)
     program.check(argv[0])
     parts = describe(argv, _name(argv, name, store), store, keep_up, found, over.engine)
-    parts = [msgspec.structs.replace(part, policy=policy) for part in parts]
+    parts = [msgspec.structs.replace(part, policy=policy, watch=watch) for part in parts]
     parts[0] = msgspec.structs.replace(parts[0], job_file=over.job_file)
     return Planned(parts, {part: part for part in found})
 
@@ -142,12 +146,23 @@ def _alone(job: Planned, wishes: Wishes, start: Callable[[], int]) -> int:
         tell = wishes.tell or (lambda line: say(f"torpor: {line}") if line else None)
         try:
             admission.sole(standing, opened, wishes.wait, wishes.why == "resume", tell)
+            _hooks(first, job, opened.location, wishes.why)
         finally:
             opened.close()
         return start()
     except BaseException:
         standing.close()
         raise
+
+
+def _hooks(first: Part, job: Planned, store: str, why: str) -> None:
+    """Run what is to be run before the job is restarted. Raises HookFailed."""
+    if first.upkeep:
+        from torpor.supervise import hooks, upkeep
+
+        told = {"JOB": first.job, "CHECKPOINT": first.checkpoint, "STORE": store, "WHY": why, "PART": first.part,
+                "PARTS": " ".join(part.part for part in job.parts)}  # fmt: skip
+        hooks.run(upkeep.decode(first.upkeep).hooks, "pre-restart", told)
 
 
 def assign(parts: Sequence[str], hosts: Sequence[str]) -> dict[str, str]:

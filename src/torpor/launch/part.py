@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torpor.launch import job_file, program
-from torpor.launch.run import admitted, answered, stands, supervised
+from torpor.launch.run import admitted, answered, stands, supervised, watched, wrapped
 from torpor.link import lines
 from torpor.model.errors import RestartFailed, TorporError, UsageError
 from torpor.supervise import registry
@@ -191,7 +191,8 @@ def _begin(
     env = {**program.environment(), **{os.fsencode(name): value for name, value in part.env.items()}}
     opened = None
     try:
-        opened = door.start(secret, part.part, part.address, {os.fsdecode(n): os.fsdecode(v) for n, v in env.items()})
+        wrapper = wrapped(part.watch or None)
+        opened = door.start(secret, part.part, part.address, env, wrapper=wrapper)
         _say(answer, {"door": opened.port}, heard)
         doors: Mapping[str, Any] = _hear(heard)["doors"]
         door.introduce(opened, {name: (str(address), int(port)) for name, (address, port) in doors.items()})
@@ -201,7 +202,9 @@ def _begin(
             if part.cwd:
                 os.chdir(part.cwd)
             env[os.fsencode(DOOR)] = os.fsencode(opened.socket)
-            root = program.start(list(map(os.fsdecode, part.argv)), signals.before, env=env)
+            if wrapper is not None:
+                wrapper.more()
+            root = program.start(list(map(os.fsdecode, part.argv)), signals.before, env=env, wrapper=wrapper)
             if heard:
                 _say(answer, {"started": True})
                 os.close(answer)
@@ -217,9 +220,9 @@ def _begin(
             standing.close()
         raise
     entry = entry._replace(supervisor=Pid.of(os.getpid()), root=Pid.of(root), root_vpid=root, door=Pid.of(opened.pid))
-    entry = registry.update(entry)
+    entry = registry.update(watched(entry, wrapper))
     terminal = Terminal(open_terminal() if report is None else -1, relay=False)
-    supervisor = Supervisor(entry, signals, terminal, streams, membership=membership)
+    supervisor = Supervisor(entry, signals, terminal, streams, wrapper=wrapper, membership=membership)
     if part.first:
         supervisor.stand(stands(entry._replace(name=part.job), standing))
     _started(report, entry)
@@ -236,14 +239,15 @@ def _join(part: Part, membership: Membership, entry: Entry) -> int:
     signals = Signals()
     try:
         membership.join(PATIENCE)
-        root = program.start(list(map(os.fsdecode, part.argv)), signals.before)
+        wrapper = wrapped(part.watch or None)
+        root = program.start(list(map(os.fsdecode, part.argv)), signals.before, wrapper=wrapper)
     except BaseException:
         signals.close()
         membership.close()
         raise
-    entry = registry.update(entry._replace(root=Pid.of(root), root_vpid=root))
+    entry = registry.update(watched(entry._replace(root=Pid.of(root), root_vpid=root), wrapper))
     terminal = Terminal(open_terminal(), relay=False)
-    return supervised(Supervisor(entry, signals, terminal, streams, membership=membership))
+    return supervised(Supervisor(entry, signals, terminal, streams, wrapper=wrapper, membership=membership))
 
 
 def _restart(part: Part, membership: Membership, entry: Entry, report: Report | None) -> int:

@@ -47,7 +47,7 @@ def run(
     streams = inherited()
     signals = Signals(answered(keep_up))
     try:
-        wrapper = _wrapper(watch)
+        wrapper = wrapped(watch)
         pid = program.start(argv, signals.before, env=env, wrapper=wrapper)
     except BaseException:
         signals.close()
@@ -59,7 +59,7 @@ def run(
     from torpor.supervise.supervisor import Supervisor
     from torpor.supervise.terminal import Terminal, open_terminal
 
-    entry = _register(_watched(entry._replace(root=Pid.of(pid), root_vpid=pid), wrapper))
+    entry = _register(watched(entry._replace(root=Pid.of(pid), root_vpid=pid), wrapper))
     terminal = Terminal(open_terminal(), relay=False)
     supervisor = Supervisor(entry, signals, terminal, streams, wrapper=wrapper)
     supervisor.stand(stands(entry, standing))
@@ -112,14 +112,14 @@ def run_detached(
         streams = inherited()
         signals = Signals(answered(keep_up))
         try:
-            wrapper = _wrapper(watches)
+            wrapper = wrapped(watches)
             pid = program.start(argv, signals.before, new_session=True, env=env, wrapper=wrapper)
         except BaseException:
             registry.release(entry)
             if standing is not None:
                 standing.close()
             raise
-        entry = registry.update(_watched(entry._replace(root=Pid.of(pid), root_vpid=pid), wrapper))
+        entry = registry.update(watched(entry._replace(root=Pid.of(pid), root_vpid=pid), wrapper))
         os.chdir("/")
         supervisor = Supervisor(entry, signals, Terminal(-1, relay=False), streams, wrapper=wrapper)
         supervisor.stand(stands(entry, standing))
@@ -176,7 +176,7 @@ def stands(entry: Entry, standing: Standing | None) -> Standing:
     return found
 
 
-def _wrapper(watch: str | None) -> Wrapper | None:
+def wrapped(watch: str | None) -> Wrapper | None:
     """What is to be put around the job, if it is to be watched and can be."""
     if watch is None:
         return None
@@ -185,7 +185,7 @@ def _wrapper(watch: str | None) -> Wrapper | None:
     return watching.wrapper(watching.begun(watch), lambda line: say(f"torpor: {line}"))
 
 
-def _watched(entry: Entry, wrapper: Wrapper | None) -> Entry:
+def watched(entry: Entry, wrapper: Wrapper | None) -> Entry:
     """With who answers for the filter: a child of ours that is not of the job."""
     if wrapper is None:
         return entry

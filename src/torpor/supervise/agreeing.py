@@ -40,6 +40,8 @@ class Saving:
         """Was it ordered to give up?"""
         self.given_up = ""
         """Why there is no point in going on; for whoever works without asking us for a while."""
+        self.parts: Sequence[str] = tuple(part.hosts)
+        self._exists = False
         self._own = part.own
         self._stop = stop
         self._limit = part.limits.host
@@ -55,6 +57,11 @@ class Saving:
             self.undo = True
             self.given_up = self.given_up or "it was given up"
         self._orders.put(work)
+
+    def exists(self) -> None:
+        """The checkpoint does."""
+        self._exists = True
+        self._orders.put(None)
 
     def spoken_to(self) -> None:
         """Somebody is there."""
@@ -94,6 +101,14 @@ class Saving:
             self.check()
             self._post(Finished(self.number, Phase.STORE, part))
 
+    def decided(self) -> str:
+        while not self._exists and not self.given_up:
+            try:
+                self._orders.get(timeout=self._limit)
+            except queue.Empty:
+                self.given_up = self._silent()
+        return "" if self._exists else self.given_up
+
     def check(self) -> None:
         """Raises GivenUp if there is no point in going on."""
         if self.given_up:
@@ -107,11 +122,14 @@ class Saving:
             try:
                 order = self._orders.get(timeout=self._limit)
             except queue.Empty:
-                self.given_up = f"nobody spoke to it for {self._limit:.0f} s"
+                self.given_up = self._silent()
             else:
                 if order is not None and order.phase is following:
                     return order.part
             self.check()
+
+    def _silent(self) -> str:
+        return f"nobody spoke to it for {self._limit:.0f} s"
 
 
 def _packed(addresses: Iterable[str]) -> frozenset[bytes]:

@@ -143,8 +143,6 @@ class Job:
         unharmed.
         """
         files, readers, compress, hooks = _files(files), _readers(encrypt_to), _compress(compress), _hooks(on)
-        if (hooks or forget) and self.entry.part:
-            raise UsageError("--on and --forget are not for a job over hosts yet")
         request = {
             "do": "checkpoint", "stop": stop, "files": files, "with_files": with_files, "compress": compress,
             "store": _absolute(store), "name": name or "", "encrypt_to": readers, "on": hooks,

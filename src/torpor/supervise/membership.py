@@ -282,6 +282,8 @@ class Membership:
             self._answer(word)
         elif isinstance(word, wire.Exists):
             self._job.saved_as(f"{self.part.job}@{word.number}", False)
+            if self._saving is not None and self._saving.number == word.number:
+                self._saving.exists()
         elif isinstance(word, wire.End):
             self._end()
         elif isinstance(word, wire.Waiting):
@@ -324,6 +326,8 @@ class Membership:
             self._wire.send(words.Broke(work.attempt, work.phase, "it has let go of the job already"))
         elif self._worker.busy:
             self._waiting = work
+            if saving is not None:
+                saving.give_up("whether it exists was not heard")  # else there would be no other
         else:
             self._begin(work)
 
@@ -352,7 +356,8 @@ class Membership:
         self._job.set_own(self.pids)  # a server that crashed was started again by its keeper
         saving = self._saving = Saving(part, work.attempt, stop, self._post, self._face)
         how = msgspec.json.decode(work.what, type=How) if work.what else How()
-        order = Order(stop, how.files, how.with_files, how.compress, how.encrypt_to, why=how.why)
+        order = Order(stop, how.files, how.with_files, how.compress, how.encrypt_to, why=how.why, on=how.on,
+                      forget=how.forget)  # fmt: skip
         questions = list(self._asked.values())
 
         def progress(phase: str, done: int, total: int) -> None:
@@ -403,7 +408,7 @@ class Membership:
         if self._trouble:
             raise CheckpointFailed(f"{self.part.part} is cut off from the job: {self._trouble}")
         with_files, compress = lasting(self.part.upkeep, order.with_files, order.compress)
-        how = How(order.files, with_files, compress, order.encrypt_to, order.why)
+        how = How(order.files, with_files, compress, order.encrypt_to, order.why, order.on, order.forget)
         what = msgspec.json.encode(how).decode()
         word = wire.Ask(self._name(), order.stop, what)
         self._asked[word.ask] = Question(word, order, 0, progress, then, done)

@@ -125,8 +125,6 @@ class Requests:
         job.free()
         if job.wrapper is not None:
             raise UsageError(f"{job.entry.name} is watched already")
-        if job.over_hosts:
-            raise UsageError("a job over hosts cannot be watched from its middle on")
         where = reach(job.entry)._replace(watched=True)
         with_sendmsg, privileges = text(request, "how") == "sendmsg", bool(request.get("no_new_privs"))
 

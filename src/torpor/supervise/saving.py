@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torpor.model.errors import NotFound, TorporError
+from torpor.supervise.say import say
 from torpor.supervise.tree import Reach
 
 if TYPE_CHECKING:
@@ -88,7 +89,8 @@ def save(
     upkeep: what a restart is to go on with (upkeep.py); inside: how the job speaks with torpor (inside.py).  why: who
     wants it, for the log, where all of this leaves a line.  ledger, together, first, tracker: see SaveRequest.  policy,
     seats: see `terms.now`.  identity: of the job (lease.py), '' for one that nobody has started under torpor.  on:
-    hooks for this one, beside those of `upkeep`; forget: likewise, what is left out.
+    hooks for this one, beside those of `upkeep`, of which a job over hosts has those of its first part run; forget:
+    likewise, what is left out.
     Raises what `torpor.checkpoint.save.save` raises, and HookFailed. To be called in one thread from start to end.
     """
     from torpor.checkpoint.save import save as run
@@ -99,7 +101,7 @@ def save(
 
     event = "part" if together else "checkpoint"
     told: dict[str, Any] = {"job": name, "why": why, "store": store, "part": together.part if together else ""}
-    hooked = _Hooked((*upkeeping(upkeep).hooks, *on), where, told, guard)
+    hooked = _Hooked((*upkeeping(upkeep).hooks, *on) if first else (), where, told, guard, together)
     try:
         opened = open_store(store or None)
         told["store"] = opened.location
@@ -131,7 +133,7 @@ def save(
     }
     notes = "; ".join(report.notes)
     audit.record(event, **told, checkpoint=f"{name}@{report.number}", stopped=stop, notes=notes, **numbers)
-    plain["notes"] += hooked.after("done", checkpoint=f"{name}@{report.number}")
+    plain["notes"] += hooked.end(f"{name}@{report.number}", stop)
     return plain
 
 
@@ -146,10 +148,13 @@ def _named(ledger: Callable[[], Ledger | None], upkeep: str) -> Callable[[], Led
 
 
 class _Hooked:
-    """The hooks around one checkpoint. told: what is known of it, by what it is called in the log."""
+    """The hooks around one checkpoint. told: what is known of it, by what it is called in the log.  together: of a job
+    over hosts."""
 
-    def __init__(self, hooks: Hooks, where: Reach, told: Mapping[str, Any], guard: Guard | None) -> None:
-        self._hooks, self._where, self._told, self._guard = hooks, where, told, guard
+    def __init__(
+        self, hooks: Hooks, where: Reach, told: Mapping[str, Any], guard: Guard | None, together: SavedTogether | None
+    ) -> None:
+        self._hooks, self._where, self._told, self._guard, self._together = hooks, where, told, guard, together
         self._begun = False
 
     def before(self) -> None:
@@ -166,11 +171,24 @@ class _Hooked:
             return [str(error)]
         return []
 
+    def end(self, checkpoint: str, stop: bool) -> list[str]:
+        """Everything is stored here. Of a job over hosts the checkpoint may still come to nothing, and who has asked
+        for it has had an answer by then: what went wrong is said here."""
+        if self._together is None or stop:
+            return self.after("done", checkpoint=checkpoint)
+        if any(event == "post-checkpoint" for event, _ in self._hooks):
+            why = self._together.decided()
+            for line in self.after("failed", reason=why) if why else self.after("done", checkpoint=checkpoint):
+                say(f"torpor: {line}")
+        return []
+
     def _run(self, event: str, **more: str) -> None:
         if self._hooks:
             from torpor.supervise import hooks
 
             known = {key.upper(): str(self._told[key]) for key in ("job", "store", "why")}
+            if self._together is not None:
+                known |= {"PART": self._together.part, "PARTS": " ".join(self._together.parts)}
             hooks.run(self._hooks, event, {**known, "PID": str(self._where.root), **more}, self._guard)
 
 

@@ -68,8 +68,9 @@ class Supervisor:
         self.crashes = crashes
         self.again = False
         """The job has crashed and is to be restarted: its entry is kept, and who waits for its end goes on waiting."""
-        first = membership is None or membership.part.first
-        self._upkeep = upkeep.decode(entry.upkeep) if first else upkeep.Upkeep()
+        self._upkeep = upkeep.decode(entry.upkeep)
+        if membership is not None and not membership.part.first:
+            self._upkeep = upkeep.of_part(self._upkeep)
         self._tracked: Tracker | None = None
         self._signals = signals
         self._terminal = terminal
@@ -325,10 +326,13 @@ class Supervisor:
     def _after_restart(self) -> None:
         """Run what is to be run now that the job has been restarted."""
         wanted = [command for event, command in self._upkeep.hooks if event == "post-restart"]
-        if not wanted or not self.entry.origin or self._membership is not None:
+        if not wanted or not self.entry.origin:
             return
         entry = self.entry
         told = {"JOB": entry.name, "CHECKPOINT": entry.origin, "STORE": entry.store, "PID": str(entry.root.pid)}
+        if self._membership is not None:
+            part = self._membership.part
+            told |= {"JOB": part.job, "PART": part.part, "PARTS": " ".join(part.hosts)}
 
         def done(_result: Any, error: BaseException | None) -> None:
             if error is not None:
@@ -338,7 +342,7 @@ class Supervisor:
 
     def change_hooks(self, given: hooks.Hooks) -> None:
         if self._membership is not None:
-            raise UsageError("--on is not for a job over hosts yet")
+            raise UsageError("a job over hosts has the hooks that it was started with: give others at its next restart")
         self._upkeep = upkeep.changed(self._upkeep, {"hooks": given})
         self.entry = self.entry._replace(upkeep=upkeep.encode(self._upkeep))
         self._write_down()

@@ -66,6 +66,11 @@ def changed(upkeep: Upkeep, given: Mapping[str, Any]) -> Upkeep:
     return upkeep._replace(**told)
 
 
+def of_part(upkeep: Upkeep) -> Upkeep:
+    """What the host of a part of a job over hosts has to do that is not the first one: that does the rest for all."""
+    return Upkeep(stopped_status=upkeep.stopped_status, track=upkeep.track)
+
+
 def encode(upkeep: Upkeep) -> str:
     """As it is written down: JSON of what differs from the default, '' if nothing does. Signals have their names."""
     plain: dict[str, Any] = {

@@ -31,6 +31,8 @@ class How(msgspec.Struct, frozen=True):
     compress: str = ""
     encrypt_to: Sequence[str] | None = None
     why: str = "command"
+    on: tuple[tuple[str, str], ...] = ()
+    forget: Sequence[str] = ()
 
 
 # From the supervisor.

@@ -43,6 +43,10 @@ class Wrapper:
         self._book = ledger.write(prior)
         self._up, self._down = os.pipe(), os.pipe()
 
+    def more(self) -> None:
+        """Be put around one more process, that is not below the first: `inside` and `outside` are for that one now."""
+        self._up, self._down = os.pipe(), os.pipe()
+
     def inside(self) -> None:
         """In the first process: put the filter on, and wait until it is answered. Ends the process if that fails or
         whoever started us is gone: `outside` raises then."""
@@ -78,6 +82,9 @@ class Wrapper:
                     self._listeners.append(pidfd.copy(process, listener))
                 finally:
                     os.close(process)
+                if self.holder:  # another one is to answer for both; what this one owes it answers, too
+                    os.kill(self.holder, signal.SIGKILL)
+                    os.waitpid(self.holder, 0)
                 self.revive()
             except OSError as error:
                 raise Unwatched(f"the job cannot be watched: {error.strerror}") from None

@@ -27,7 +27,7 @@ ADDRESSES = {"h1": "127.0.0.2", "h2": "127.0.0.3"}
 
 @pytest.fixture(scope="module")
 def doors() -> Iterator[dict[str, door.Started]]:
-    started = {name: door.start(KEY, name, address, {**os.environ, "HOSTNAME": name})
+    started = {name: door.start(KEY, name, address, {**os.environb, b"HOSTNAME": name.encode()})
                for name, address in ADDRESSES.items()}  # fmt: skip
     for each in started.values():
         door.introduce(each, {name: (ADDRESSES[name], started[name].port) for name in ADDRESSES})
