@@ -95,5 +95,3 @@ def test_a_hook_has_its_time_and_leaves_nothing(bench: harness.Bench) -> None:
 def test_what_makes_no_sense(bench: harness.Bench) -> None:
     said = bench.torpor("run", "--on", "lunch", "true", "--", "true")
     assert said.status == 2 and "no such event" in said.err
-    said = bench.torpor("run", "--hosts", "a,b", "--on", "pre-restart", "true", "--", "true")
-    assert said.status == 2 and "--on is not for a job over hosts yet" in said.err
