@@ -70,6 +70,7 @@ def counting(over: Over, *flags: str) -> harness.Running:
     return job
 
 
+@pytest.mark.exam
 @pytest.mark.diagonal
 def test_hooks_run_where_the_job_began(over: Over) -> None:
     """Once for all hosts, whoever asks; one that fails stops the checkpoint, and the job runs on."""
@@ -121,6 +122,7 @@ def test_what_is_forgotten_is_so_on_every_host(over: Over) -> None:
     assert job.finish() == 6, job.trace()
 
 
+@pytest.mark.exam
 @pytest.mark.diagonal
 def test_what_another_host_asked_for_is_in_the_ledger(over: Over) -> None:
     """Unasked: every job over hosts is watched. A restart stops until a policy says what the service is, before

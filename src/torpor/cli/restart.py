@@ -181,10 +181,11 @@ def _say_started(started: Started, options: argparse.Namespace) -> None:
 
 
 def _over_hosts(options: argparse.Namespace, wishes: Wishes) -> int:
+    from torpor.cli.text import say
     from torpor.launch import hosts
     from torpor.supervise.signals import exit_with
 
-    for flag in ("in_place", "map_host", "stopped", "on_crash"):
+    for flag in ("in_place", "map_host", "on_crash"):
         if getattr(options, flag, None):
             raise UsageError(f"restart: --{flag.replace('_', '-')} is not for a job over hosts yet")
     names = [host.strip() for host in options.hosts.split(",") if host.strip()]
@@ -195,7 +196,7 @@ def _over_hosts(options: argparse.Namespace, wishes: Wishes) -> int:
         return _elsewhere(error, options.remote_torpor)
     if not options.detach:
         return exit_with(hosts.run(job, over))
-    _say_started(hosts.run_detached(job, over), options)
+    _say_started(hosts.run_detached(job, over, wishes.tell or say), options)
     return 0
 
 

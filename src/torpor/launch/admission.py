@@ -32,18 +32,19 @@ _DOCS = "say so in a policy (--policy FILE, docs/policy.md)"
 
 class Admission:
     """Of one restart. name: the job's now.  policy: what was given for it, as `terms.encode` writes it; anew: in place
-    of the sealed one.  hosts: addresses of the job's own hosts.  seats_too: this part of the job holds its seats.
-    wait: seconds to wait for seats, None for what the policy says.  tell: what it waits for."""
+    of the sealed one.  hosts: addresses of the job's own hosts.  held: of a part of a job over hosts, the seats that
+    are held for the whole job already.  wait: seconds to wait for seats, None for what the policy says.  tell: what it
+    waits for."""
 
     def __init__(
         self, standing: Standing, name: str, checkpoint: str, store: str, policy: str = "", anew: bool = False,
-        hosts: Collection[str] = (), seats_too: bool = True, wait: float | None = None, tell: Tell = say,
+        hosts: Collection[str] = (), held: Collection[str] | None = None, wait: float | None = None, tell: Tell = say,
     ) -> None:  # fmt: skip
         self.standing = standing
         self.policy = policy
         """The job's own from now on."""
         self._name, self._checkpoint, self._store, self._anew = name, checkpoint, store, anew
-        self._hosts, self._seats_too, self._wait, self._tell = hosts, seats_too, wait, tell
+        self._hosts, self._held, self._wait, self._tell = hosts, held, wait, tell
 
     def __call__(self, manifest: Manifest, note: Tell) -> dict[int, int]:
         """See `RestartRequest.admit`."""
@@ -71,8 +72,16 @@ class Admission:
                 f"cannot restart {self._checkpoint}",
                 "torpor policy explain",
             )
-        if outcome.seats and self._seats_too:
-            _acquire(self.standing, outcome.seats, self._wait, self._tell, f"cannot restart {self._checkpoint}")
+        if self._held is not None:
+            lacking = [
+                Refusal(0, "", f"a policy of this host wants a seat {seat.name}", "have the first part's host want it")
+                for seat in outcome.seats
+                if seat.name not in self._held
+            ]
+            if lacking:
+                raise Refused(lacking, f"cannot restart {self._checkpoint}", "torpor policy explain")
+        elif outcome.seats:
+            acquire(self.standing, outcome.seats, self._wait, self._tell, f"cannot restart {self._checkpoint}")
         if not any(decision and decision.action == "reconnect" for _, decision in outcome.decisions):
             return {}
         from torpor.launch.reconnect import reconnect
@@ -100,8 +109,8 @@ class Admission:
         )  # fmt: skip
 
 
-def _acquire(standing: Standing, seats: Sequence[SeatTerms], wait: float | None, tell: Tell, what: str) -> None:
-    """what: see `SeatWatch.acquire`. Raises Refused."""
+def acquire(standing: Standing, seats: Sequence[SeatTerms], wait: float | None, tell: Tell, what: str) -> None:
+    """Have all of these seats. what: see `SeatWatch.acquire`. Raises Refused."""
     from torpor.supervise.seat_watch import SeatWatch
 
     if standing.kept is not None:
@@ -138,7 +147,7 @@ def start(entry: Entry, policy: str, wait: float | None, tell: Tell) -> tuple[En
         return entry, None, watched
     standing = Standing(entry.identity, entry.name or registry.fit_name(entry.argv[0]))
     try:
-        _acquire(standing, seats, wait, tell, "cannot start")
+        acquire(standing, seats, wait, tell, "cannot start")
     except BaseException:
         standing.close()
         raise

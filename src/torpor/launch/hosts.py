@@ -11,13 +11,13 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from torpor.launch import program
 from torpor.launch.travel import travelling
-from torpor.model.errors import UsageError
+from torpor.model.errors import TorporError, UsageError
 from torpor.supervise import registry
 from torpor.supervise.say import say
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torpor.launch.restart import Wishes
     from torpor.link.server import Node
     from torpor.supervise.part import Part
+    from torpor.supervise.standing import Standing
 
 SERVERS = 3
 """How many servers of its own a job over so many hosts has; with fewer hosts it has one. Of three, one can be lost."""
@@ -55,26 +56,27 @@ class Elsewhere(UsageError):
 
 class Planned(NamedTuple):
     """A job that can be started. parts: the first one first.  hosts: by part, how its host is called.  wishes: of one
-    that is brought back."""
+    that is brought back.  wait: seconds to wait for seats of a new one, None for what the policy says."""
 
     parts: Sequence[Part]
     hosts: Mapping[str, str]
     wishes: Wishes | None = None
+    wait: float | None = None
 
 
 def new(
     argv: Sequence[str], name: str | None, store: str, keep_up: str, over: Over, policy: str = "",
-    watch: str = "connect",
+    watch: str = "connect", wait: float | None = None,
 ) -> Planned:  # fmt: skip
     """A program, that runs on the first of these hosts, as a job over all of them. policy: given for it, as
-    supervise/terms.py writes it.  watch: as for `run.run`, '' for nothing. Raises CannotStart, UsageError,
-    TorporError."""
+    supervise/terms.py writes it.  watch: as for `run.run`, '' for nothing.  wait: see `Planned`. Raises CannotStart,
+    UsageError, TorporError."""
     found = places(over.hosts)
     program.check(argv[0])
     parts = describe(argv, _name(argv, name, store), store, keep_up, found, over.engine)
     parts = [msgspec.structs.replace(part, policy=policy, watch=watch) for part in parts]
     parts[0] = msgspec.structs.replace(parts[0], job_file=over.job_file)
-    return Planned(parts, {part: part for part in found})
+    return Planned(parts, {part: part for part in found}, wait=wait)
 
 
 def saved(checkpoint: str | None, store: str, wishes: Wishes, over: Over) -> Planned:
@@ -102,7 +104,7 @@ def saved(checkpoint: str | None, store: str, wishes: Wishes, over: Over) -> Pla
     wanted = restart.absolute(wishes)
     given = {"files": wanted.files, "changed_files": wanted.changed_files, "untrusted": wanted.untrusted,
              "clone": wanted.clone, "map_path": list(wanted.map_path), "why": wanted.why,
-             "policy": wanted.policy, "new_policy": wanted.new_policy}  # fmt: skip
+             "policy": wanted.policy, "new_policy": wanted.new_policy, "stopped": wanted.stopped}  # fmt: skip
     here = {key: value for key in ("stdin", "stdout", "stderr") if (value := getattr(wanted, key)) is not None}
     here["notes"] = list(wanted.notes)
     each = [
@@ -132,39 +134,6 @@ def _again(saved: str, store: str, wishes: Wishes) -> str:
     return wanted
 
 
-def _alone(job: Planned, wishes: Wishes, start: Callable[[], int]) -> int:
-    """Start a job that runs nowhere else: this process, which becomes the supervisor of its first part, takes its
-    lease before anything is started on other hosts. Raises Refused."""
-    from torpor.launch import admission
-    from torpor.store import open_store
-    from torpor.supervise.standing import Standing
-
-    first = job.parts[0]
-    opened = open_store(first.store or None, apart=True)
-    standing = Standing(first.identity, first.job)
-    try:
-        tell = wishes.tell or (lambda line: say(f"torpor: {line}") if line else None)
-        try:
-            admission.sole(standing, opened, wishes.wait, wishes.why == "resume", tell)
-            _hooks(first, job, opened.location, wishes.why)
-        finally:
-            opened.close()
-        return start()
-    except BaseException:
-        standing.close()
-        raise
-
-
-def _hooks(first: Part, job: Planned, store: str, why: str) -> None:
-    """Run what is to be run before the job is restarted. Raises HookFailed."""
-    if first.upkeep:
-        from torpor.supervise import hooks, upkeep
-
-        told = {"JOB": first.job, "CHECKPOINT": first.checkpoint, "STORE": store, "WHY": why, "PART": first.part,
-                "PARTS": " ".join(part.part for part in job.parts)}  # fmt: skip
-        hooks.run(upkeep.decode(first.upkeep).hooks, "pre-restart", told)
-
-
 def assign(parts: Sequence[str], hosts: Sequence[str]) -> dict[str, str]:
     """On which host each part comes back. Pure. Raises UsageError."""
     named = dict(word.split("=", 1) for word in hosts if "=" in word)
@@ -185,38 +154,63 @@ def run(job: Planned, over: Over) -> int:
     return _begin(job, over, None, "")
 
 
-def run_detached(job: Planned, over: Over) -> Started:
-    """The same without a terminal, the first part's output going to a log; returns once the job runs."""
+def run_detached(job: Planned, over: Over, tell: Callable[[str], None]) -> Started:
+    """The same without a terminal, the first part's output going to a log; returns once the job runs. tell: what it
+    waits for."""
     from torpor.launch.detach import detach
     from torpor.supervise import state
 
     first = job.parts[0]
     log, path = state.open_log(first.job, fresh=not first.checkpoint)
-    return detach(lambda report: _begin(job, over, report, path), log)
+
+    def on_event(event: dict[str, Any]) -> None:
+        if event.get("event") == "waiting" and event["line"]:
+            tell(str(event["line"]))
+
+    return detach(lambda report: _begin(job, over, report, path), log, on_event)
 
 
 def _begin(job: Planned, over: Over, report: Report | None, log: str) -> int:
-    if job.wishes is None:
-        return _be(job, over, report, log)
-    return _alone(job, job.wishes, lambda: _be(job, over, report, log))
-
-
-def _be(job: Planned, over: Over, report: Report | None, log: str) -> int:
+    """See to it that it may run, before anything is started on other hosts, and then be the first part."""
     from torpor.launch import part as launched
-    from torpor.launch import starter
+    from torpor.launch import starter, whole_admission
     from torpor.link import secret as secrets
 
-    secret = secrets.fresh()
-    first, *others = job.parts
-    to_us, from_starter = os.pipe()
-    to_starter, from_us = os.pipe()
-    if _starter_is_us():
-        os.close(to_us)
-        os.close(from_us)
-        starter.be(secret, first, others, job.hosts, to_starter, from_starter, over.remote)
-    os.close(from_starter)
-    os.close(to_starter)
-    return launched.first(secret, first, to_us, from_us, report, log)
+    def tell(line: str) -> None:
+        if report is None:
+            if line:
+                say(f"torpor: {line}")
+        elif not report.event({"event": "waiting", "line": line}):
+            raise TorporError("whoever wanted it started has gone")
+
+    if job.wishes is None:
+        standing = whole_admission.new(job.parts[0], job.wait, tell)
+    else:
+        standing = whole_admission.again(job.parts, job.wishes, job.wishes.tell or tell if report is None else tell)
+    parts = [_holding(part, standing) for part in job.parts]
+    try:
+        secret = secrets.fresh()
+        first, *others = parts
+        to_us, from_starter = os.pipe()
+        to_starter, from_us = os.pipe()
+        if _starter_is_us():
+            os.close(to_us)
+            os.close(from_us)
+            starter.be(secret, first, others, job.hosts, to_starter, from_starter, over.remote)
+        os.close(from_starter)
+        os.close(to_starter)
+        return launched.first(secret, first, to_us, from_us, report, log, standing)
+    except BaseException:
+        if standing is not None:
+            standing.close()
+        raise
+
+
+def _holding(part: Part, standing: Standing | None) -> Part:
+    """A part that is brought back, told which seats the job has."""
+    if standing is None or standing.seats is None or not part.checkpoint:
+        return part
+    return msgspec.structs.replace(part, wishes={**part.wishes, "held": list(standing.seats.names)})
 
 
 def _starter_is_us() -> bool:

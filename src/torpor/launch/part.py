@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torpor.launch import job_file, program
-from torpor.launch.run import admitted, answered, stands, supervised, watched, wrapped
+from torpor.launch.run import answered, stands, supervised, watched, wrapped
 from torpor.link import lines
 from torpor.model.errors import RestartFailed, TorporError, UsageError
 from torpor.supervise import registry
@@ -76,11 +76,13 @@ def member(detached: bool) -> int:
     return 0
 
 
-def first(secret: Secret, part: Part, heard: int, answer: int, report: Report | None, log: str) -> int:
+def first(
+    secret: Secret, part: Part, heard: int, answer: int, report: Report | None, log: str, standing: Standing | None
+) -> int:
     """Be the supervisor of the first part: whoever starts the others speaks to us through these two descriptors, and
-    our standard streams are the program's. report, log: if it is detached. Returns the wait status of its root. Raises
-    TorporError."""
-    return _supervise(_settle(part, answer, heard), secret, report, answer, heard, log)
+    our standard streams are the program's. report, log: if it is detached.  standing: what the job holds already.
+    Returns the wait status of its root. Raises TorporError."""
+    return _supervise(_settle(part, answer, heard), secret, report, answer, heard, log, standing)
 
 
 def _settle(part: Part, answer: int, heard: int) -> Part:
@@ -124,7 +126,8 @@ def _names(part: Part) -> tuple[str, ...]:
 
 
 def _supervise(
-    part: Part, secret: Secret, report: Report | None, answer: int = 1, heard: int = 0, log: str = ""
+    part: Part, secret: Secret, report: Report | None, answer: int = 1, heard: int = 0, log: str = "",
+    standing: Standing | None = None,
 ) -> int:  # fmt: skip
     given = Entry(name="", store=part.store, argv=tuple(map(os.fsdecode, part.argv)), upkeep=part.upkeep, log=log,
                   policy=part.policy, identity=part.identity, part=part.part)  # fmt: skip
@@ -137,9 +140,8 @@ def _supervise(
             _hear(heard)
             os.close(answer)
             os.close(heard)
-        standing = None
-        if part.first and part.argv:
-            entry, standing, _ = admitted(entry, part.policy, 0.0, None)  # the other hosts do not wait for seats
+        if standing is not None and standing.seats is not None:
+            entry = entry._replace(seats=standing.seats.names, keeper=Pid.of(standing.seats.pid))
         server = _server(part, secret, entry.folder)
         try:
             if part.job_file:
@@ -148,11 +150,9 @@ def _supervise(
         except BaseException:
             if server is not None:
                 server.stop()
-            if standing is not None:
-                standing.close()
             raise
         if part.checkpoint:
-            return _restart(part, membership, entry, report)
+            return _restart(part, membership, entry, report, standing)
         if part.own:
             return _join(part, membership, entry)
         return _begin(part, secret, membership, entry, standing, report, answer, heard)
@@ -216,8 +216,6 @@ def _begin(
         if opened is not None:
             os.kill(opened.pid, 9)
         membership.close()
-        if standing is not None:
-            standing.close()
         raise
     entry = entry._replace(supervisor=Pid.of(os.getpid()), root=Pid.of(root), root_vpid=root, door=Pid.of(opened.pid))
     entry = registry.update(watched(entry, wrapper))
@@ -250,7 +248,7 @@ def _join(part: Part, membership: Membership, entry: Entry) -> int:
     return supervised(Supervisor(entry, signals, terminal, streams, wrapper=wrapper, membership=membership))
 
 
-def _restart(part: Part, membership: Membership, entry: Entry, report: Report | None) -> int:
+def _restart(part: Part, membership: Membership, entry: Entry, report: Report | None, standing: Standing | None) -> int:
     from torpor.checkpoint.together import GivenUp
     from torpor.launch.among import Among
     from torpor.launch.restart import Wishes, restart_part
@@ -266,7 +264,9 @@ def _restart(part: Part, membership: Membership, entry: Entry, report: Report | 
     try:
         agreed = membership.recreate(PATIENCE)
         among = Among(part.old, part.hosts, agreed, membership.knows, part.first)
-        return restart_part(part.checkpoint, part.store, Wishes(**given), entry, among, membership, runs, report)
+        return restart_part(
+            part.checkpoint, part.store, Wishes(**given), entry, among, membership, runs, report, standing
+        )
     except BaseException as error:
         if released:
             raise

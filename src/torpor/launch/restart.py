@@ -42,7 +42,8 @@ class Wishes(NamedTuple):
     shall stand still before its first instruction.  policy: what was given for this job, as `terms.encode` writes it;
     new_policy: in place of the sealed one.  wait: seconds to wait for seats, and for the end of the same job elsewhere;
     None for what the policy says.  tell: told what is waited for.  seats: a descriptor of whoever
-    keeps its seats (`SeatWatch.hand_over`), -1 for none.  why: for the log.
+    keeps its seats (`SeatWatch.hand_over`), -1 for none.  held: of a part of a job over hosts, the seats that are held
+    for the whole job.  why: for the log.
     notes: what is to be said once the job runs; before, the restart might cut it off a file again.
     """
 
@@ -66,6 +67,7 @@ class Wishes(NamedTuple):
     wait: float | None = None
     tell: Callable[[str], None] | None = None
     seats: int = -1
+    held: tuple[str, ...] = ()
     why: str = "command"
     notes: tuple[str, ...] = ()
 
@@ -192,11 +194,11 @@ def restart_detached(checkpoint: str | None, store: str, wishes: Wishes) -> Star
 
 def restart_part(
     checkpoint: str, store: str, wishes: Wishes, entry: Entry, among: Among, membership: Membership,
-    released: Callable[[], None], report: Report | None,
+    released: Callable[[], None], report: Report | None, standing: Standing | None,
 ) -> int:  # fmt: skip
     """Restart one part of a checkpoint of several hosts, under an entry that is there already, and supervise it.
     Returns the wait status of its root. released: called once it runs.  report: of a part that goes on by itself.
-    Raises as
+    standing: what the job holds, of its first part. Raises as
     `restart`, and what `among.together` does; before `released` was called nothing is left of it."""
     from torpor.supervise.terminal import Terminal, open_terminal
 
@@ -206,12 +208,12 @@ def restart_part(
         standard = _standard(wishes, (0, 1, 2))
         terminal = Terminal(open_terminal() if report is None else -1, relay=report is None)
         try:
-            begun = _restart(opened, info, wishes, standard, terminal.fd, entry, among)
+            begun = _restart(opened, info, wishes, standard, terminal.fd, entry, among, standing)
         except BaseException:
             terminal.close(lambda: ())
             raise
     released()
-    for note in (*wishes.notes, *begun.job.notes):
+    for note in (*wishes.notes, *_notes(begun, wishes)):
         say(f"torpor: {note}")
     if report is not None:
         os.chdir("/")
@@ -342,7 +344,7 @@ def _standard(wishes: Wishes, own: tuple[int, int, int]) -> tuple[int, int, int]
 
 def _restart(
     store: Store, info: RootInfo, wishes: Wishes, standard: tuple[int, int, int], terminal: int, entry: Entry,
-    among: Among | None = None,
+    among: Among | None = None, held: Standing | None = None,
 ) -> Begun:  # fmt: skip
     """Recreate the job and let it go; its entry in the registry is complete before it runs, so that whatever becomes of
     us then, it is found. among: it is one part of several. Raises Interrupted."""
@@ -408,23 +410,22 @@ def _restart(
     if not entry.identity:
         identity = registry.fresh_identity() if wishes.clone else lease.of_checkpoint(info)
         entry = entry._replace(identity=identity)
-    standing = Standing(entry.identity, entry.name)
+    standing = held or Standing(entry.identity, entry.name)
     if wishes.seats >= 0:
         standing.kept = entry.seats, wishes.seats, entry.keeper.pid
-    first, name = among is None or among.first, f"{info.job}@{info.number}"
+    name = f"{info.job}@{info.number}"
     hosts = whereabouts.addresses if whereabouts is not None else frozenset()
     admit = admission.Admission(
-        standing, entry.name, name, store.location, wishes.policy, wishes.new_policy, hosts, first,
-        wishes.wait if among is None else 0.0,  # the other hosts do not wait
-        _tell(wishes),
+        standing, entry.name, name, store.location, wishes.policy, wishes.new_policy, hosts,
+        None if among is None else wishes.held, wishes.wait, _tell(wishes),
     )  # fmt: skip
     try:
         if wishes.new_policy:
             admission.refuse_foreign_seal(info)
-        if first:
+        if among is None:  # else seen to for all parts together, in whole_admission.py
             admission.sole(standing, store, wishes.wait, wishes.why == "resume", _tell(wishes))
-        if among is None and entry.upkeep:
-            _hooks(entry, wishes)
+            if entry.upkeep:
+                _hooks(entry, wishes)
         interrupts = Interrupts(*_stopping(entry.upkeep))
         with interrupts:
             job = run(
@@ -453,7 +454,8 @@ def _restart(
             os.close(standing.kept[1])  # it has none any more
         return Begun(entry, job, load.info, wrapper, standing)
     except BaseException:
-        standing.close()
+        if held is None:  # else it is closed by whoever has made it
+            standing.close()
         raise
     finally:
         load.close()

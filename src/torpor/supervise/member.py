@@ -52,6 +52,8 @@ from torpor.supervise.wire import Wire
 
 OVER = "over"
 """The key of the wait status of the job's root, once that and all that joined the job have ended."""
+HELD = "held"
+"""The key that says whether all of the job stands still: `1`, or `0` once it may go on."""
 AGAIN = 2.0
 """Seconds after which something is said again that nobody has answered."""
 SOON = 0.25
@@ -106,6 +108,7 @@ class Member:
         self._emptied = False
         self._parting = 0.0
         self._wakes = 0
+        self._holds = 0
         self._restart_until = 0.0
         self._keys: set[str] = set()
         self._own: set[str] = set()
@@ -121,6 +124,7 @@ class Member:
         talk.follow(self.loop, self._hear, self._deserted)
         link.on_status(self._turned)
         link.watch(OVER, lambda _, entry: self._over(entry))
+        link.watch(HELD, lambda _, entry: self._held(entry))
         if self.part.first:
             link.watch(f"{OWN}>", self._joined)
         self._enter()
@@ -268,6 +272,9 @@ class Member:
             self._status = word.status
             self._certain = time.monotonic() + (AGAIN if word.waits else 0.0)
             self._root_ended()
+        elif isinstance(word, wire.Hold):
+            self._holds += 1
+            self._hold(word.on, self._holds)
         elif self._host is not None and isinstance(word, words.Finished | words.Broke):
             self._do(self._host.handle(word, time.monotonic()))
         elif isinstance(word, words.Emptied):
@@ -275,6 +282,20 @@ class Member:
             self.loop.later(PARTING, self._part)
             if self._host is not None:
                 self._do(self._host.handle(word, time.monotonic()))
+
+    def _hold(self, on: bool, serial: int) -> None:
+        """All parts are to stand still, or to go on, also those that hear it late."""
+
+        def done(_revision: int | None, error: TorporError | None) -> None:
+            if error is not None:
+                self.loop.later(AGAIN, lambda: self._hold(on, serial))
+
+        if serial == self._holds:  # else something else has been said since
+            self.link.put(HELD, b"%d" % on, done)
+
+    def _held(self, entry: Entry | None) -> None:
+        if entry is not None:
+            self.talk.send(wire.Held(entry.value == b"1"))
 
     def _deserted(self) -> None:
         """The supervisor is dead: whoever coordinates is to know. What it has left behind is ours."""

@@ -76,6 +76,10 @@ class Supervised(Protocol):
         """Something has changed: is it over?"""
         ...
 
+    def held(self, on: bool) -> None:
+        """All of the job is to stand still, or may go on."""
+        ...
+
 
 class Membership:
     """part, secret: what it is a part of.  folder: of its entry in the registry.  server: one of the job's own NATS
@@ -114,6 +118,8 @@ class Membership:
         self._waits = False
         """Has the root ended, and others have not that have joined the job?"""
         self._kill = 0.0
+        self._held: bool | None = None
+        """What was said last of whether the job stands still."""
         self._restarting: Restarting | None = None
         self._undone = ""
         """The checkpoint whose restart was undone after it had come back here, until that is told."""
@@ -245,6 +251,8 @@ class Membership:
         raise RestartFailed(f"{self.part.part}: {late}" if late else "")
 
     def _early(self, word: Any) -> None:
+        if isinstance(word, wire.Held):
+            self._held = word.on
         if isinstance(word, wire.Cannot):
             self._trouble = word.reason
             raise RestartFailed(word.reason)
@@ -259,6 +267,12 @@ class Membership:
         self._attached = True
         job.set_own(self.pids)
         self._follow()
+        if self._held is not None:
+            job.held(self._held)
+
+    def hold(self, on: bool) -> None:
+        """All of the job is to stand still, or may go on."""
+        self._wire.send(wire.Hold(on))
 
     def idle(self) -> None:
         """The worker has done what it did: what has waited for that is done."""
@@ -288,6 +302,8 @@ class Membership:
             self._end()
         elif isinstance(word, wire.Waiting):
             self._wait(word.parts)
+        elif isinstance(word, wire.Held):
+            self._job.held(word.on)
         elif isinstance(word, wire.Cannot):
             self._cannot(word.reason)
         elif isinstance(word, wire.Gone):

@@ -138,7 +138,7 @@ class Supervisor:
                 self._reap_pending = True
             elif got.number == signal.SIGCONT:
                 if self.root.held:
-                    self.root.let_on()
+                    self._resume() if self._membership is not None else self.root.let_on()
                 elif self.root.stopped and not got.from_kernel and self.root.alive:
                     self._terminal.resume(self.entry.root)
             elif self.root.has_got(got, self.entry):
@@ -173,14 +173,22 @@ class Supervisor:
 
     def _pause(self) -> None:
         """It lacks a seat, and may not run on for now."""
-        self._paused = True
-        if not self.worker.busy:
-            self.root.hold(self.entry)  # else once the save is over
+        self.held(True)
+        if self._membership is not None:
+            self._membership.hold(True)
 
     def _resume(self) -> None:
-        if self._paused:
-            self._paused = False
+        self.held(False)
+        if self._membership is not None:
+            self._membership.hold(False)
+
+    def held(self, on: bool) -> None:
+        """All that is here of the job is to stand still, or may go on."""
+        if on and not self._paused and not self.worker.busy:
+            self.root.hold(self.entry)  # else once the save is over
+        elif not on:
             self.root.let_on()
+        self._paused = on
 
     def _keeper_replaced(self, pid: int) -> None:
         self.entry = self.entry._replace(keeper=Pid.of(pid))
@@ -480,10 +488,15 @@ class Supervisor:
         if stopped:
             self.stopped_as = checkpoint
 
+    def _hold_again(self) -> None:
+        """A save has let it on for a moment."""
+        if self.root.status is None:
+            self.root.hold(self.entry)
+
     def _on_worker(self, events: int) -> None:
         self.worker.deliver(events)
-        if self._paused and not self.root.held and self.root.status is None and not self.stopped_as:
-            self._pause()
+        if self._paused and not self.worker.busy and not self.root.held and not self.stopped_as:
+            self._hold_again()
         if self._reap_pending:
             self._reap()
         if self._membership is not None and not self.worker.busy:

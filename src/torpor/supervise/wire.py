@@ -71,6 +71,12 @@ class RootEnded(Word, frozen=True):
     waits: bool = False
 
 
+class Hold(Word, frozen=True):
+    """All of the job is to stand still, on every host, for lack of a seat; or may go on."""
+
+    on: bool
+
+
 # From the member process. Besides: Work; Answer, to an Ask.
 
 
@@ -107,6 +113,12 @@ class Waiting(Word, frozen=True):
     parts: tuple[str, ...]
 
 
+class Held(Word, frozen=True):
+    """The part is to stand still, or to go on: somebody has said `Hold`."""
+
+    on: bool
+
+
 class Cannot(Word, frozen=True):
     """This process has come to its end, and another would do no better."""
 
@@ -117,8 +129,10 @@ class Gone(Word, frozen=True):
     """This part has left the job; nothing more comes."""
 
 
-ToMember: TypeAlias = Begin | words.Finished | words.Broke | words.Emptied | Ask | AskWho | RootEnded
-ToSupervisor: TypeAlias = words.Work | words.Answer | In | Here | Who | Exists | End | Waiting | Cannot | Gone
+ToMember: TypeAlias = Begin | words.Finished | words.Broke | words.Emptied | Ask | AskWho | RootEnded | Hold
+ToSupervisor: TypeAlias = (
+    words.Work | words.Answer | In | Here | Who | Exists | End | Waiting | Held | Cannot | Gone
+)  # fmt: skip
 
 
 class Wire:
