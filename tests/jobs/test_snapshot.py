@@ -129,6 +129,25 @@ def test_a_job_with_room(root_bench: harness.Bench) -> None:
     assert save_under_limit(root_bench, 400, 1) == []
 
 
+def test_memory_becomes_short_in_the_middle(root_bench: harness.Bench) -> None:
+    """Somebody else takes what the copies may need: the job stands still until they are gone."""
+    bench = root_bench
+    with memory_limit(320) as group:
+        words = [harness.build("rewrite.c"), bench.go, "0", "big"]
+        job = bench.run(["sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$@"', "sh", *words], "pid")
+        job.ready()
+        words = [bench.account.python, harness.script("short_of_memory.py"), group, "108", "checkpoint", *job.which()]
+        command = bench.popen([*words, "--store", bench.store, "--json"], stdout=subprocess.PIPE)
+        said, _ = command.communicate(timeout=harness.PATIENCE)
+        saved = json.loads(said)
+        (note,) = saved["notes"]
+        assert note.startswith("stood still again, for ") and f"the memory limit of {group} leaves " in note
+        assert saved["pause_seconds"] * 1000 > int(note.split()[4])
+        job.verified()
+        bench.gone("after the job has ended")
+    bench.restart(f"{job.name}@1").verified()
+
+
 @pytest.mark.exam
 def test_a_job_near_its_memory_limit_often(root_bench: harness.Bench) -> None:
     assert len(save_under_limit(root_bench, 128, 20)) == 20

@@ -61,6 +61,7 @@ from torpor.tracee.snapshot import Snapshot
 from torpor.tracee.task import Task
 
 if TYPE_CHECKING:
+    from torpor.checkpoint.shortage import Shortage
     from torpor.checkpoint.tracking import Unchanged
 
 
@@ -130,9 +131,9 @@ class Captured(NamedTuple):
         """With what the job has asked for outside, and on what terms."""
         return self._replace(manifest=msgspec.structs.replace(self.manifest, ledger=ledger, terms=terms))
 
-    def complete(self) -> Manifest:
-        """The whole manifest. Raises CheckpointFailed (memory.Unlike), OSError."""
-        saved = self.memory.finish()
+    def complete(self, shortage: Shortage | None) -> Manifest:
+        """The whole manifest. shortage: see memory.Held.finish. Raises CheckpointFailed (memory.Unlike), OSError."""
+        saved = self.memory.finish(shortage)
         processes = [
             msgspec.structs.replace(record, areas=saved.areas[pid], pages=saved.pages[pid], guards=saved.guards[pid])
             if pid in saved.areas

@@ -2,6 +2,9 @@
 
 Where a limit would be reached, somebody is killed: the kernel's choice is the copy first (tracee/snapshot.py), but a
 control group may be the job's alone and the next page may be the job's. So it is not tried.
+
+What a process itself may have (RLIMIT_AS, RLIMIT_DATA) does not matter: a copy is a process of its own, with the same
+limits for the same memory (setrlimit(2)), and takes nothing of what its process may have.
 """
 
 from __future__ import annotations
@@ -46,6 +49,27 @@ def look(pids: Iterable[int]) -> list[Process]:
     return found
 
 
+def left(copies: Iterable[int]) -> list[Process]:
+    """What copies (host pids) may still need: of each the memory that its process has not written yet, with the limits
+    of memory that bind it now. The kernel walks their pages for it.
+
+    What only a copy has was doubled, or given up by the process. Source: Documentation/filesystems/proc.rst.
+    """
+    found = []
+    known: dict[str, list[Limit]] = {}
+    for pid in copies:
+        try:
+            groups = proc.text(f"/proc/{pid}/cgroup")
+            if groups not in known:
+                known[groups] = cgroup.memory(pid)
+            sizes = proc.rollup(pid)
+        except (OSError, ValueError):
+            continue
+        shared = sizes["Anonymous"] - sizes["Private_Clean"] - sizes["Private_Dirty"]
+        found.append(Process(max(0, shared), known[groups], ()))
+    return found
+
+
 def _most_tasks(pid: int) -> str:
     """The soft RLIMIT_NPROC."""
     line = next(line for line in proc.text(f"/proc/{pid}/limits").splitlines() if line.startswith("Max processes"))
@@ -74,18 +98,23 @@ def machine() -> Limit:
     return Limit("", total, available)
 
 
-def lacking(processes: Sequence[Process], whole: Limit) -> str:
-    """Why all of these may not be copied, '' if they may. Pure. whole: `machine`."""
-    needs: dict[Limit, int] = {whole: 0}
-    counts: dict[Limit, int] = {}
+def needs(processes: Sequence[Process], whole: Limit) -> dict[Limit, int]:
+    """How many bytes copies of all of these may need at most, by limit. Pure. whole: `machine`."""
+    found: dict[Limit, int] = {whole: 0}
     for process in processes:
         for limit in (*process.memory, whole):
-            needs[limit] = needs.get(limit, 0) + process.private
+            found[limit] = found.get(limit, 0) + process.private
+    # A page table for each 512 pages, in the copies too.
+    return {limit: need + need // 512 + SPARE for limit, need in found.items()}
+
+
+def lacking(processes: Sequence[Process], whole: Limit) -> str:
+    """Why all of these may not be copied, '' if they may. Pure. whole: `machine`."""
+    counts: dict[Limit, int] = {}
+    for process in processes:
         for limit in process.tasks:
             counts[limit] = counts.get(limit, 0) + 1
-    for limit, need in needs.items():
-        # A page table for each 512 pages, in the copies too.
-        need += need // 512 + SPARE
+    for limit, need in needs(processes, whole).items():
         if need > limit.free:
             who = f"the memory limit of {limit.group}" if limit.group else "the memory of this machine"
             return f"{who} leaves {max(0, limit.free) >> 20} MiB, and copies may need {need >> 20}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from torpor.checkpoint.shortage import INTERVAL, Shortage
 from torpor.linux import proc
 from torpor.linux.proc import Area
 from torpor.model.data import Sink
@@ -177,22 +178,30 @@ class Held:
                 self._comm[pid] = frozen.processes[pid].comm
         self._take(work)
 
-    def finish(self) -> Saved:
-        """Save the rest, from the copies, and end these. Raises Unlike, CheckpointFailed."""
-        if self._snapshot is not None:
-            try:
-                self._snapshot.clean()
-                self._take([each for pid, copy in self._copies.items() for each in self._of_copy(pid, copy)])
-            except (OSError, Refused, CheckpointFailed) as error:
-                self._mind_dead()
-                if isinstance(error, CheckpointFailed):
-                    raise
-                raise Unlike(f"a copy cannot be read: {error}") from error
-            # What is read of a copy that has been killed is nothing, which is not always told from there being nothing.
-            self._mind_dead()
-            self._snapshot.close()
+    def finish(self, shortage: Shortage | None) -> Saved:
+        """Save the rest, from the copies, and end these. shortage: looks after the memory that they need; None if there
+        are none. Raises Unlike, CheckpointFailed."""
+        if self._snapshot is not None and shortage is not None:
+            with shortage:
+                try:
+                    self._read_copies(self._snapshot, shortage)
+                finally:
+                    self._snapshot.close()
         self.pages = {pid: pack(sorted(found)) for pid, found in self._found.items()}
         return Saved(self.areas, self.pages, self._guards)
+
+    def _read_copies(self, snapshot: Snapshot, shortage: Shortage) -> None:
+        try:
+            snapshot.clean()
+            work = [each for pid, copy in self._copies.items() for each in self._of_copy(pid, copy)]
+            self._take(work, shortage.mind)
+        except (OSError, Refused, CheckpointFailed) as error:
+            self._mind_dead()
+            if isinstance(error, CheckpointFailed):
+                raise
+            raise Unlike(f"a copy cannot be read: {error}") from error
+        # What is read of a copy that has been killed is nothing, which is not always told from there being nothing.
+        self._mind_dead()
 
     def _mind_dead(self) -> None:
         """Raises Unlike if a copy was killed."""
@@ -238,15 +247,14 @@ class Held:
             for one, old in zip(found, self.areas[pid])
         )
 
-    def _take(self, work: list[Work]) -> None:
+    def _take(self, work: list[Work], mind: Callable[[], None] | None = None) -> None:
         if self.unchanged is not None:
             work = [each for each in work if not self._known(each)]
         total = sum(each.window.size for each in work)
         self.bytes_read += total
         progress = self._progress
-        refs = _pump(
-            work, self._sink, (lambda done: progress("memory", done, total)) if progress else None, self.forget
-        )
+        told = (lambda done: progress("memory", done, total)) if progress else None
+        refs = _pump(work, self._sink, told, self.forget, mind)
         for each, ref in zip(work, refs):
             self._found[each.pid].append((each.window, ref))
 
@@ -307,8 +315,15 @@ def _objects(
     return tuple(records)
 
 
-def _pump(work: list[Work], sink: Sink, progress: Callable[[int], None] | None, forget: Forget) -> list[int]:
-    """Read every window and put it into the sink, with a few threads; the chunks in the order of the work."""
+def _pump(
+    work: list[Work],
+    sink: Sink,
+    progress: Callable[[int], None] | None,
+    forget: Forget,
+    mind: Callable[[], None] | None,
+) -> list[int]:
+    """Read every window and put it into the sink, with a few threads; the chunks in the order of the work. mind: called
+    in this one meanwhile, now and then, if there is much to do."""
     refs = [0] * len(work)
     lock = threading.Lock()
     queue: Iterator[int] = iter(range(len(work)))
@@ -336,10 +351,18 @@ def _pump(work: list[Work], sink: Sink, progress: Callable[[int], None] | None, 
         except BaseException as error:
             failures.append(error)
 
-    helpers = [threading.Thread(target=drain) for _ in range(WORKERS - 1 if len(work) > 64 else 0)]
+    helpers = [threading.Thread(target=drain) for _ in range(WORKERS - (mind is None) if len(work) > 64 else 0)]
     for helper in helpers:
         helper.start()
-    drain()
+    if mind is None or not helpers:
+        drain()
+    else:
+        try:
+            while any(helper.is_alive() for helper in helpers):
+                helpers[0].join(INTERVAL)
+                mind()
+        except BaseException as error:
+            failures.append(error)
     for helper in helpers:
         helper.join()
     if failures:

@@ -14,6 +14,7 @@ from torpor.checkpoint import headroom, memory, survey
 from torpor.checkpoint.capture import Captured, capture, end
 from torpor.checkpoint.copies import Copies
 from torpor.checkpoint.memory import Unlike
+from torpor.checkpoint.shortage import Shortage
 from torpor.checkpoint.together import SavedTogether
 from torpor.checkpoint.tree import Tree
 from torpor.image import codec
@@ -161,9 +162,13 @@ def _attempt(
     if tracker is not None:
         look_at_writes = lambda pids: tracker.look(pids, saving, request.forget)  # noqa: E731
     if not (request.stop or why):
-        lacking = _no_copies(request.tree)
+        needs = headroom.look(request.tree.find())
+        lacking = masks.REASON if masks.masked("snapshot") else headroom.lacking(needs, headroom.machine())
         why = f"saved while it was stopped: {lacking}" if lacking else ""
-    snapshot = None if request.stop or why else Snapshot()
+    snapshot, shortage = None, None
+    if not (request.stop or why):
+        snapshot = Snapshot()
+        shortage = Shortage(request.tree.find, request.guard, needs, snapshot)
     flags = None if certain or snapshot is None else memory.flags(request.tree.find())
     try:
         if together is not None:
@@ -195,7 +200,7 @@ def _attempt(
                 if together is not None:
                     together.captured()
                 if request.stop:
-                    info = _commit(saving, captured, request, began)
+                    info = _commit(saving, captured, request, began, None)
                     _stored(request, saving, captured, began, paused)
                     end(frozen, captured.manifest)
                     frozen.kill()
@@ -203,7 +208,7 @@ def _attempt(
         if not request.stop:
             if together is not None:
                 together.resumed()
-            info = _commit(saving, captured, request, began)
+            info = _commit(saving, captured, request, began, shortage)
             if tracker is not None:
                 tracker.remember(captured.memory.pages, saving)
             _stored(request, saving, captured, began, paused, resumed)
@@ -221,23 +226,16 @@ def _attempt(
         bytes_new=info.bytes_new,
         bytes_read=captured.memory.bytes_read,
         seconds=time.perf_counter() - began,
-        pause_seconds=resumed - paused,
+        pause_seconds=resumed - paused + (shortage.seconds if shortage is not None else 0.0),
         location=request.store.location,
         processes=len(captured.manifest.processes),
         threads=_threads(captured.manifest),
         notes=(
             *captured.notes,
             *captured.left_out(),
-            *filter(None, [why, tracker.why if tracker is not None else ""]),
+            *filter(None, [why, shortage.note if shortage else "", tracker.why if tracker is not None else ""]),
         ),
     )
-
-
-def _no_copies(tree: Tree) -> str:
-    """Why the job cannot go on while its memory is saved, '' if it can."""
-    if masks.masked("snapshot"):
-        return masks.REASON
-    return headroom.lacking(headroom.look(tree.find()), headroom.machine())
 
 
 def _begin(request: SaveRequest) -> Save:
@@ -275,8 +273,10 @@ def _stored(
     )
 
 
-def _commit(saving: Save, captured: Captured, request: SaveRequest, began: float) -> RootInfo:
-    manifest = captured.complete()
+def _commit(
+    saving: Save, captured: Captured, request: SaveRequest, began: float, shortage: Shortage | None
+) -> RootInfo:
+    manifest = captured.complete(shortage)
     label: dict[str, str | int | float] = {
         "created": manifest.created,
         "host": manifest.machine.host,

@@ -26,14 +26,24 @@ class Limit(NamedTuple):
 
 def memory(pid: int) -> list[Limit]:
     """Limits of memory (memory.max, memory.high). Pages of files that could be given back count as free."""
-    found = []
-    for folder, version in _folders(pid, "memory"):
-        names = ("memory.max", "memory.high") if version == 2 else ("memory.limit_in_bytes",)
-        most = min((value for name in names if (value := _number(folder, name)) is not None), default=_ENDLESS)
-        used = _number(folder, "memory.current" if version == 2 else "memory.usage_in_bytes")
-        if used is not None and most < _ENDLESS:
-            found.append(Limit(folder, most, most - used + _reclaimable(folder, "" if version == 2 else "total_")))
-    return found
+    limits = (_memory(folder, version) for folder, version in _folders(pid, "memory"))
+    return [limit for limit in limits if limit is not None]
+
+
+def again(limit: Limit) -> Limit:
+    """A limit of memory as it is now; as it was, if its group is gone."""
+    version = 2 if os.path.exists(f"{limit.group}/memory.current") else 1
+    return _memory(limit.group, version) or limit
+
+
+def _memory(folder: str, version: int) -> Limit | None:
+    """None where there is no limit."""
+    names = ("memory.max", "memory.high") if version == 2 else ("memory.limit_in_bytes",)
+    most = min((value for name in names if (value := _number(folder, name)) is not None), default=_ENDLESS)
+    used = _number(folder, "memory.current" if version == 2 else "memory.usage_in_bytes")
+    if used is None or most >= _ENDLESS:
+        return None
+    return Limit(folder, most, most - used + _reclaimable(folder, "" if version == 2 else "total_"))
 
 
 def tasks(pid: int) -> list[Limit]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 
 from torpor.checkpoint import headroom
@@ -57,3 +58,29 @@ def test_a_look_at_ourselves() -> None:
     assert all(limit.free <= limit.most for limit in (*found.memory, *found.tasks))
     whole = headroom.machine()
     assert 0 < whole.free <= whole.most
+
+
+def test_what_copies_may_still_need_is_what_is_shared_with_them() -> None:
+    size = 16 << 20
+    room = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE)
+    room.write(b"x" * size)
+    (before,) = headroom.left([os.getpid()])
+    said, say = os.pipe()
+    child = os.fork()
+    if not child:
+        os.read(said, 1)
+        os._exit(0)
+    try:
+        (whole,) = headroom.left([child])
+        assert size <= whole.private < before.private + size + (64 << 20)
+        room.seek(0)
+        room.write(b"y" * (size // 2))
+        (half,) = headroom.left([child])
+        assert size // 4 < whole.private - half.private < size
+    finally:
+        os.write(say, b"x")
+        os.waitpid(child, 0)
+        os.close(said)
+        os.close(say)
+        room.close()
+    assert headroom.left([2**22 + 1]) == []
