@@ -44,7 +44,12 @@ def main() -> None:
         many = str(count // 50)
         print("getppid, without a filter ", run([program, "getppid", many], env))
         print("getppid, with the filter  ", run([program, "getppid", many], env, "--watch"))
-        for kind, how in (("connect", "--watch"), ("sendmsg", "--watch"), ("sendmsg", "--watch=sendmsg")):
+        for kind, how in (
+            ("connect", "--watch"),
+            ("recvfrom", "--watch"),
+            ("sendmsg", "--watch"),
+            ("sendmsg", "--watch=sendmsg"),
+        ):
             print(f"{kind}, not watched       ", run([program, kind, str(count)], env))
             print(f"{kind}, {how:17}", run([program, kind, str(count)], env, how))
         print("connect, during checkpoints", run([program, "connect", str(count)], env, "--watch", saving=True))

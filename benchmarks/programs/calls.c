@@ -1,4 +1,4 @@
-/* How long system calls take: `calls KIND COUNT`, KIND getppid, connect or sendmsg. Prints the median and the 99th
+/* How long system calls take: `calls KIND COUNT`, KIND getppid, connect, recvfrom or sendmsg. Prints the median and the 99th
  * percentile in microseconds; getppid, which is shorter than reading the clock, is timed by the thousand. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -33,14 +33,26 @@ int main(int argc, char **argv)
     struct msghdr message = {.msg_name = &where, .msg_namelen = sizeof where, .msg_iov = &data, .msg_iovlen = 1};
     int fd = socket(AF_INET, SOCK_DGRAM, 0);
     int batch = strcmp(argv[1], "getppid") ? 1 : 1000;
+    struct sockaddr_in own = where, from;
+    socklen_t size = sizeof own;
+    own.sin_port = 0;
+    int far = socket(AF_INET, SOCK_DGRAM, 0);
+    if (!strcmp(argv[1], "recvfrom") && (bind(fd, (void *)&own, size) || getsockname(fd, (void *)&own, &size) ||
+                                         connect(far, (void *)&own, size)))
+        return 1;
     double *took = calloc(count, sizeof *took);
     for (long i = 0; i < count; i++) {
+        char byte;
+        if (!strcmp(argv[1], "recvfrom"))
+            send(far, "x", 1, 0);
         double start = now();
         if (batch > 1)
             for (int k = 0; k < batch; k++)
                 syscall(SYS_getppid);
         else if (!strcmp(argv[1], "connect"))
             connect(fd, (void *)&where, sizeof where);
+        else if (!strcmp(argv[1], "recvfrom"))
+            size = sizeof from, recvfrom(fd, &byte, 1, 0, (void *)&from, &size);
         else
             sendmsg(fd, &message, 0);
         took[i] = (now() - start) / batch;

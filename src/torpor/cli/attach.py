@@ -22,8 +22,9 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="from the beginning of the log")
     upkeep.add_on(parser)
     parser.add_argument(
-        "--watch", nargs="?", choices=["connect", "sendmsg"], const="connect", help="as torpor watch, without following"
-    )
+        "--watch", nargs="?", choices=["connect", "names", "sendmsg"], const="names",
+        help="as torpor watch, without following",
+    )  # fmt: skip
     add_no_new_privs(parser)
 
 

@@ -20,6 +20,7 @@ EXAMPLE = """  torpor inspect train
   torpor inspect train --services"""
 
 WIDTH = 100
+_NAMES_SHOWN = 3
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -112,17 +113,23 @@ def _services(options: argparse.Namespace) -> int:
         raise NotFound(f"{what} is not watched: torpor watch, or torpor run --watch")
     since, late = min(ledger.since for _, ledger in watched), any(ledger.late for _, ledger in watched)
     dropped = sum(ledger.dropped for _, ledger in watched)
-    contacts = [(part, contact) for part, ledger in watched for contact in ledger.contacts]
+    contacts = [(part, contact, names) for part, ledger in watched for contact, names in ledger.named()]
     if options.json:
         say_json({
             "name": what,
             "since": since,
             "with_sendmsg": any(ledger.with_sendmsg for _, ledger in watched),
+            "with_answers": any(ledger.with_answers for _, ledger in watched),
             "late": late,
             "dropped": dropped,
             "services": [
-                {**({"part": part} if part else {}), **{name: getattr(each, name) for name in each.__struct_fields__}}
-                for part, each in contacts
+                {
+                    **({"part": part} if part else {}),
+                    **{field: getattr(each, field) for field in each.__struct_fields__},
+                    "name": next(iter(names), ""),
+                    "names": names,
+                }
+                for part, each, names in contacts
             ],
         })  # fmt: skip
         return 0
@@ -136,14 +143,14 @@ def _services(options: argparse.Namespace) -> int:
             *([part] if over_hosts else []),
             contact.protocol,
             contact.where or "not readable",
-            contact.name or "-",
+            ", ".join((*names[:_NAMES_SHOWN], *["..."] * (len(names) > _NAMES_SHOWN))) or "-",
             moment(contact.first),
             moment(contact.last),
             str(contact.calls),
             str(contact.pid),
             contact.program or "?",
         ]
-        for part, contact in contacts
+        for part, contact, names in contacts
     ]
     if rows:
         head = ("KIND", "ADDRESS", "NAME", "FIRST", "LAST", "CALLS", "PID", "PROGRAM")

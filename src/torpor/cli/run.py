@@ -31,7 +31,7 @@ EXAMPLE = """  torpor run --name train -- python3 train.py --epochs 90
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"""torpor run [--name NAME] [--detach] [--store FOLDER] [--resume-or-start [--untrusted]]
-                  [--watch[=sendmsg|none]] [--policy FILE] [--wait TIME] [--inside]
+                  [--watch[=WHAT]] [--policy FILE] [--wait TIME] [--inside]
                   [--hosts HOST,... [--engine URL] [--remote-torpor PATH]] [--job-file FILE]
                   {upkeep.USAGE}
                   -- PROGRAM [ARGUMENT ...]
@@ -44,10 +44,11 @@ def options(parser: argparse.ArgumentParser) -> None:
         "start the program; needs --name",
     )  # fmt: skip
     parser.add_argument(
-        "--watch", nargs="?", choices=["connect", "sendmsg", "none"], const="connect",
-        help="write down which outside addresses the job asks for (torpor inspect --services); =sendmsg: also those "
-        "that only sendmsg names, which makes that call slow. Without root, programs that are set-user-ID lose their "
-        "privilege (docs/watch.md). A job over hosts is watched unasked; =none: it is not",
+        "--watch", nargs="?", choices=["names", "connect", "sendmsg", "none"], const="names",
+        help="write down which outside addresses the job asks for (torpor inspect --services), and what name servers "
+        "called them; =connect: without such names; =sendmsg: also addresses that only sendmsg names, which makes that "
+        "call slow. Without root, programs that are set-user-ID lose their privilege (docs/watch.md). A job over hosts "
+        "is watched unasked (=connect); =none: it is not",
     )  # fmt: skip
     add_policy(parser, "; seats that it names are acquired first, and the job is watched")
     parser.add_argument(

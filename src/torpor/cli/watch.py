@@ -36,7 +36,7 @@ def add_no_new_privs(parser: argparse.ArgumentParser) -> None:
 def command(options: argparse.Namespace) -> int:
     import torpor
 
-    begin(torpor.attach(options.job), "sendmsg" if options.sendmsg else "connect", options.no_new_privs)
+    begin(torpor.attach(options.job), "sendmsg" if options.sendmsg else "names", options.no_new_privs)
     return 0
 
 

@@ -17,6 +17,7 @@ from torpor.supervise import lease, registry, terms
 from torpor.supervise.registry import Entry, Pid
 from torpor.supervise.say import say
 from torpor.supervise.standing import Standing
+from torpor.watch.ledger import CONNECT, NAMES
 
 if TYPE_CHECKING:
     from torpor.image.manifest import Manifest
@@ -88,14 +89,14 @@ class Admission:
 
         return reconnect(manifest, outcome.decisions, note)
 
-    def watches(self, manifest: Manifest) -> bool:
-        """Is the job to be watched because a policy names a seat?"""
+    def watches(self, manifest: Manifest) -> str:
+        """See `watched`."""
         if manifest.terms is None and not self.policy and not terms.standing():
-            return False
+            return ""
         from torpor.policy import files
 
         sealed = () if manifest.terms is None or self._anew else manifest.terms.layers
-        return names_seat((*sealed, *terms.decode(self.policy), *files.standing()))
+        return watched((*sealed, *terms.decode(self.policy), *files.standing()))
 
     def _record(self, service: Service, decision: Decision | None, refused: bool) -> None:
         from torpor.supervise import audit
@@ -129,12 +130,20 @@ def names_seat(layers: Iterable[Layer]) -> bool:
     return any(rule.action == "seat" for layer in layers for rule in layer.rules)
 
 
-def start(entry: Entry, policy: str, wait: float | None, tell: Tell) -> tuple[Entry, Standing | None, bool]:
+def watched(layers: Sequence[Layer]) -> str:
+    """What is to be written down of a job because a policy names a seat (watch/ledger.py); '' for nothing. Names are
+    looked for where a rule asks for any."""
+    if not names_seat(layers):
+        return ""
+    return NAMES if any(rule.names for layer in layers for rule in layer.rules) else CONNECT
+
+
+def start(entry: Entry, policy: str, wait: float | None, tell: Tell) -> tuple[Entry, Standing | None, str]:
     """What a new job needs before it starts: acquire its seats. policy: what is given for it, as `terms.encode` writes
-    it. Returns its entry with what it has now, what it holds, and whether it is to be watched. Raises Refused,
-    UsageError."""
+    it. Returns its entry with what it has now, what it holds, and what of it is to be watched (`watched`). Raises
+    Refused, UsageError."""
     if not policy and not terms.standing():
-        return entry, None, False
+        return entry, None, ""
     from torpor.launch.program import found
     from torpor.policy import files
     from torpor.policy.decide import for_start
@@ -142,9 +151,9 @@ def start(entry: Entry, policy: str, wait: float | None, tell: Tell) -> tuple[En
     given, standing_ones = terms.decode(policy), files.standing()
     entry = entry._replace(policy=policy)
     seats = for_start(os.path.realpath(found(entry.argv[0])), given, standing_ones)
-    watched = names_seat((*given, *standing_ones))
+    how = watched((*given, *standing_ones))
     if not seats:
-        return entry, None, watched
+        return entry, None, how
     standing = Standing(entry.identity, entry.name or registry.fit_name(entry.argv[0]))
     try:
         acquire(standing, seats, wait, tell, "cannot start")
@@ -152,7 +161,7 @@ def start(entry: Entry, policy: str, wait: float | None, tell: Tell) -> tuple[En
         standing.close()
         raise
     assert standing.seats is not None
-    return entry._replace(seats=standing.seats.names, keeper=Pid.of(standing.seats.pid)), standing, watched
+    return entry._replace(seats=standing.seats.names, keeper=Pid.of(standing.seats.pid)), standing, how
 
 
 def sole(standing: Standing, store: Store, wait: float | None, unattended: bool, tell: Tell) -> None:

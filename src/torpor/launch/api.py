@@ -50,7 +50,7 @@ def run(
 
     name: by default made of the program's name.  store: folder for its checkpoints.  cwd, env: as for
     subprocess.  resume_or_start: restart the newest checkpoint of that name instead, if there is one; untrusted: see
-    `restart`.  watch: 'connect' or 'sendmsg': write down which outside addresses it asks for (docs/watch.md;
+    `restart`.  watch: 'names', 'connect' or 'sendmsg': write down which outside addresses it asks for (docs/watch.md;
     `Job.ledger`).  inside: it may speak with torpor (`torpor.inside`).  policy, wait: a file, and
     how long to wait for seats, as `--policy` and `--wait` (docs/policy.md).  The others as the options of `torpor run`
     (docs/batch.md): every='10m',

@@ -369,9 +369,8 @@ def _restart(
         if manifest.ledger is not None or moves or wishes.map_host or watches:
             from torpor.launch import watching
 
-            known = manifest.ledger or (watching.begun() if watches else None)
             datagrams = any(kept.service == "udp" for kept in manifest.objects)
-            prior = watching.again(known, wishes.map_host, moves, datagrams)
+            prior = watching.again(manifest.ledger, watches, wishes.map_host, moves, datagrams)
             wrapper = watching.wrapper(prior, tell) if prior is not None else None
         return wrapper
 

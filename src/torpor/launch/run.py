@@ -162,7 +162,7 @@ def admitted(
     except BaseException:
         registry.release(entry)
         raise
-    return entry, standing, watch or ("connect" if watched else None)
+    return entry, standing, watch or watched or None
 
 
 def stands(entry: Entry, standing: Standing | None) -> Standing:
@@ -181,8 +181,9 @@ def wrapped(watch: str | None) -> Wrapper | None:
     if watch is None:
         return None
     from torpor.launch import watching
+    from torpor.watch.ledger import begun
 
-    return watching.wrapper(watching.begun(watch), lambda line: say(f"torpor: {line}"))
+    return watching.wrapper(begun(watch), lambda line: say(f"torpor: {line}"))
 
 
 def watched(entry: Entry, wrapper: Wrapper | None) -> Entry:

@@ -10,7 +10,8 @@ class Contact(msgspec.Struct, frozen=True):
 
     protocol: 'tcp', 'udp' or another kind of socket ('raw'). host: a numeric address. first, last: seconds since the
     epoch. calls: how many there were. pid: the process that asked first, as the job sees it. program: its executable.
-    name: what the job's hosts file called the address at the first call, '' if nothing.
+    name: what the user calls the address, or the job's hosts file called it at the first call; '' if nothing. What name
+    servers called it stands in `Ledger.names`.
 
     Calls whose address could not be read stand under protocol '?' and host ''.
     """
@@ -37,7 +38,8 @@ class Ledger(msgspec.Struct, frozen=True):
 
     with_sendmsg: sendmsg(2) and sendmmsg(2) are wrapped too. dropped: calls to addresses for which there was no room.
     moved: 'OLD=NEW' for addresses that are elsewhere since a restart (model/address_map.py). late: the job had run
-    before; what it asked for until then is not known.
+    before; what it asked for until then is not known. with_answers: answers of name servers are looked at. names: an
+    address that was looked up, and the name, in that order.
     """
 
     since: float
@@ -46,3 +48,20 @@ class Ledger(msgspec.Struct, frozen=True):
     dropped: int = 0
     moved: tuple[str, ...] = ()
     late: bool = False
+    with_answers: bool = False
+    names: tuple[tuple[str, str], ...] = ()
+
+    def looked_up(self) -> dict[str, tuple[str, ...]]:
+        """The names by address."""
+        found: dict[str, tuple[str, ...]] = {}
+        for host, name in self.names:
+            found[host] = (*found.get(host, ()), name)
+        return found
+
+    def named(self) -> list[tuple[Contact, tuple[str, ...]]]:
+        """All contacts, with whatever their addresses are called."""
+        looked_up = self.looked_up()
+        return [
+            (each, tuple(dict.fromkeys(name for name in (each.name, *looked_up.get(each.host, ())) if name)))
+            for each in self.contacts
+        ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from _socket import AF_INET, AF_INET6, inet_ntop
 from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgspec
@@ -36,19 +37,22 @@ def services(manifest: Manifest, hosts: Collection[str] = ()) -> list[Service]:
     """hosts: addresses of the job's own hosts."""
     ends, own = sockets(manifest)
     contacts = manifest.ledger.contacts if manifest.ledger is not None else ()
+    looked_up = manifest.ledger.looked_up() if manifest.ledger is not None else {}
     moved = manifest.ledger.moved if manifest.ledger is not None else ()
     dropped = manifest.ledger.dropped if manifest.ledger is not None else 0
     inside = {*hosts, *(word.partition("=")[0] for word in moved), *(word.partition("=")[2] for word in moved)}
     signs = manifest.terms.signs if manifest.terms is not None else ()
-    return found(contacts, ends, own, signs, inside, dropped, known(), _handed_out())
+    return found(contacts, ends, own, signs, inside, dropped, known(), _handed_out(), looked_up)
 
 
 def found(
     contacts: Iterable[Contact], ends: Iterable[End], own: Collection[tuple[str, int]], signs: Iterable[Sign],
     inside: Collection[str], dropped: int, table: Known, handed_out: range = range(32768, 61000),
+    looked_up: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
 ) -> list[Service]:  # fmt: skip
     """own: what the job listens on, host '' for any address.  inside: addresses, or `HOST:PORT`, that are not outside.
-    dropped: calls to addresses that the ledger had no room for.  handed_out: ports that the kernel hands out."""
+    dropped: calls to addresses that the ledger had no room for.  handed_out: ports that the kernel hands out.
+    looked_up: what name servers called addresses."""
 
     def is_own(host: str, port: int) -> bool:
         return (host, port) in own or ("", port) in own or host in inside or _word(host, port) in inside
@@ -62,7 +66,7 @@ def found(
         before = seen.get((host, port), Service(host, port, passing=passing and port in handed_out))
         licence = table.licence(kind, port)
         seen[host, port] = before._replace(
-            names=_with(before.names, names), programs=_with(before.programs, (program,)),
+            names=_with(before.names, (*names, *looked_up.get(host, ()))), programs=_with(before.programs, (program,)),
             licence=before.licence or (f"{licence}, by its port" if licence else ""),
             **{key: before.open + value if key == "open" else value for key, value in more.items()},
         )  # fmt: skip

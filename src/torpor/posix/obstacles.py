@@ -122,14 +122,14 @@ def shadow_stack(seen: Seen) -> Iterator[Refusal]:
 
 
 def namespaces(seen: Seen) -> Iterator[Refusal]:
-    """Namespaces that the job made for itself: other ones than its parent's (or, where we may not look at
-    that, ours)."""
+    """Namespaces that the job made for itself: other ones than its parent's and ours. (The parent of an orphan may be
+    outside of the container that both of us are in.)"""
     parent = proc.face(int(seen.status["PPid"]))
     for kind in ("user", "pid", "mnt", "net", "ipc", "uts", "time", "cgroup"):
         own = _namespace(seen.pid, kind)
-        others = _namespace(parent, kind), _namespace(parent, f"{kind}_for_children")
-        if not others[0]:
-            others = _namespace(os.getpid(), kind), ""
+        others = (_namespace(whose, name) for whose, name in (
+            (parent, kind), (parent, f"{kind}_for_children"), (os.getpid(), kind),
+        ))  # fmt: skip
         # A process with a new namespace for its children only shows it there.
         # (A pid namespace without a process in it yet cannot be read.)
         split = kind in ("pid", "time") and _namespace(seen.pid, f"{kind}_for_children") != own

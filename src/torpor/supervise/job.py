@@ -243,7 +243,7 @@ class Job:
         self._await_supervisor()
         return killed
 
-    def watch(self, how: str = "connect", *, no_new_privs: bool = False) -> Watching:
+    def watch(self, how: str = "names", *, no_new_privs: bool = False) -> Watching:
         """Write down from now on which outside addresses it asks for (docs/watch.md). how: as for `run`. no_new_privs:
         its programs may lose what set-user-ID gives, if that cannot be helped. Raises Refused, TorporError."""
         from torpor.supervise.client import ask

@@ -126,11 +126,11 @@ class Requests:
         if job.wrapper is not None:
             raise UsageError(f"{job.entry.name} is watched already")
         where = reach(job.entry)._replace(watched=True)
-        with_sendmsg, privileges = text(request, "how") == "sendmsg", bool(request.get("no_new_privs"))
+        how, privileges = text(request, "how"), bool(request.get("no_new_privs"))
 
         def work() -> Any:
             with job.guard:
-                return late.begin(where.tree(), with_sendmsg, privileges, job.know_holder)
+                return late.begin(where.tree(), how, privileges, job.know_holder)
 
         def done(result: Any, error: BaseException | None) -> None:
             if error is not None:

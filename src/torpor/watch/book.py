@@ -9,14 +9,15 @@ import mmap
 import os
 import struct
 import time
+from typing import NamedTuple
 
 from torpor.linux import proc
 from torpor.watch import lines
 
 _ABOUT = struct.Struct("<dQQ")
-"""On the first page, behind the room for calls: since when; how (_SENDMSG, _LATE); calls without a line."""
-_SENDMSG, _LATE = 1, 2
-"""sendmsg is wrapped too; the job had run before."""
+"""On the first page, behind the room for calls: since when; how (_SENDMSG, ...); calls without a line."""
+_SENDMSG, _LATE, _ANSWERS = 1, 2, 4
+"""sendmsg is wrapped too; the job had run before; answers of name servers are looked at."""
 _ABOUT_AT = 2048
 _HOSTS_MOST = 1 << 18
 """Bytes of a hosts file that are looked at."""
@@ -24,20 +25,31 @@ UNREAD = ("?", "", 0)
 """What stands for an address that could not be read."""
 
 
-def create(since: float, with_sendmsg: bool, dropped: int = 0, text: bytes = b"", late: bool = False) -> int:
+class About(NamedTuple):
+    """Of all of it. since: seconds since the epoch.  with_sendmsg: that is wrapped.  dropped: calls that found no room.
+    late: the job had run before.  with_answers: those of name servers are looked at."""
+
+    since: float
+    with_sendmsg: bool = False
+    dropped: int = 0
+    late: bool = False
+    with_answers: bool = False
+
+
+def create(about: About, text: bytes = b"") -> int:
     """A new file, with lines from before; its descriptor, close-on-exec."""
     fd = os.memfd_create("torpor-ledger", os.MFD_CLOEXEC)
-    os.pwrite(fd, _ABOUT.pack(since, _SENDMSG * with_sendmsg | _LATE * late, dropped), _ABOUT_AT)
+    how = _SENDMSG * about.with_sendmsg | _LATE * about.late | _ANSWERS * about.with_answers
+    os.pwrite(fd, _ABOUT.pack(about.since, how, about.dropped), _ABOUT_AT)
     os.ftruncate(fd, lines.START)
     os.pwrite(fd, text, lines.START)
     return fd
 
 
-def about(fd: int) -> tuple[float, bool, int, bool]:
-    """Since when (seconds since the epoch); whether sendmsg is wrapped; how many calls found no room; whether the job
-    had run before."""
+def about(fd: int) -> About:
+    """Of a file."""
     since, how, dropped = _ABOUT.unpack(os.pread(fd, _ABOUT.size, _ABOUT_AT))
-    return since, bool(how & _SENDMSG), dropped, bool(how & _LATE)
+    return About(since, bool(how & _SENDMSG), dropped, bool(how & _LATE), bool(how & _ANSWERS))
 
 
 def text(fd: int) -> bytes:
@@ -60,10 +72,15 @@ class Book:
         """Where calls are received: whoever comes after us finds there which one we owed an answer."""
         self._at: dict[tuple[str, str, int, str], list[int]] = {}
         self._end = lines.START
+        self._names: dict[str, set[str]] = {}
+        self._names_left = lines.MOST_NAMES
         self.moves = moves(text(fd))
         for each in text(fd).splitlines(keepends=True):
-            ((_, calls, _, protocol, host, port, _, program, _),) = lines.parse(each)
-            self._at[protocol, host, port, program] = [self._end, calls]
+            ((_, calls, _, protocol, host, port, _, program, name),) = lines.parse(each)
+            if protocol == lines.CALLED:
+                self._know(host, name)
+            elif protocol != lines.MOVED:
+                self._at[protocol, host, port, program] = [self._end, calls]
             self._end += len(each)
 
     def note(self, protocol: str, host: str, port: int, program: str, task: int) -> None:
@@ -76,12 +93,29 @@ class Book:
         elif len(self._at) < lines.MOST_LINES:
             pid, name = _process(task), _name(task, host)
             line = lines.line(now, 1, now, protocol, host, port, pid, program, name)
-            os.pwrite(self._fd, line, self._end)
             self._at[protocol, host, port, program] = [self._end, 1]
-            self._end += len(line)
+            self._append(line)
         else:
             since, how, dropped = _ABOUT.unpack_from(self._page, _ABOUT_AT)
             _ABOUT.pack_into(self._page, _ABOUT_AT, since, how, dropped + 1)
+
+    def call(self, host: str, name: str) -> None:
+        """A name was looked up, and has that address."""
+        if self._know(host, name):
+            self._append(lines.called(host, name))
+
+    def _know(self, host: str, name: str) -> bool:
+        """Remember it; False if it is known, or there is no room."""
+        names = self._names.setdefault(host, set())
+        if name in names or not self._names_left or len(names) >= lines.MOST_NAMES_OF_ONE:
+            return False
+        names.add(name)
+        self._names_left -= 1
+        return True
+
+    def _append(self, line: bytes) -> None:
+        os.pwrite(self._fd, line, self._end)
+        self._end += len(line)
 
 
 def _process(task: int) -> int:

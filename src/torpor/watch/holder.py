@@ -25,6 +25,7 @@ from torpor.linux.arch.x86_64 import NR
 from torpor.linux.libc import libc, syscall
 from torpor.linux.seccomp_notify import Notice
 from torpor.watch import lines
+from torpor.watch.answers import Answers
 from torpor.watch.book import UNREAD, Book
 
 TYPE_CHECKING = False
@@ -58,6 +59,7 @@ class Holder:
         """The one that speaks now."""
         self._parent = os.getppid()
         self._mover = _mover(book.moves)
+        self._answers = Answers()
         self._tasks: dict[int, int] = {}
         """Descriptors for the latest tasks, by their number: such a descriptor never means another task."""
         self._number = ctypes.c_int()
@@ -152,6 +154,8 @@ class Holder:
 
     def _look(self, notice: Notice) -> Outcome | None:
         """Write down what the call asks for; make it, if it asks for an address that is elsewhere now."""
+        if notice.nr == NR.recvfrom:
+            return self._receives(notice)
         socket = -1
         try:
             asked = self._addresses(notice)
@@ -166,6 +170,24 @@ class Holder:
             if socket >= 0:
                 os.close(socket)
         return None
+
+    def _receives(self, notice: Notice) -> Outcome | None:
+        """Write down which name it was, and which addresses it has, if a name server's answer is received next."""
+        try:
+            socket = self._copy(notice)
+        except OSError:
+            return None
+        try:
+            # What waits now was the same task when its socket was copied: an error is taken from no other.
+            if not (self._answers.expected(socket, notice.args[3]) and seccomp_notify.waits(self._listener, notice.id)):
+                return None
+            answer, error = self._answers.next(socket)
+        finally:
+            os.close(socket)
+        if answer is not None:
+            for address in answer.addresses:
+                self._book.call(address, answer.name)
+        return (0, error) if error else None
 
     def _copy(self, notice: Notice) -> int:
         """Our own descriptor of the socket that a call is made on. Raises OSError."""
@@ -201,6 +223,7 @@ class Holder:
             return None  # what we have looked at may have been somebody else's
         if notice.nr != NR.bind:
             for host, port in asked:
+                self._answers.sent(socket, port)
                 self._book.note(protocol, host, port, program, notice.task)
         return self._mover.perform(notice, socket, protocol) if self._mover is not None else None
 

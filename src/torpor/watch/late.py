@@ -16,7 +16,6 @@ import os
 import secrets
 import socket
 import struct
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -26,7 +25,6 @@ from torpor.checkpoint.tree import Tree
 from torpor.linux import capability, pidfd, prctl, proc, seccomp_notify
 from torpor.linux.arch.x86_64 import NR
 from torpor.model.errors import Refusal, Refused, Unwatched
-from torpor.model.ledger import Ledger
 from torpor.posix import seccomp_filters
 from torpor.posix.obstacles import Seen
 from torpor.posix.turnover import Numbers, Script, result
@@ -34,6 +32,7 @@ from torpor.tracee.call import In, Out
 from torpor.tracee.freeze import freeze
 from torpor.tracee.process import LivingProcess
 from torpor.tracee.task import Gone
+from torpor.watch import ledger
 from torpor.watch.holder import DONE
 from torpor.watch.possible import impossible
 from torpor.watch.wrapper import Wrapper
@@ -69,8 +68,8 @@ def refusals(tree: Tree, no_new_privs: bool) -> list[Refusal]:
 class LateWrapper(Wrapper):
     """The wrapper around a job that runs already."""
 
-    def __init__(self, with_sendmsg: bool) -> None:
-        super().__init__(Ledger(since=time.time(), with_sendmsg=with_sendmsg, late=True))
+    def __init__(self, how: str) -> None:
+        super().__init__(ledger.begun(how, late=True))
         for fd in (*self._up, *self._down):
             os.close(fd)
         self._address = b"\0torpor-watch-" + secrets.token_hex(16).encode()
@@ -162,13 +161,13 @@ def _why(error: int) -> str:
     return f"no filter can be put on it ({os.strerror(error)})" if error else "nobody took its listener"
 
 
-def begin(tree: Tree, with_sendmsg: bool, no_new_privs: bool, known: Callable[[int], None]) -> tuple[Wrapper, Watched]:
-    """Watch a job from now on. known: called with the pid of the holder before anything is touched. Raises Refused,
-    Unwatched, CheckpointFailed, OSError; what is watched by then stays so."""
+def begin(tree: Tree, how: str, no_new_privs: bool, known: Callable[[int], None]) -> tuple[Wrapper, Watched]:
+    """Watch a job from now on. how: see `ledger.begun`.  known: called with the pid of the holder before anything is
+    touched. Raises Refused, Unwatched, CheckpointFailed, OSError; what is watched by then stays so."""
     found = refusals(tree, no_new_privs)
     if found:
         raise Refused(found, "cannot watch")
-    wrapper = LateWrapper(with_sendmsg)
+    wrapper = LateWrapper(how)
     known(wrapper.holder)
     # It may be a descendant of the job's anchor, and has to run.
     return wrapper, wrapper.wrap(msgspec.structs.replace(tree, skip=(*tree.skip, wrapper.holder)))

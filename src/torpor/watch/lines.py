@@ -17,8 +17,11 @@ MOST_LINES = 20_000
 """A job that asks for more addresses than this is a scanner; the rest is only counted."""
 
 HEAD = "{:17.6f} {:12d}"
-MOVED = "="
-"""The protocol in lines of `move`."""
+MOVED, CALLED = "=", "@"
+"""The protocol in lines of `move` and `called`."""
+MOST_NAMES = 20_000
+MOST_NAMES_OF_ONE = 16
+"""Names that are kept: in all, and for one address."""
 V4_IN_V6 = bytes(10) + b"\xff\xff"
 
 
@@ -59,6 +62,11 @@ def host_and_port(address: bytes) -> tuple[str, int] | None:
             return inet_ntop(AF_INET, address[20:24]), port
         return inet_ntop(AF_INET6, address[8:24]), port
     return None
+
+
+def called(host: str, name: str) -> bytes:
+    """A line that says that this name was looked up, and has that address."""
+    return line(0, 0, 0, CALLED, host, 0, 0, "", name)
 
 
 def move(word: str) -> bytes:

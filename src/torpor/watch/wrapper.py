@@ -38,7 +38,7 @@ class Wrapper:
 
     def __init__(self, prior: Ledger) -> None:
         self.holder = 0
-        self._program = program(prior.with_sendmsg, bool(prior.moved))
+        self._program = program(prior)
         self._listeners: list[int] = []
         self._book = ledger.write(prior)
         self._up, self._down = os.pipe(), os.pipe()
@@ -148,7 +148,7 @@ class Wrapper:
         self._listeners.clear()
 
 
-def program(with_sendmsg: bool, with_bind: bool) -> bytes:
+def program(prior: Ledger) -> bytes:
     """The filter."""
-    more = ((NR.sendmsg, NR.sendmmsg) if with_sendmsg else ()) + ((NR.bind,) if with_bind else ())
-    return seccomp_notify.program((NR.connect, *more), (NR.sendto,))
+    more = ((NR.sendmsg, NR.sendmmsg) if prior.with_sendmsg else ()) + ((NR.bind,) if prior.moved else ())
+    return seccomp_notify.program((NR.connect, *more), (NR.sendto, *((NR.recvfrom,) if prior.with_answers else ())))

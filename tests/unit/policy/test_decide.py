@@ -140,6 +140,13 @@ def test_what_is_outside() -> None:
     assert found(contact("10.1.2.3", 80, name="web")) == [Service("10.1.2.3", 80, ("web",), ("/opt/sim",), used=True)]
     (licence,) = found(contact("10.1.2.3", 27000))
     assert licence.licence
+    looked_up = {"10.1.2.3": ("a.test", "web")}
+    (both,) = outside.found([contact("10.1.2.3", 80, name="web")], [], set(), [], (), 0, known(), looked_up=looked_up)
+    assert both.names == ("web", "a.test")
+    (open_one,) = outside.found(
+        [], [outside.End("tcp", "10.1.2.3", 9, 1)], set(), [], (), 0, known(), looked_up=looked_up
+    )
+    assert open_one.names == ("a.test", "web") and open_one.open == (1,)
     assert found(contact("10.1.2.3", 53, "udp")) == []
     assert found(contact("10.1.2.3", 0, "udp")) == []
     assert found(contact("127.0.0.1", 4000), own=(("127.0.0.1", 4000),)) == []

@@ -76,9 +76,33 @@ def test_a_book_goes_on_with_what_was_written() -> None:
 
 def test_a_book_that_is_full_counts_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lines, "MOST_LINES", 2)
-    fd = book.create(1.0, False)
+    fd = book.create(book.About(1.0))
     kept = book.Book(fd)
     for port in (1, 2, 3, 3, 1):
         kept.note("tcp", "10.0.0.1", port, "/bin/a", 1)
     assert [one.port for one in ledger.read(fd).contacts] == [1, 2]
     assert ledger.read(fd).dropped == 2
+
+
+def test_names_go_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each once; so many for one address, and so many in all; another holder goes on."""
+    fd = ledger.write(Ledger(5.0, with_answers=True, names=(("10.0.0.1", "a.b"),)))
+    for _ in range(2):
+        kept = book.Book(fd)
+        kept.call("10.0.0.1", "a.b")
+        kept.call("10.0.0.1", "c")
+        kept.call("10.0.0.2", "c")
+        kept.note("tcp", "10.0.0.1", 80, "/bin/a", 1)
+    read = ledger.read(fd)
+    assert read.names == (("10.0.0.1", "a.b"), ("10.0.0.1", "c"), ("10.0.0.2", "c")) and read.with_answers
+    assert read.looked_up() == {"10.0.0.1": ("a.b", "c"), "10.0.0.2": ("c",)}
+    assert [one.calls for one in read.contacts] == [2]
+    assert ledger.read(ledger.write(read)) == read
+    for at in range(40):
+        kept.call("10.0.0.1", f"x{at}")
+    assert len(ledger.read(fd).looked_up()["10.0.0.1"]) == lines.MOST_NAMES_OF_ONE
+    monkeypatch.setattr(lines, "MOST_NAMES", 2)
+    kept = book.Book(fd := book.create(book.About(1.0)))
+    for at in range(3):
+        kept.call(f"10.0.0.{at}", "a")
+    assert len(ledger.read(fd).names) == 2
