@@ -158,11 +158,11 @@ def admitted(
     from torpor.launch import admission
 
     try:
-        entry, standing, watched = admission.start(entry, policy, wait, tell)
+        entry, standing, how = admission.start(entry, policy, wait, tell)
     except BaseException:
         registry.release(entry)
         raise
-    return entry, standing, watch or watched or None
+    return entry, standing, watch or how or None
 
 
 def stands(entry: Entry, standing: Standing | None) -> Standing:
