@@ -161,3 +161,34 @@ def test_what_another_host_asked_for_is_in_the_ledger(over: Over) -> None:
     bench.tell()
     assert again.finish() == 5, again.trace()
     nothing_left(bench)
+
+
+@pytest.mark.exam
+@pytest.mark.diagonal
+def test_programs_of_any_host_speak_with_torpor(over: Over) -> None:
+    """One on the first host holds, and so nothing is saved on any; one on the second saves the whole job, and hears of
+    each restart."""
+    bench = over.bench
+    bench.env["TORPOR_HOLD_LIMIT"] = "2s"
+    insider, held = harness.script("insider.py"), f"{bench.go}.held"
+    holds = shlex.join([over.python, insider, held, "hold"])
+    saves = shlex.join([over.python, insider, bench.go, "twice"])
+    script = (
+        f"{holds} & until [ -e {held} ]; do sleep 0.02; done; {over.rsh} {TWO[1]} {shlex.quote(saves)}; wait; exit 5"
+    )
+    job = bench.run(["sh", "-c", script], flags=["--hosts", ",".join(TWO), "--inside"])
+    job.ready()
+    said = over.on(TWO[1], "checkpoint", job.name)
+    assert said.status == 1 and "has asked" in said.err and "not to be interrupted" in said.err, said
+    open(held, "w").close()
+    job.wait_for("^RELEASED$")
+    job.wait_for("^SAVED 3 told 0$")
+    for generation in (1, 2):
+        bench.kill()  # not by a signal that the next checkpoint would have
+        job = bench.restart(job.name, "--hosts", ",".join(TWO))
+        job.wait_for(rf"^RESTARTED \d+ told {generation}$")
+        job.wait_for(rf"^SAVED \d+ told {generation}$")
+    open(f"{held}2", "w").close()
+    bench.tell()
+    assert job.finish() == 5 and job.output().count("OK\n") == 2, job.trace()
+    bench.gone("after the job has ended")

@@ -143,7 +143,7 @@ def _start_over_hosts(options: argparse.Namespace) -> int:
     from torpor.launch import hosts, resume
     from torpor.supervise.signals import exit_with
 
-    for flag in ("on_crash", "inside"):
+    for flag in ("on_crash",):
         if getattr(options, flag):
             raise UsageError(f"run: --{flag.replace('_', '-')} is not for a job over hosts yet")
     names = [host.strip() for host in (options.hosts or "").split(",") if host.strip()] or hosts.this()
@@ -168,7 +168,7 @@ def _start_over_hosts(options: argparse.Namespace) -> int:
         else:
             watch = "" if options.watch == "none" else options.watch or "connect"
             job = hosts.new(options.program, options.name, store(options), upkeep.encoded(options), over,
-                            policy(options.policy), watch, wait(options))  # fmt: skip
+                            policy(options.policy), watch, wait(options), options.inside)  # fmt: skip
         if not options.detach:
             return exit_with(hosts.run(job, over))
         started = hosts.run_detached(job, over, complain)

@@ -66,15 +66,16 @@ class Planned(NamedTuple):
 
 def new(
     argv: Sequence[str], name: str | None, store: str, keep_up: str, over: Over, policy: str = "",
-    watch: str = "connect", wait: float | None = None,
+    watch: str = "connect", wait: float | None = None, inside: bool = False,
 ) -> Planned:  # fmt: skip
     """A program, that runs on the first of these hosts, as a job over all of them. policy: given for it, as
-    supervise/terms.py writes it.  watch: as for `run.run`, '' for nothing.  wait: see `Planned`. Raises CannotStart,
+    supervise/terms.py writes it.  watch: as for `run.run`, '' for nothing.  wait: see `Planned`.  inside: it may
+    speak with torpor. Raises CannotStart,
     UsageError, TorporError."""
     found = places(over.hosts)
     program.check(argv[0])
     parts = describe(argv, _name(argv, name, store), store, keep_up, found, over.engine)
-    parts = [msgspec.structs.replace(part, policy=policy, watch=watch) for part in parts]
+    parts = [msgspec.structs.replace(part, policy=policy, watch=watch, inside=inside) for part in parts]
     parts[0] = msgspec.structs.replace(parts[0], job_file=over.job_file)
     return Planned(parts, {part: part for part in found}, wait=wait)
 

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torpor.launch import job_file, program
-from torpor.launch.run import answered, stands, supervised, watched, wrapped
+from torpor.launch.run import answered, speaking, stands, supervised, watched, wrapped
 from torpor.link import lines
 from torpor.model.errors import RestartFailed, TorporError, UsageError
 from torpor.supervise import registry
@@ -188,7 +188,11 @@ def _begin(
     become_subreaper()
     streams = inherited() if report is None else {number: number for number in (0, 1, 2)}
     signals = Signals(answered(part.upkeep))
+    env: Mapping[bytes, bytes]
     env = {**program.environment(), **{os.fsencode(name): value for name, value in part.env.items()}}
+    if part.inside:
+        kept, env = speaking(env)
+        entry = entry._replace(inside=kept)
     opened = None
     try:
         wrapper = wrapped(part.watch or None)
@@ -201,7 +205,7 @@ def _begin(
         if part.argv:
             if part.cwd:
                 os.chdir(part.cwd)
-            env[os.fsencode(DOOR)] = os.fsencode(opened.socket)
+            env = {**env, os.fsencode(DOOR): os.fsencode(opened.socket)}
             if wrapper is not None:
                 wrapper.more()
             root = program.start(list(map(os.fsdecode, part.argv)), signals.before, env=env, wrapper=wrapper)
@@ -238,12 +242,13 @@ def _join(part: Part, membership: Membership, entry: Entry) -> int:
     try:
         membership.join(PATIENCE)
         wrapper = wrapped(part.watch or None)
-        root = program.start(list(map(os.fsdecode, part.argv)), signals.before, wrapper=wrapper)
+        kept, env = speaking(None) if part.inside else ("", None)
+        root = program.start(list(map(os.fsdecode, part.argv)), signals.before, env=env, wrapper=wrapper)
     except BaseException:
         signals.close()
         membership.close()
         raise
-    entry = registry.update(watched(entry._replace(root=Pid.of(root), root_vpid=root), wrapper))
+    entry = registry.update(watched(entry._replace(root=Pid.of(root), root_vpid=root, inside=kept), wrapper))
     terminal = Terminal(open_terminal(), relay=False)
     return supervised(Supervisor(entry, signals, terminal, streams, wrapper=wrapper, membership=membership))
 

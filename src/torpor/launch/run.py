@@ -35,7 +35,7 @@ def run(
     status. Raises CannotStart, UsageError, Refused, TorporError.
     """
     program.hold_standard()
-    kept, env = _inside(None) if inside else ("", None)
+    kept, env = speaking(None) if inside else ("", None)
     identity = registry.fresh_identity()
     entry = Entry(name="", store=store, argv=tuple(argv), upkeep=keep_up, inside=kept, identity=identity)
     if name:
@@ -79,7 +79,7 @@ def run_detached(
     from torpor.launch.detach import Started, detach
     from torpor.supervise import state
 
-    kept, env = _inside(env) if inside else ("", env)
+    kept, env = speaking(env) if inside else ("", env)
     identity = registry.fresh_identity()
     entry = Entry(name="", store=store, argv=tuple(argv), upkeep=keep_up, inside=kept, identity=identity)
     names: Iterator[str] = iter((registry.check_name(name),)) if name else registry.series(registry.fit_name(argv[0]))
@@ -139,7 +139,7 @@ def run_detached(
         raise
 
 
-def _inside(env: Mapping[bytes, bytes] | None) -> tuple[str, Mapping[bytes, bytes]]:
+def speaking(env: Mapping[bytes, bytes] | None) -> tuple[str, Mapping[bytes, bytes]]:
     """What a job that may speak with torpor is known by, and its environment (None: ours), which tells it."""
     from torpor.supervise.inside import Kept
 

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 
 DOOR = "TORPOR_DOOR"
 """Names the socket of the door of this host (door.py)."""
+INSIDE = "TORPOR_INSIDE"
+"""By what the supervisor of this host's part is found (supervise/inside.py)."""
 OF_THE_HOST = frozenset({
-    DOOR,
+    DOOR, INSIDE,
     "HOME", "HOST", "HOSTNAME", "LOGNAME", "MAIL", "SHELL", "TMPDIR", "USER",
     "TORPOR_RUNTIME", "XDG_RUNTIME_DIR", "XDG_SEAT", "XDG_SESSION_ID", "XDG_VTNR", "DBUS_SESSION_BUS_ADDRESS",
     "SSH_AUTH_SOCK", "SSH_CLIENT", "SSH_CONNECTION", "SSH_TTY", "DISPLAY", "XAUTHORITY", "WINDOWID",

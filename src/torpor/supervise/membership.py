@@ -60,6 +60,10 @@ class Supervised(Protocol):
         """In the worker thread: save this part together with the others; the report."""
         ...
 
+    def when_free(self, go: Callable[[], None], refuse: Callable[[TorporError], None]) -> None:
+        """See `Inside.when_free`."""
+        ...
+
     def processes(self) -> list[int]:
         """Those of the job here."""
         ...
@@ -367,6 +371,22 @@ class Membership:
             say(f"torpor: the restart of {what} was undone: {why}")
 
     def _begin(self, work: Work) -> None:
+        """Once nobody here is in the middle of something that is not to be interrupted."""
+        self._waiting = work
+
+        def go() -> None:
+            if self._waiting is work and not self._worker.busy:  # else it was given up, or has to wait once more
+                self._waiting = None
+                self._save(work)
+
+        def refuse(error: TorporError) -> None:
+            if self._waiting is work:
+                self._waiting = None
+                self._wire.send(words.Broke(work.attempt, work.phase, str(error)))
+
+        self._job.when_free(go, refuse)
+
+    def _save(self, work: Work) -> None:
         part, stop = self.part, work.kind is Kind.STOP
         self._keep_key()
         self._job.set_own(self.pids)  # a server that crashed was started again by its keeper

@@ -25,7 +25,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     store: location of the store, '' for the default.  key: text of the key that signs, '' for this host's own.  upkeep:
     what is done unasked, as `upkeep.encode` writes it; only the first part does it.
     identity: of the job (lease.py).  policy: given for it, as `terms.encode` writes it.
-    watch: what of its calls is written down, as after `--watch`; '' for nothing.
+    watch: what of its calls is written down, as after `--watch`; '' for nothing.  inside: it may speak with torpor.
     argv, env, cwd: what is started here, as bytes; no argv: the door alone.
     checkpoint: what is restarted, `train@3`, '' for a new job; old: the part of it that comes back here; wishes: how.
     limits: of the coordinator and of this host.  lease, silent: seconds after which another may coordinate, and after
@@ -49,6 +49,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     identity: str = ""
     policy: str = ""
     watch: str = "connect"
+    inside: bool = False
     argv: tuple[bytes, ...] = ()
     env: dict[str, bytes] = {}
     cwd: bytes = b""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torpor.model.errors import TorporError, UsageError
@@ -368,7 +368,10 @@ class Supervisor:
         def save(done: Done) -> None:
             self.save(Order(why="inside"), lambda *_: None, done)
 
-        self._inside = inside.begin(self._loop, self.entry, changed, save, lambda: bool(self.busy()))
+        entry = self.entry
+        if self._membership is not None:
+            entry = entry._replace(name=self._membership.part.job)
+        self._inside = inside.begin(self._loop, entry, changed, save, lambda: bool(self.busy()))
 
     def tell(self, event: protocol.Message) -> None:
         """Something has happened to the job."""
@@ -429,10 +432,7 @@ class Supervisor:
         def go() -> None:
             self.worker.start("checkpoint", lambda: thinned(self._made(order, where, name, store, progress)), finished)
 
-        if self._inside is not None:
-            self._inside.when_free(go, lambda error: finished(None, error))
-        else:
-            go()
+        self.when_free(go, lambda error: finished(None, error))
 
     def _made(
         self, order: Order, where: Reach, name: str, store: str, progress: Progress, together: Saving | None = None
@@ -472,6 +472,12 @@ class Supervisor:
         assert self._membership is not None
         name, store = self._membership.part.job, self._membership.part.store
         return self._made(order, reach(self.entry), name, store, progress, saving)
+
+    def when_free(self, go: Callable[[], None], refuse: Callable[[TorporError], None]) -> None:
+        if self._inside is not None:
+            self._inside.when_free(go, refuse)
+        else:
+            go()
 
     def processes(self) -> list[int]:
         return members(reach(self.entry))
