@@ -31,6 +31,7 @@ from torpor.store.parts import whole
 from torpor.tracee.call import CallFailed
 from torpor.tracee.freeze import await_state
 from torpor.tracee.task import Gone
+from torpor.tracee.together import together
 
 if TYPE_CHECKING:
     from torpor.checkpoint.ports import Held
@@ -334,13 +335,13 @@ def _take_over(
     takeovers = [Takeover(record, planted.hosts[record.pid], inventory, request.stopped) for record in living]
     for each in takeovers:
         each.seize()
+    together(each.settle() for each in takeovers)
     if footing.executes:
         for note in dict.fromkeys(each.execute() for each in takeovers):
             if note:
                 inventory.say(note)
     groups = births.numbers()
-    for each in takeovers:
-        each.join(groups)
+    together(each.join(groups) for each in takeovers)
     for each in takeovers:
         each.attend(inventory.terminals)
     reapers = {ghost: proc.stat(planted.hosts[ghost]).ppid for ghost in planted.ghosts}
@@ -363,20 +364,17 @@ def _take_over(
         service.create(state, stubs, request.load)
     for each in takeovers:
         each.attach()
-    for each in takeovers:
-        each.map()
+    together(each.map() for each in takeovers)
     progress = request.progress
     fill(
         [(each.record, each.process.pid) for each in takeovers], request.load,
         (lambda done, total: progress("memory", done, total)) if progress else None,
     )  # fmt: skip
-    for each in takeovers:
-        each.protect()
-        each.descriptors()
-        each.restore()
+    together(each.furnish() for each in takeovers)
     footing.make_threads([(each.process, each.others()) for each in takeovers])
+    together(each.threaded() for each in takeovers)
+    together((work for each in takeovers for work in each.threads()), alone=False)
     for each in takeovers:
-        each.threads()
         # Some things are for a thread, by its number.
         inventory.hosts.update((task.vtid, task.tid) for task in each.process.tasks)
     for each in takeovers:
@@ -392,10 +390,9 @@ def _take_over(
     asked: set[int] = set()
     for each in takeovers:
         each.ask_for_signals(asked)
-    for each in takeovers:
-        each.clocks()
-    for each in takeovers:
-        each.last()
+    together((work for each in takeovers for work in each.clocks()), alone=False)
+    together((work for each in takeovers for work in each.last_of_others()), alone=False)
+    together(each.last() for each in takeovers)
     for each in takeovers:
         each.dress()
     # Were our copies still open when the job runs, it would see pipes with a writer that is not there.

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from torpor.checkpoint.recreate import Inventory
-from torpor.image.manifest import ProcessRecord, Services
+from torpor.image.manifest import ProcessRecord, Services, ThreadRecord
 from torpor.linux import proc, ptrace, pty, uio
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.proc import Area
@@ -31,7 +31,8 @@ from torpor.posix.process_services import PROCESS_SERVICES, THREAD_SERVICES
 from torpor.posix.service import Stage, Steps
 from torpor.tracee.call import ANY, Call, In, Out, call
 from torpor.tracee.stub import LOWEST, USER_END, StubProcess, find_hole, find_syscall
-from torpor.tracee.task import Task
+from torpor.tracee.task import Asked, Task, Work
+from torpor.tracee.together import together
 
 PAGE = 4096
 _SIG_IGN_ACTION = (1).to_bytes(8, "little") + bytes(24)
@@ -63,9 +64,13 @@ class Takeover:
     # Steps, in order.
 
     def seize(self) -> None:
-        """Attach, stop, and move into the hole."""
+        """Attach, and tell it to stop."""
         self.process.seize()
-        self.process.settle(self._mine, self._pending())
+
+    def settle(self) -> Work:
+        """Wait for the stop, and move into the hole."""
+        self.process.arrived()
+        return (yield from self.process.settle(self._mine, self._pending()))
 
     def execute(self) -> str:
         """Execute the program, for the sake of /proc/PID/exe where it cannot be set; a note if that was refused."""
@@ -76,10 +81,10 @@ class Takeover:
             return f"/proc/{self.record.pid}/exe shows torpor's Python: {exe} cannot be executed ({os.strerror(error)})"
         self._mine, self._hole, size = self._look_around(self.process.pid)
         self.process.move(self._hole, size)
-        self.process.settle(self._mine, self._pending())
+        together([self.process.settle(self._mine, self._pending())])
         return ""
 
-    def join(self, there: Container[int]) -> None:
+    def join(self, there: Container[int]) -> Work:
         """Join the process group. A group of the outside world whose number is not here is left alone.
 
         there: the groups that have been made.
@@ -87,7 +92,7 @@ class Takeover:
         if self.record.pgid > 1 and self.record.pgid not in there:
             return
         outer = (1, 3) if self.record.pgid > 1 else ANY
-        self.process.run([call(NR.setpgid, 0, self.record.pgid, accept=outer)])
+        yield self._ask([call(NR.setpgid, 0, self.record.pgid, accept=outer)])
 
     def attend(self, terminals: Mapping[int, tuple[int, int]]) -> None:
         """Put the right group in front of our terminal, if we lead its session; give it up, if we had done so.
@@ -144,7 +149,7 @@ class Takeover:
             room += size
         self.process.run(calls)
 
-    def map(self) -> None:
+    def map(self) -> Work:
         """Replace the stub's memory by the areas of the record, still without contents."""
         process, record = self.process, self.record
         calls: list[Call] = []
@@ -167,35 +172,42 @@ class Takeover:
         end = self._hole + process.hole_size
         calls.append(call(NR.munmap, LOWEST, self._hole - LOWEST))
         calls.append(call(NR.munmap, end, USER_END - end))
-        process.run(calls)
+        yield self._ask(calls)
         calls, code = self._kernel_calls()
         calls += [areas.make(a, self._fd_of, self._parked_at) for a in record.areas if a.kind != KERNEL]
-        answers = process.run(calls)
+        answers = yield self._ask(calls)
         for what, answer in zip(calls, answers):
             wanted = what.args[0] if what.nr == NR.mmap else what.args[4]
             if answer.value != wanted:
                 raise RestartFailed(f"process {record.pid}: no room at {wanted:#x}")
-        process.run([each for area in record.areas for each in areas.before(area)])
-        process.run([call(NR.munmap, at, self._segments[which]) for which, at in self._segment_at.items()])
+        calls = [each for area in record.areas for each in areas.before(area)]
+        calls += [call(NR.munmap, at, self._segments[which]) for which, at in self._segment_at.items()]
+        yield self._ask(calls)
         if code:
             uio.force_write(process.pid, self._vdso_start(), code)
         if record.layout is not None:
             fd = self.inventory.file(record.exe)
-            answer = process.run([layout.restore(record.layout, fd)], check=False)[0]
+            answer = (yield self._ask([layout.restore(record.layout, fd)], check=False))[0]
             if answer.error:
-                answer = process.run([layout.restore(record.layout, -1)], check=False)[0]
+                answer = (yield self._ask([layout.restore(record.layout, -1)], check=False))[0]
                 if answer.error:
                     raise RestartFailed(f"process {record.pid}: its memory layout is refused (errno {answer.error})")
 
-    def protect(self) -> None:
+    def furnish(self) -> Work:
+        """Its memory as it was, its descriptors, and what else the kernel keeps for the process."""
+        yield from self._protect()
+        yield from self._descriptors()
+        yield from self._restore()
+
+    def _protect(self) -> Work:
         """The contents are in: protection, advice, locks."""
         # Guard pages first: none are to be had in memory that is locked (mm/madvise.c, is_valid_guard_vma).
         calls = [areas.guard(address, size) for address, size in self.record.guards]
         for record in self.record.areas:
             calls += areas.finish(record)
-        self.process.run(calls)
+        yield self._ask(calls)
 
-    def descriptors(self) -> None:
+    def _descriptors(self) -> Work:
         """Every descriptor to its number; all others are closed."""
         calls = []
         numbers = [d.number for d in self.record.descriptors]
@@ -207,14 +219,14 @@ class Takeover:
                 calls.append(call(NR.close_range, start, number - 1, 0))
             start = number + 1
         calls.append(call(NR.close_range, start, 0xFFFFFFFF, 0))
-        self.process.run(calls)
+        yield self._ask(calls)
 
-    def restore(self) -> None:
+    def _restore(self) -> Work:
         """Everything the kernel keeps for the process beside memory and descriptors."""
         process = self.process
         # What ended while the tree was made has left SIGCHLD behind; ignoring a signal discards it (signal(7)).
         ignore = call(NR.rt_sigaction, signal.SIGCHLD, In(_SIG_IGN_ACTION), 0, 8)
-        process.run([ignore, *self._process_calls(Stage.PROCESS)])
+        yield self._ask([ignore, *self._process_calls(Stage.PROCESS)])
         for service, state in self._states(PROCESS_SERVICES, self.record.services):
             service.outside(state, process)
 
@@ -222,20 +234,24 @@ class Takeover:
         """The numbers of the threads that are to be made."""
         return [thread.tid for thread in self.record.threads if thread.tid != self.record.pid]
 
-    def threads(self) -> None:
-        """What the kernel keeps for each thread. All of them are there."""
-        process = self.process
+    def threaded(self) -> Work:
+        """What the kernel keeps for the process, and needs threads. All of them are there."""
         if self.record.leader_exited:
-            process.lose_leader()
+            self.process.lose_leader()
             self._steps = None  # another thread makes the calls from now on
-        process.run(self._process_calls(Stage.THREAD))
-        for task, thread in zip(process.tasks, self.record.threads):
-            own: list[Call] = self._thread_calls(task, thread.services, Stage.PROCESS)
-            own += self._thread_calls(task, thread.services, Stage.THREAD)
-            # rseq checks that the area belongs to the address space; the kernel writes to it at the next return.
-            task.run(own + cpu.registration(thread.cpu))
-            for service, state in self._states(THREAD_SERVICES, thread.services):
-                service.outside(state, task)
+        yield self._ask(self._process_calls(Stage.THREAD))
+
+    def threads(self) -> list[Work]:
+        """What the kernel keeps for each thread."""
+        return [self._thread(task, thread) for task, thread in zip(self.process.tasks, self.record.threads)]
+
+    def _thread(self, task: Task, thread: ThreadRecord) -> Work:
+        own: list[Call] = self._thread_calls(task, thread.services, Stage.PROCESS)
+        own += self._thread_calls(task, thread.services, Stage.THREAD)
+        # rseq checks that the area belongs to the address space; the kernel writes to it at the next return.
+        yield Asked(task, own + cpu.registration(thread.cpu))
+        for service, state in self._states(THREAD_SERVICES, thread.services):
+            service.outside(state, task)
 
     def halt(self) -> None:
         """Stop again what was stopped; and what is held."""
@@ -286,23 +302,32 @@ class Takeover:
             self.process.run([call(NR.dup3, opened[d.object], d.number, 0o2000000 if d.cloexec else 0)])
         self.process.run([call(NR.close, fd) for fd in opened.values()])
 
-    def clocks(self) -> None:
+    def clocks(self) -> list[Work]:
         """Whatever starts to run."""
-        self.process.run(self._but_continuing(self._process_calls(Stage.CLOCKS)))
-        for task, thread in zip(self.process.tasks, self.record.threads):
-            task.run(self._but_continuing(self._thread_calls(task, thread.services, Stage.CLOCKS)))
+        pairs = list(zip(self.process.tasks, self.record.threads))
+        return [self._clock(task, thread, task is self.process.leader) for task, thread in pairs]
 
-    def last(self) -> None:
-        """Identity; afterwards the task can do no more than it could when it was saved."""
+    def _clock(self, task: Task, thread: ThreadRecord, first: bool) -> Work:
+        calls = self._process_calls(Stage.CLOCKS) if first else []
+        calls += self._thread_calls(task, thread.services, Stage.CLOCKS)
+        yield Asked(task, self._but_continuing(calls))
+
+    def last_of_others(self) -> list[Work]:
+        """Identity of all threads but the first; afterwards a thread can do no more than it could when it was saved.
+        What the first one drops for the whole process may be needed by the others."""
+        pairs = list(zip(self.process.tasks, self.record.threads))
+        return [self._last(task, thread) for task, thread in pairs[1:]]
+
+    def _last(self, task: Task, thread: ThreadRecord) -> Work:
+        yield Asked(task, self._thread_calls(task, thread.services, Stage.LAST))
+
+    def last(self) -> Work:
+        """The same of the first thread, and of the process."""
         seals: list[Call] = []
         for record in self.record.areas:
             seals += areas.seal(record)
-        # Threads first: what the first thread drops for the whole process may be needed by them.
-        pairs = list(zip(self.process.tasks, self.record.threads))
-        for task, thread in pairs[1:]:
-            task.run(self._thread_calls(task, thread.services, Stage.LAST))
-        leader, first = pairs[0]
-        leader.run([*seals, *self._thread_calls(leader, first.services, Stage.LAST), *self._process_calls(Stage.LAST)])
+        own = self._thread_calls(self.process.leader, self.record.threads[0].services, Stage.LAST)
+        yield self._ask([*seals, *own, *self._process_calls(Stage.LAST)])
 
     def dress(self) -> None:
         """Take the scaffold down and set the registers of all threads."""
@@ -328,6 +353,10 @@ class Takeover:
         self.process.close()
 
     # Helpers.
+
+    def _ask(self, calls: Sequence[Call], check: bool = True) -> Asked:
+        """Of the first thread."""
+        return Asked(self.process.leader, calls, check)
 
     def _kernel_calls(self) -> tuple[list[Call], bytes]:
         """The calls that put the kernel's own areas, which are parked, to where they belong; and the code that then

@@ -10,6 +10,7 @@ import errno
 import os
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 _PART = 4096
@@ -163,8 +164,10 @@ class Area(NamedTuple):
         return self.end - self.start
 
 
+@lru_cache(2048)
 def parse_area(line: str) -> Area:
-    """One line of maps (or the first line of an smaps entry)."""
+    """One line of maps (or the first line of an smaps entry). Processes that were forked from one have most of them in
+    common."""
     f = line.split(None, 5)
     start, _, end = f[0].partition("-")
     major, _, minor = f[3].partition(":")

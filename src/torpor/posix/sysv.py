@@ -182,7 +182,7 @@ def listed(members: Members, nr: int, stat: int, size: int) -> list[tuple[int, b
 
 def _nothing_here(nr: int) -> bool:
     """Are there no objects of a kind in our own namespace? The files have a line of headings."""
-    name = {NR.shmctl: "shm", NR.semctl: "sem", NR.msgctl: "msg"}[NR(nr)]
+    name = {NR.shmctl: "shm", NR.semctl: "sem", NR.msgctl: "msg"}[nr]
     try:
         return proc.read(f"/proc/sysvipc/{name}").count(b"\n") <= 1
     except OSError:

@@ -8,7 +8,7 @@ memory provides for both.
 from __future__ import annotations
 
 import errno
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NamedTuple, TypeAlias
 
 
@@ -127,15 +127,18 @@ def copy(pid: int, *pairs: tuple[Pointer, Pointer, int]) -> Call:
     return call(NR.process_vm_readv, pid, to, len(pairs), source, len(pairs), 0)
 
 
+def failed(pid: int, calls: Sequence[Call], answers: Sequence[Answer]) -> None:
+    """Raise CallFailed for the first error that its call does not accept."""
+    for what, answer in zip(calls, answers):
+        if answer.error and answer.error not in what.accept:
+            raise CallFailed(pid, what, answer.error)
+
+
 class CallFailed(Exception):
     """A call in a task returned an error that was not expected."""
 
     def __init__(self, pid: int, what: Call, error: int) -> None:
-        from torpor.linux.arch.x86_64 import NR
+        from torpor.linux.arch.x86_64 import name_of
 
-        try:
-            name = NR(what.nr).name
-        except ValueError:
-            name = f"system call {what.nr}"
         self.pid, self.call, self.errno = pid, what, error
-        super().__init__(f"{name} in process {pid}: {errno.errorcode.get(error, error)}")
+        super().__init__(f"{name_of(what.nr)} in process {pid}: {errno.errorcode.get(error, error)}")

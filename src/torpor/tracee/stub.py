@@ -14,14 +14,16 @@ from collections.abc import Iterable, Sequence
 
 from torpor.linux import clone, proc, ptrace, uio
 from torpor.linux.arch.x86_64 import NR
-from torpor.linux.arch.x86_64_code import SIZE, SYSCALL, Code, assemble
+from torpor.linux.arch.x86_64_code import SIZE, SYSCALL, assemble_plain
 from torpor.linux.proc import Area
 from torpor.model.errors import RestartFailed
 from torpor.tracee.call import In, call
 from torpor.tracee.process import Process
-from torpor.tracee.task import ALL_BLOCKED, NOT_IN_CALL, Seat, Task, quiet_signal
+from torpor.tracee.task import ALL_BLOCKED, NOT_IN_CALL, Asked, Seat, Task, Work, quiet_signal
 
 SCRATCH_SIZE = 256 * 1024
+LANES = 8
+"""Into so many parts the scratch memory is cut where several threads run calls at once."""
 CODE_SIZE = 4096
 USER_END = 0x7FFF_FFFF_F000
 LOWEST = 0x1_0000
@@ -52,20 +54,15 @@ class StubProcess(Process):
         super().__init__(pid, vpid)
         self.hole, self.hole_size = hole, hole_size
         self._signal = quiet_signal(0, 0)
-        self._seat: Seat | None = None
+        self._seat = Seat(0, 0, 0, 0, 0, 0)
+        """Where calls run: the same for all tasks, once `settle` has been called."""
         self.room = hole + CODE_SIZE + SCRATCH_SIZE
         """Where the part of the hole begins that is free for parked mappings."""
 
     def seize(self) -> None:
-        """Attach to the stub and stop it. Its end is ours from now on."""
+        """Attach to the stub and tell it to stop; `arrived` is to follow. Its end is ours from now on."""
         ptrace.request(ptrace.SEIZE, self.pid, 0, _O_OPTIONS)
         ptrace.request(ptrace.INTERRUPT, self.pid)
-        status = ptrace.wait(self.pid)
-        if not os.WIFSTOPPED(status):
-            raise RestartFailed(f"process {self.vpid} ended while it was being made")
-        task = Task(self.pid, self.pid, self.vpid, self)
-        task.look()
-        self.tasks.append(task)
 
     def move(self, hole: int, hole_size: int) -> None:
         """Another hole, for memory that has changed; `settle` is to follow."""
@@ -76,14 +73,15 @@ class StubProcess(Process):
         """Execute a program (a descriptor in the stub) and stop before its first instruction; 0, or an errno if the
         kernel does not want to. Our hole is gone then. Descriptors without close-on-exec stay."""
         task = self.leader
-        seat = self._move(task)
+        seat = self._seat
         at = seat.scratch + 64
         # "" for the path, and the vectors { "stub", NULL } and { NULL }.
         image = bytes(8) + b"stub\0\0\0\0" + (at + 8).to_bytes(8, "little") + bytes(8)
         uio.write(self.pid, at, image)
         ptrace.request(ptrace.SETOPTIONS, self.pid, 0, _O_OPTIONS | ptrace.O_TRACEEXEC)
         regs = task.regs.copy()
-        regs.orig_rax, regs.rip, regs.rax = NOT_IN_CALL, seat.one, int(NR.execveat)
+        regs.orig_rax, regs.rip, regs.rax = NOT_IN_CALL, seat.one, NR.execveat
+        regs.r15 = task.vtid
         regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8 = fd, at, at + 16, at + 24, _AT_EMPTY_PATH
         ptrace.set_regs(self.pid, regs)
         ptrace.set_mask(self.pid, ALL_BLOCKED & ~(1 << (seat.signal - 1)))
@@ -108,41 +106,46 @@ class StubProcess(Process):
         task.look()
         return 0
 
-    def settle(self, areas: Sequence[Area], pending: int) -> None:
-        """Move into the hole: the first code runs over the stub's own text.
+    def arrived(self) -> None:
+        """Wait until it stands, after `seize`."""
+        status = ptrace.wait(self.pid)
+        if not os.WIFSTOPPED(status):
+            raise RestartFailed(f"process {self.vpid} ended while it was being made")
+        task = Task(self.pid, self.pid, self.vpid, self)
+        task.look()
+        self.tasks.append(task)
+
+    def settle(self, areas: Sequence[Area], pending: int) -> Work:
+        """Move into the hole: the first code runs over the stub's own text, and its calls over its stack.
 
         areas: the stub's memory. pending: signals (bits) that will be queued, none of which may end our batches.
         """
         self._signal = quiet_signal(0, pending)
         task = self.leader
         text = next(a for a in areas if a.perms[2] == "x" and a.path.startswith("/") and a.size >= 2 * SIZE)
-        code = self._assemble(task, text.start)
+        code = assemble_plain(text.start, self.vpid, self._signal)
         uio.force_write(self.pid, text.start, code.blob)
-        seat = Seat(code.loop, code.one, code.stop, 0, SCRATCH_SIZE, self._signal)
+        seat = Seat(code.loop, code.one, code.stop, task.regs.rsp & ~63, SCRATCH_SIZE, self._signal)
         # The rest is kept free from what is mapped wherever there is room, such as an attached segment.
         rest = self.hole_size - (self.room - self.hole)
-        for at, size, prot in (
-            (self.hole, CODE_SIZE, 5),
-            (self.hole + CODE_SIZE, SCRATCH_SIZE, 3),
-            (self.room, rest, 0),
-        ):
-            regs = task.go(seat, code.one, rax=NR.mmap, rdi=at, rsi=size, rdx=prot, r10=0x100022, r8=-1, r9=0)
-            if regs.rbx != at:
+        parts = ((self.hole, CODE_SIZE, 5), (self.hole + CODE_SIZE, SCRATCH_SIZE, 3), (self.room, rest, 0))
+        calls = [call(NR.mmap, at, size, prot, 0x100022, -1, 0) for at, size, prot in parts]
+        answers = yield Asked(task, calls, check=False, seat=seat)
+        for (at, _, _), answer in zip(parts, answers):
+            if answer.value != at:
                 raise RestartFailed(f"process {self.vpid}: no room at {at:#x}")
-        self._move(task)
-
-    def _assemble(self, task: Task, at: int) -> Code:
-        return assemble(at, self.vpid, task.vtid, self._signal, task.regs, task.mask, SCRATCH_SIZE, guest=False)
-
-    def _move(self, task: Task) -> Seat:
-        """Put the code for one task into the hole."""
-        code = self._assemble(task, self.hole)
+        code = assemble_plain(self.hole, self.vpid, self._signal)
         uio.force_write(self.pid, self.hole, code.blob)
-        return Seat(code.loop, code.one, code.stop, self.hole + CODE_SIZE, SCRATCH_SIZE, self._signal)
+        self._seat = Seat(code.loop, code.one, code.stop, self.hole + CODE_SIZE, SCRATCH_SIZE, self._signal)
+
+    def lanes(self, count: int) -> list[Seat]:
+        """Its place for calls, cut into so many."""
+        size = self._seat.size // count
+        return [self._seat._replace(scratch=self._seat.scratch + i * size, size=size) for i in range(count)]
 
     def enter(self, task: Task) -> Seat:
         """See tracee.task.Owner."""
-        return self._move(task)
+        return self._seat
 
     def leave(self, task: Task) -> None:
         """See tracee.task.Owner."""
@@ -167,9 +170,9 @@ class StubProcess(Process):
     def end_thread(self, tid: int) -> None:
         """End a thread that is not adopted. tid: as we see it."""
         ptrace.wait(tid)
-        seat = self._move(self.leader)
+        seat = self._seat
         regs = ptrace.get_regs(tid)
-        regs.orig_rax, regs.rip, regs.rax, regs.rdi = NOT_IN_CALL, seat.one, int(NR.exit), 0
+        regs.orig_rax, regs.rip, regs.rax, regs.rdi = NOT_IN_CALL, seat.one, NR.exit, 0
         ptrace.set_regs(tid, regs)
         ptrace.request(ptrace.CONT, tid)
         while os.WIFSTOPPED(ptrace.wait(tid)):
@@ -193,9 +196,9 @@ class StubProcess(Process):
     def lose_leader(self) -> None:
         """The first thread ends, the others live on; the process is looked at by one of those from now on."""
         task = self.tasks[0]
-        seat = self._move(task)
+        seat = self._seat
         regs = task.regs.copy()
-        regs.orig_rax, regs.rip, regs.rax, regs.rdi = NOT_IN_CALL, seat.one, int(NR.exit), 0
+        regs.orig_rax, regs.rip, regs.rax, regs.rdi = NOT_IN_CALL, seat.one, NR.exit, 0
         ptrace.set_regs(task.tid, regs)
         ptrace.request(ptrace.CONT, task.tid)
         deadline = time.monotonic() + 5

@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Generator, Sequence
+from typing import NamedTuple, Protocol, TypeAlias
 
 from torpor.linux import proc, ptrace, uio
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.ptrace import Regs
 from torpor.tracee.batch import Batch, laid_out
-from torpor.tracee.call import Answer, Call, CallFailed, Word
+from torpor.tracee.call import Answer, Call, Word, failed
 
 NOT_IN_CALL = (1 << 64) - 1
 """orig_rax of a task that is not in a system call."""
 
 ALL_BLOCKED = (1 << 64) - 1
+
+HEAD = 64
+"""Bytes at the beginning of the scratch memory that are not for batches: its owner's."""
 
 BUSY = b"\x01\0\0\0"
 """First word of the scratch memory while a guest uses it; the guest's own code counts it down."""
@@ -116,28 +119,27 @@ class Task:
         seat = self.owner.enter(self)
         try:
             answers: list[Answer] = []
-            # The first 64 bytes of the scratch memory are the owner's.
-            for batch in laid_out(seat.scratch + 64, seat.size - 4096, calls, objects):
-                uio.write(self.owner.pid, seat.scratch + 64, batch.image)
-                self.go(seat, seat.loop, r12=seat.scratch + 64, r13=batch.count)
-                answers += batch.answers(uio.read(self.owner.pid, seat.scratch + 64, len(batch.image)))
+            for batch in laid_out(seat.scratch + HEAD, seat.size - 4096, calls, objects):
+                answers += self.launch(seat, batch).finish()
         finally:
             self.owner.leave(self)
         if check:
-            for call, answer in zip(calls, answers):
-                if answer.error and answer.error not in call.accept:
-                    raise CallFailed(self.tgid, call, answer.error)
+            failed(self.tgid, calls, answers)
         return answers
 
     def start(self, calls: Sequence[Call]) -> Started:
         """Set a batch going without waiting for its end. It has to fit the scratch memory: it runs as one, to its end,
         whatever becomes of us. Only for the thread that keeps its seat (the first one)."""
         seat = self.owner.enter(self)
-        batch = Batch(seat.scratch + 64, calls)
+        batch = Batch(seat.scratch + HEAD, calls)
         if len(batch.image) > seat.size - 4096:
             raise ValueError("more calls than one batch has room for")
-        uio.write(self.owner.pid, seat.scratch + 64, batch.image)
-        self.set_out(seat, seat.loop, r12=seat.scratch + 64, r13=batch.count)
+        return self.launch(seat, batch)
+
+    def launch(self, seat: Seat, batch: Batch) -> Started:
+        """Set a batch going that was laid out for a seat of this task."""
+        uio.write(self.owner.pid, seat.scratch + HEAD, batch.image)
+        self.set_out(seat, seat.loop, r12=seat.scratch + HEAD, r13=batch.count)
         ptrace.request(ptrace.CONT, self.tid)
         self.in_signal_stop = False
         return Started(self, seat, batch)
@@ -153,6 +155,7 @@ class Task:
         regs.orig_rax = NOT_IN_CALL
         regs.rip = entry
         regs.rbx = 0
+        regs.r15 = self.vtid  # see assemble_plain
         for name, value in registers.items():
             setattr(regs, name, value & NOT_IN_CALL)
         if seat.guest:
@@ -221,7 +224,22 @@ class Started:
     def finish(self) -> list[Answer]:
         """Wait for its end; what came of the calls, failed ones too. Raises Gone."""
         self._task.to_stop(self._seat, runs=True)
-        return self._batch.answers(uio.read(self._task.owner.pid, self._seat.scratch + 64, len(self._batch.image)))
+        return self._batch.answers(uio.read(self._task.owner.pid, self._seat.scratch + HEAD, len(self._batch.image)))
+
+
+class Asked(NamedTuple):
+    """Calls for a task. check: those that fail are an error.  objects: see `Task.run`.  seat: where the task has to run
+    them; None for a place of its process' own."""
+
+    task: Task
+    calls: Sequence[Call]
+    check: bool = True
+    objects: Callable[[int], int] | None = None
+    seat: Seat | None = None
+
+
+Work: TypeAlias = Generator[Asked, list[Answer], None]
+"""Something that is done in a task, or several: it asks, and goes on with the answers (tracee/together.py)."""
 
 
 def _tgkill(tgid: int, tid: int, number: int) -> None:

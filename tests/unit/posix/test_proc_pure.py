@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from torpor.linux import capability, prctl, sched, siginfo
-from torpor.linux.arch.x86_64 import NR
+from torpor.linux.arch.x86_64 import NR, name_of
 from torpor.model.errors import RestartFailed
 from torpor.posix import identity, limits, memory_policy, posix_timers, scheduling
 from torpor.posix.dispositions import Dispositions, DispositionService
@@ -165,7 +165,7 @@ ALONE = Room({1000: 1000}.get, {1000: 1000}.get, False)
 
 
 def options(calls: list[Call]) -> list[Any]:
-    return [c.args[0] if c.nr == NR.prctl else NR(c.nr).name for c in calls]
+    return [c.args[0] if c.nr == NR.prctl else name_of(c.nr) for c in calls]
 
 
 def test_an_ordinary_user_needs_no_privilege() -> None:

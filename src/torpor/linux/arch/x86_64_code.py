@@ -11,8 +11,9 @@ it was found. Its parts (see `assemble`):
     heal   reached only if nobody traces this task any more: unmap the scratch memory, restore the signal mask, the
            flags and every register, and jump to where the program was
 
-`assemble_gate` is for threads that run no calls but must not go home before another one has, `assemble_split` for the
-moment in which a process makes a copy of itself.
+`assemble_plain` makes code for tasks that are being recreated, which need no way home. `assemble_gate` is for threads
+that run no calls but must not go home before another one has, `assemble_split` for the moment in which a process makes
+a copy of itself.
 
 What binds it: no `rt_sigreturn` (it resets the restart block and the alternate stack), no use of the FPU, no write to
 the stack (rsp is never touched, so that a signal handler that runs in between finds a stack).
@@ -135,6 +136,19 @@ def assemble(
         code += b"\x48\x85\xdb\x7e" + bytes([len(wait) + len(unmap)]) + wait + unmap  # test rbx, rbx; jle past
     code += _way_home(home, mask)
     return Code(code, loop, one, stop, tail)
+
+
+def assemble_plain(base: int, tgid: int, signal: int) -> Code:
+    """Code for address `base` that every task of a process may run, one after the other or all at once: `loop`, `one`
+    and `tail` as above, and nothing behind `stop`.
+
+    r15: the number of the task that runs it, as it sees it itself.  tgid, signal: as for `assemble`.
+    """
+    head = MAGIC + _LOOP + _ONE
+    tail = _imm32(b"\xb8", NR.tgkill) + _imm32(b"\xbf", tgid) + b"\x44\x89\xfe"  # mov esi, r15d
+    tail += _imm32(b"\xba", signal) + SYSCALL
+    loop, end = base + len(MAGIC), base + len(head)
+    return Code(head + tail + b"\x0f\x0b", loop, loop + len(_LOOP), end + len(tail), end)  # ud2
 
 
 def assemble_gate(base: int, home: Regs, mask: int, address: int) -> tuple[bytes, int]:
