@@ -158,10 +158,10 @@ class Planted(msgspec.Struct):
 
 def plant(
     plan: Plan, manifest: Manifest, ground: Ground, footing: Footing, pioneer: Pioneer | None,
-    wrapping: Wrapping | None = None, timeout: float = 30.0,
+    wrapping: Wrapping | None = None, meanwhile: Callable[[], None] = lambda: None, timeout: float = 30.0,
 ) -> Planted:  # fmt: skip
-    """Fork the tree. pioneer: its first process, if it is there already. timeout: seconds without any news. Raises
-    RestartFailed, Unwatched, with nothing left behind.
+    """Fork the tree. pioneer: its first process, if it is there already. meanwhile: called while the tree grows.
+    timeout: seconds without any news. Raises RestartFailed, Unwatched, with nothing left behind.
 
     Must be called while this process has no other threads.
     """
@@ -188,6 +188,7 @@ def plant(
     try:
         if wrapping is not None:
             wrapping.outside(init)
+        meanwhile()
         notes = _await(report_r, len(plan.births), timeout, footing.hear)
         hosts = footing.hosts(init, plan)
     except BaseException:

@@ -12,12 +12,10 @@ import msgspec
 
 from torpor.checkpoint import copies, machine, plant
 from torpor.checkpoint.anew import Namespaces
-from torpor.checkpoint.fill import fill
 from torpor.checkpoint.plan import Plan, plan
 from torpor.checkpoint.plant import Footing, Ground, Planted
 from torpor.checkpoint.recreate import Inventory
 from torpor.checkpoint.relocate import relocate
-from torpor.checkpoint.takeover import Takeover
 from torpor.checkpoint.tree import Tree
 from torpor.image import codec
 from torpor.image.manifest import FileRecord, Manifest
@@ -36,6 +34,7 @@ from torpor.tracee.together import together
 if TYPE_CHECKING:
     from torpor.checkpoint.ports import Held
     from torpor.checkpoint.rehearse import Rehearsal
+    from torpor.checkpoint.takeover import Takeover
     from torpor.checkpoint.together import RestartedTogether
     from torpor.checkpoint.whereabouts import Whereabouts
     from torpor.model.address_map import AddressMap
@@ -144,7 +143,7 @@ def restart(request: RestartRequest) -> Restarted:
         inventory.make()
         met.release()
         ground = _ground(manifest, inventory, request)
-        planted = plant.plant(births, manifest, ground, footing, inventory.pioneer, wrapping)
+        planted = plant.plant(births, manifest, ground, footing, inventory.pioneer, wrapping, _bring)
         notes += planted.notes
         inventory.hosts = planted.hosts
         takeovers = _take_over(manifest, inventory, births, planted, footing, request)
@@ -327,10 +326,18 @@ def _ground(manifest: Manifest, inventory: Inventory, request: RestartRequest) -
     )
 
 
+def _bring() -> None:
+    """Import what is needed once the tree is there: that takes about as long as the tree takes to grow."""
+    from torpor.checkpoint import fill, takeover  # noqa: F401
+
+
 def _take_over(
     manifest: Manifest, inventory: Inventory, births: Plan, planted: Planted, footing: Footing, request: RestartRequest
 ) -> list[Takeover]:
     """Every step for all processes, then the next, up to the last before the release."""
+    from torpor.checkpoint.fill import fill
+    from torpor.checkpoint.takeover import Takeover
+
     living = [record for record in manifest.processes if record.state != "zombie"]
     takeovers = [Takeover(record, planted.hosts[record.pid], inventory, request.stopped) for record in living]
     for each in takeovers:
