@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 
@@ -191,4 +192,37 @@ def test_programs_of_any_host_speak_with_torpor(over: Over) -> None:
     open(f"{held}2", "w").close()
     bench.tell()
     assert job.finish() == 5 and job.output().count("OK\n") == 2, job.trace()
+    bench.gone("after the job has ended")
+
+
+@pytest.mark.exam
+@pytest.mark.diagonal
+def test_a_crash_on_another_host_restarts_the_job_on_all(over: Over) -> None:
+    """From its newest checkpoint, as often as was said; whoever waits for the job goes on waiting. Ended on purpose, on
+    any host, it stays ended."""
+    bench = over.bench
+    crash, limit = f"{bench.folder}/crash", 2 if bench.account.uid else 3
+    falls = f"[ ! -e {crash} ] || {{ rm {crash}; exit 9; }}"
+    loop = f"n=0; while ! [ -e {bench.go} ]; do n=$((n+1)); echo $n; {falls}; sleep 0.02; done"
+    job = bench.run(["sh", "-c", f"{over.rsh} {TWO[1]} {shlex.quote(loop)}; exit $?"],
+                    flags=["--hosts", ",".join(TWO), "--on-crash", f"restart:{limit}"])  # fmt: skip
+    job.wait_for("^5$")
+    waiting = bench.popen([*bench.account.torpor, "wait", job.name])
+    for number in (1, 2):
+        bench.must("checkpoint", job.name)
+        seen = job.output().count("\n")
+        open(crash, "w").close()
+        said = f"has crashed (status 9); restart {number} of {limit}, from {job.name}@{newest(bench, job.name)}"
+        harness.until(lambda: said in harness.text(job.out + ".err"), "it is restarted")  # noqa: B023
+        harness.until(lambda: job.output().count("\n") > seen + 5, "it goes on")  # noqa: B023
+        assert waiting.poll() is None
+    if bench.account.uid:
+        open(crash, "w").close()
+        assert job.finish() == 9 and waiting.wait(60) == 9, job.trace()
+    else:
+        assert over.on(TWO[1], "stop", job.name).status == 0
+        assert job.finish() != 0 and waiting.wait(60) != 0, job.trace()
+    assert harness.text(job.out + ".err").count("has crashed") == 2, job.trace()
+    numbers = [int(word) for word in job.output().split()]
+    assert all(after - before == 1 or after < before for before, after in itertools.pairwise(numbers)), numbers
     bench.gone("after the job has ended")

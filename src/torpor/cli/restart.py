@@ -185,9 +185,9 @@ def _over_hosts(options: argparse.Namespace, wishes: Wishes) -> int:
     from torpor.launch import hosts
     from torpor.supervise.signals import exit_with
 
-    for flag in ("in_place", "map_host", "on_crash"):
+    for flag in ("in_place", "map_host"):
         if getattr(options, flag, None):
-            raise UsageError(f"restart: --{flag.replace('_', '-')} is not for a job over hosts yet")
+            raise UsageError(f"restart: --{flag.replace('_', '-')} is not for a job over hosts")
     names = [host.strip() for host in options.hosts.split(",") if host.strip()]
     over = hosts.Over(names, options.engine, options.remote_torpor)
     try:

@@ -143,9 +143,10 @@ def _start_over_hosts(options: argparse.Namespace) -> int:
     from torpor.launch import hosts, resume
     from torpor.supervise.signals import exit_with
 
-    for flag in ("on_crash",):
-        if getattr(options, flag):
-            raise UsageError(f"run: --{flag.replace('_', '-')} is not for a job over hosts yet")
+    if options.on_crash and options.job_file:
+        raise UsageError(
+            "run: --on-crash does not go with --job-file: nobody starts again what other launchers started"
+        )
     names = [host.strip() for host in (options.hosts or "").split(",") if host.strip()] or hosts.this()
     if options.job_file:
         from torpor.launch import job_file, join

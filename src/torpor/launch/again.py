@@ -12,26 +12,33 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torpor.model import ourselves
 from torpor.supervise import registry, state
 from torpor.supervise.registry import Entry
 from torpor.supervise.say import say
 
-_ONCE = ("progress", "clone", "name", "upkeep", "notes", "tell", "stopped")
+if TYPE_CHECKING:
+    from torpor.supervise.part import Part
+
+_ONCE = ("progress", "clone", "name", "upkeep", "notes", "tell", "stopped", "held")
 """Wishes that were meant for the first restart only, or that stand in the entry."""
 _CODE = "from torpor.launch.again import main; sys.exit(main(sys.argv[1]))"
 
 
-def become(entry: Entry, crashes: int, status: int, detached: bool, wishes: Mapping[str, Any]) -> None:
+def become(
+    entry: Entry, crashes: int, status: int, detached: bool, wishes: Mapping[str, Any], part: Part | None
+) -> None:
     """Restart the job of `entry` in place of this process, which supervised it. Returns only if that is impossible.
 
-    status: the wait status that it crashed with.  wishes: fields of `restart.Wishes`.
+    status: the wait status that it crashed with.  wishes: fields of `restart.Wishes`.  part: the first one, of a job
+    over hosts.
     """
     plain = {key: value for key, value in wishes.items() if key not in _ONCE}
     told = {
         "folder": entry.folder, "crashes": crashes, "status": status, "detached": detached, "wishes": plain,
+        "over": {"where": part.ssh, "engine": part.engine, "remote": part.remote} if part is not None else None,
     }  # fmt: skip
     sys.stdout.flush()
     try:
@@ -67,8 +74,12 @@ def main(text: str) -> int:
         # Said once it runs again: the restart may cut back the file that our standard error is.
         # What was saved since has the paths of now.
         own = which == mine.origin
-        moved, hosts = (tuple(wishes.map_path), tuple(wishes.map_host)) if own else ((), ())
-        asked = wishes._replace(notes=(*notes, f"{crash}, from {which}"), map_path=moved, map_host=hosts)
+        moved, mapped = (tuple(wishes.map_path), tuple(wishes.map_host)) if own else ((), ())
+        asked = wishes._replace(notes=(*notes, f"{crash}, from {which}"), map_path=moved, map_host=mapped)
+        if told["over"] is not None:
+            from torpor.launch import hosts
+
+            return hosts.after_crash(which, mine, asked, crashes, **told["over"])
         return restart.after_crash(which, mine, asked, bool(told["detached"]), crashes)
 
     try:

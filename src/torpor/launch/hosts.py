@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torpor.launch.restart import Wishes
     from torpor.link.server import Node
     from torpor.supervise.part import Part
+    from torpor.supervise.registry import Entry
     from torpor.supervise.standing import Standing
 
 SERVERS = 3
@@ -56,12 +57,14 @@ class Elsewhere(UsageError):
 
 class Planned(NamedTuple):
     """A job that can be started. parts: the first one first.  hosts: by part, how its host is called.  wishes: of one
-    that is brought back.  wait: seconds to wait for seats of a new one, None for what the policy says."""
+    that is brought back.  wait: seconds to wait for seats of a new one, None for what the policy says.  crashes: how
+    often it has been restarted after one."""
 
     parts: Sequence[Part]
     hosts: Mapping[str, str]
     wishes: Wishes | None = None
     wait: float | None = None
+    crashes: int = 0
 
 
 def new(
@@ -80,10 +83,10 @@ def new(
     return Planned(parts, {part: part for part in found}, wait=wait)
 
 
-def saved(checkpoint: str | None, store: str, wishes: Wishes, over: Over) -> Planned:
+def saved(checkpoint: str | None, store: str, wishes: Wishes, over: Over, kept: Entry | None = None) -> Planned:
     """A job that is brought back, its first part on this host. over.hosts: where its parts come back, in the order in
-    which `torpor inspect` lists them, several on one if these are fewer; 'PART=HOST' for a part by its name. Raises as
-    restart.restart."""
+    which `torpor inspect` lists them, several on one if these are fewer; 'PART=HOST' for a part by its name.  kept: the
+    entry of the job, if it has crashed. Raises as restart.restart."""
     from torpor.launch import restart
     from torpor.launch.checkpoint import open_whole
     from torpor.supervise.lease import of_checkpoint
@@ -100,8 +103,12 @@ def saved(checkpoint: str | None, store: str, wishes: Wishes, over: Over) -> Pla
     found = places(list(dict.fromkeys(where[part] for part in names)))
     own = {record.part.name for record in whole.parts if record.own}
     addresses = {part: found[where[part]] for part in names}
-    identity = registry.fresh_identity() if wishes.clone else of_checkpoint(info)
-    parts = describe((), job, store, restart.upkeep_of(info, wishes), addresses, over.engine, identity)
+    if kept is not None:
+        identity, keep_up = kept.identity, kept.upkeep
+    else:
+        identity = registry.fresh_identity() if wishes.clone else of_checkpoint(info)
+        keep_up = restart.upkeep_of(info, wishes)
+    parts = describe((), job, store, keep_up, addresses, over.engine, identity)
     wanted = restart.absolute(wishes)
     given = {"files": wanted.files, "changed_files": wanted.changed_files, "untrusted": wanted.untrusted,
              "clone": wanted.clone, "map_path": list(wanted.map_path), "why": wanted.why,
@@ -118,11 +125,27 @@ def saved(checkpoint: str | None, store: str, wishes: Wishes, over: Over) -> Pla
     return Planned(each, where, wishes)
 
 
+def after_crash(
+    checkpoint: str, entry: Entry, wishes: Wishes, crashes: int, where: Mapping[str, str], engine: str, remote: str
+) -> int:
+    """Bring a job back that has crashed, in the process that supervised its first part; the wait status of its root.
+    entry: its entry, which is ours.  where: by part, the host on which it was.  engine, remote: see Over. Raises as
+    restart.restart."""
+    from torpor.launch.checkpoint import open_whole
+
+    opened = open_whole(checkpoint, entry.store or None, wishes.untrusted)
+    names = [record.part.name for record in opened[1].parts] if opened is not None else []
+    over = Over([f"{name}={where.get(name, name)}" for name in names], engine, remote)
+    program.hold_standard()
+    job = saved(checkpoint, entry.store, wishes._replace(name=entry.name), over, entry)
+    return run(job._replace(crashes=crashes), over)
+
+
 def _again(saved: str, store: str, wishes: Wishes) -> str:
     """The name under which a job comes back. Raises UsageError if a running job has it."""
     from torpor.launch.run import taken
 
-    running = {entry.name for entry in registry.jobs()}
+    running = {entry.name for entry in registry.jobs() if entry.supervisor.pid != os.getpid()}
     wanted = registry.check_name(wishes.name) if wishes.name else saved
     if wishes.clone and not wishes.name:
         used = taken(store, apart=True)
@@ -192,6 +215,7 @@ def _begin(job: Planned, over: Over, report: Report | None, log: str) -> int:
     try:
         secret = secrets.fresh()
         first, *others = parts
+        first = msgspec.structs.replace(first, ssh=dict(job.hosts), remote=over.remote, crashes=job.crashes)
         to_us, from_starter = os.pipe()
         to_starter, from_us = os.pipe()
         if _starter_is_us():

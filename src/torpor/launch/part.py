@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -132,7 +133,7 @@ def _supervise(
     given = Entry(name="", store=part.store, argv=tuple(map(os.fsdecode, part.argv)), upkeep=part.upkeep, log=log,
                   policy=part.policy, identity=part.identity, part=part.part)  # fmt: skip
     names: Iterator[str] = iter([registry.check_name(name) for name in _names(part)])
-    entry = registry.claim(given, names, lambda _: False)
+    entry = _kept(given) or registry.claim(given, names, lambda _: False)
     if entry is None:
         raise Taken(f"a job named {part.job} is running already on {part.part}")
     try:
@@ -164,6 +165,18 @@ def _supervise(
     finally:
         if part.job_file:
             job_file.remove(part.job_file)
+
+
+def _kept(given: Entry) -> Entry | None:
+    """The entry, where there was one of this process already: it supervised the job before that crashed."""
+    kept = next((entry for entry in registry.jobs() if entry.supervisor == Pid.of(os.getpid())), None)
+    if kept is None:
+        return None
+    shutil.rmtree(f"{kept.folder}/nats", ignore_errors=True)  # what the hosts had agreed on
+    return registry.update(given._replace(
+        name=kept.name, folder=kept.folder, supervisor=kept.supervisor, started=kept.started, boot=kept.boot,
+        pid_namespace=kept.pid_namespace, log=kept.log, saved=kept.saved, saved_at=kept.saved_at,
+    ))  # fmt: skip
 
 
 def _server(part: Part, secret: Secret, folder: str) -> Server | None:

@@ -206,10 +206,11 @@ def supervised(supervisor: Supervisor, detached: bool = False, wishes: Mapping[s
         from torpor.launch import again
 
         seats = supervisor.hand_over()
-        again.become(supervisor.entry, supervisor.crashes, status, detached, {**(wishes or {}), "seats": seats})
+        told = {**(wishes or {}), "seats": seats}
+        again.become(supervisor.entry, supervisor.crashes, status, detached, told, supervisor.part)
         registry.release(supervisor.entry)
     if supervisor.stopped_as:
-        where = " --hosts ..." if supervisor.over_hosts else ""
+        where = " --hosts ..." if supervisor.part is not None else ""
         say(f"torpor: saved as {supervisor.stopped_as} and stopped (torpor restart {supervisor.stopped_as}{where})")
     return status
 

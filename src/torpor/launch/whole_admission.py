@@ -8,12 +8,13 @@ job is let go anywhere, since a part that is refused undoes the restart of all.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from torpor.launch import admission
 from torpor.model.errors import Refusal, Refused
-from torpor.supervise import terms
+from torpor.supervise import registry, terms
 from torpor.supervise.registry import Entry
 from torpor.supervise.standing import Standing
 
@@ -44,6 +45,9 @@ def again(parts: Sequence[Part], wishes: Wishes, tell: Tell) -> Standing:
     first = parts[0]
     opened = open_store(first.store or None, apart=True)
     standing = Standing(first.identity, first.job)
+    mine = registry.running(first.job)
+    if wishes.seats >= 0 and mine is not None:
+        standing.kept = mine.seats, wishes.seats, mine.keeper.pid
     try:
         info = opened.resolve(first.checkpoint)
         if wishes.new_policy:
@@ -52,6 +56,8 @@ def again(parts: Sequence[Part], wishes: Wishes, tell: Tell) -> Standing:
         seats = _seats(opened, info, parts, wishes)
         if seats:
             admission.acquire(standing, seats, wishes.wait, tell, f"cannot restart {first.checkpoint}")
+        elif standing.kept is not None:
+            os.close(standing.kept[1])  # it has none any more
         _hooks(parts, opened.location, wishes.why)
         return standing
     except BaseException:

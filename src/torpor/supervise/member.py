@@ -52,6 +52,8 @@ from torpor.supervise.wire import Wire
 
 OVER = "over"
 """The key of the wait status of the job's root, once that and all that joined the job have ended."""
+ENDING = "ending"
+"""The key that has the signal by which somebody ends the job."""
 HELD = "held"
 """The key that says whether all of the job stands still: `1`, or `0` once it may go on."""
 AGAIN = 2.0
@@ -127,6 +129,7 @@ class Member:
         link.watch(HELD, lambda _, entry: self._held(entry))
         if self.part.first:
             link.watch(f"{OWN}>", self._joined)
+            link.watch(ENDING, lambda _, entry: talk.send(wire.Ending(int(entry.value))) if entry else None)
         self._enter()
         self._tick()
 
@@ -272,6 +275,8 @@ class Member:
             self._status = word.status
             self._certain = time.monotonic() + (AGAIN if word.waits else 0.0)
             self._root_ended()
+        elif isinstance(word, wire.Ending):
+            self.link.put(ENDING, str(word.number).encode(), lambda _revision, _error: None)
         elif isinstance(word, wire.Hold):
             self._holds += 1
             self._hold(word.on, self._holds)

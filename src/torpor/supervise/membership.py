@@ -84,6 +84,10 @@ class Supervised(Protocol):
         """All of the job is to stand still, or may go on."""
         ...
 
+    def ended_by(self, number: int) -> None:
+        """Somebody ends the job by that signal."""
+        ...
+
 
 class Membership:
     """part, secret: what it is a part of.  folder: of its entry in the registry.  server: one of the job's own NATS
@@ -278,6 +282,10 @@ class Membership:
         """All of the job is to stand still, or may go on."""
         self._wire.send(wire.Hold(on))
 
+    def ending(self, number: int) -> None:
+        """Somebody ends the job here, by that signal."""
+        self._wire.send(wire.Ending(number))
+
     def idle(self) -> None:
         """The worker has done what it did: what has waited for that is done."""
         self._respawn()
@@ -308,6 +316,8 @@ class Membership:
             self._wait(word.parts)
         elif isinstance(word, wire.Held):
             self._job.held(word.on)
+        elif isinstance(word, wire.Ending):
+            self._job.ended_by(word.number)
         elif isinstance(word, wire.Cannot):
             self._cannot(word.reason)
         elif isinstance(word, wire.Gone):

@@ -28,6 +28,8 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     watch: what of its calls is written down, as after `--watch`; '' for nothing.  inside: it may speak with torpor.
     argv, env, cwd: what is started here, as bytes; no argv: the door alone.
     checkpoint: what is restarted, `train@3`, '' for a new job; old: the part of it that comes back here; wishes: how.
+    ssh, remote: of the first part, how the hosts of all parts are reached, and what `torpor` is there; crashes: how
+    often the job has been restarted after one: for the next time.
     limits: of the coordinator and of this host.  lease, silent: seconds after which another may coordinate, and after
     which a host counts as lost.
     """
@@ -56,6 +58,9 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint: str = ""
     old: str = ""
     wishes: dict[str, str | int | float | bool | list[str]] = {}
+    ssh: dict[str, str] = {}
+    remote: str = ""
+    crashes: int = 0
     limits: Limits = Limits()
     lease: float = lease.TTL
     silent: float = members.TTL

@@ -59,7 +59,7 @@ class Requests:
         elif do == "follow":
             self._following.append(connection)
         elif do == "ending":
-            job.root.told.add(int(request["signal"]))
+            job.ending(int(request["signal"]))
             connection.finish({"result": {}})
         elif do == "check":
             self._check(connection)

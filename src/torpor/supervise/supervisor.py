@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from torpor.supervise.agreeing import Saving
     from torpor.supervise.inside import Inside
     from torpor.supervise.membership import Membership
+    from torpor.supervise.part import Part
     from torpor.supervise.standing import Standing
     from torpor.watch.wrapper import Wrapper
 
@@ -65,7 +66,7 @@ class Supervisor:
         self.entry = entry
         self.stopped_as = ""
         """The checkpoint, `train@3`, after which the job was ended on request; '' if it was not."""
-        self.crashes = crashes
+        self.crashes = crashes if membership is None else membership.part.crashes
         self.again = False
         """The job has crashed and is to be restarted: its entry is kept, and who waits for its end goes on waiting."""
         self._upkeep = upkeep.decode(entry.upkeep)
@@ -125,9 +126,9 @@ class Supervisor:
         return self._end()
 
     @property
-    def over_hosts(self) -> bool:
-        """Is it one part of a job over hosts?"""
-        return self._membership is not None
+    def part(self) -> Part | None:
+        """Which part of a job over hosts it is."""
+        return self._membership.part if self._membership is not None else None
 
     # -- the root
     # ---------------------------------------------------------------------------------------------
@@ -280,7 +281,7 @@ class Supervisor:
 
     def _restartable(self, status: int) -> bool:
         """Has the job crashed, and is it to be restarted?"""
-        if self._membership is not None or self.stopped_as or not self.entry.folder:
+        if self.stopped_as or not self.entry.folder:
             return False
         if self.crashes >= self._upkeep.crashes:
             return False
@@ -311,6 +312,7 @@ class Supervisor:
             anchor=0,
             skip=(),
             holder=registry.NOBODY,
+            door=registry.NOBODY,
         )
         self._write_down()
 
@@ -478,6 +480,15 @@ class Supervisor:
             self._inside.when_free(go, refuse)
         else:
             go()
+
+    def ending(self, number: int) -> None:
+        """Somebody is about to end the job by that signal: it is no crash."""
+        self.ended_by(number)
+        if self._membership is not None:
+            self._membership.ending(number)
+
+    def ended_by(self, number: int) -> None:
+        self.root.told.add(number)
 
     def processes(self) -> list[int]:
         return members(reach(self.entry))

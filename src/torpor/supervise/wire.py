@@ -71,6 +71,12 @@ class RootEnded(Word, frozen=True):
     waits: bool = False
 
 
+class Ending(Word, frozen=True):
+    """Somebody ends the job, by that signal: it is no crash. Said on any host; told to the first."""
+
+    number: int
+
+
 class Hold(Word, frozen=True):
     """All of the job is to stand still, on every host, for lack of a seat; or may go on."""
 
@@ -129,9 +135,9 @@ class Gone(Word, frozen=True):
     """This part has left the job; nothing more comes."""
 
 
-ToMember: TypeAlias = Begin | words.Finished | words.Broke | words.Emptied | Ask | AskWho | RootEnded | Hold
+ToMember: TypeAlias = Begin | words.Finished | words.Broke | words.Emptied | Ask | AskWho | RootEnded | Hold | Ending
 ToSupervisor: TypeAlias = (
-    words.Work | words.Answer | In | Here | Who | Exists | End | Waiting | Held | Cannot | Gone
+    words.Work | words.Answer | In | Here | Who | Exists | End | Waiting | Held | Ending | Cannot | Gone
 )  # fmt: skip
 
 
