@@ -6,7 +6,7 @@ import os
 import struct
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import msgspec
 
@@ -15,6 +15,7 @@ from torpor.checkpoint import descriptors, machine, memory
 from torpor.checkpoint.copies import Copies
 from torpor.checkpoint.together import SavedTogether
 from torpor.checkpoint.tree import Tree
+from torpor.checkpoint.turns import Turns
 from torpor.checkpoint.view import Far, View
 from torpor.image.manifest import (
     ClockRecord,
@@ -30,7 +31,7 @@ from torpor.image.manifest import (
 from torpor.linux import proc
 from torpor.linux.arch.x86_64 import NR
 from torpor.model.data import Sink
-from torpor.model.errors import CheckpointFailed, NotNow, Refusal, Refused
+from torpor.model.errors import CheckpointFailed, Refusal, Refused
 from torpor.model.ledger import Ledger
 from torpor.model.terms import Terms
 from torpor.posix import (
@@ -44,6 +45,7 @@ from torpor.posix import (
     scratch,
     seccomp_filters,
     terminal,
+    turnover,
 )
 from torpor.posix.backlog import Backlogs, Turning
 from torpor.posix.contents import store_file
@@ -190,6 +192,7 @@ def capture(
     # Not in a job whose connects are answered by somebody else (--watch): its tasks could not do it without them.
     backlogs = Backlogs(may_turn_over and not tree.watched)
     far = Far()
+    turns = Turns(together) if together is not None else None
 
     def look() -> View:
         return View(frozen, order, streams, files_policy, sink, tree.watched, backlogs, far)
@@ -198,19 +201,22 @@ def capture(
         view = look()
         if not view.pids:
             raise CheckpointFailed("the job has ended")
-        if together is not None:
+        if together is not None and turns is not None:
             if inet_far.await_calls(view, together.others):
                 view = look()
-            far = _settle(view, together)
+            far = _settle(view, together, turns)
             view = look()  # connections have come into other states
         found = _objects(view, copies)
-        if backlogs.noted:
+        if backlogs.noted or (turns is not None and turns.needed(view)):
             # Once more, when it is known what waits; and before that, all else that may stand in the way.
-            _turn_over(view, frozen)
-            view = look()
-            found = _objects(view, copies)
+            turned = _turn_over(view, frozen, turns)
+            if turned or backlogs.pending:
+                view = look()
+                found = _objects(view, copies)
     finally:
         backlogs.close()
+        if turns is not None:
+            turns.close()
     objects, read_files, finish_scratch = found
     looks = memory.look(frozen, flags)
     clocks = _clocks(frozen.processes[view.pids[0]])
@@ -251,11 +257,12 @@ def capture(
     )
 
 
-def _settle(view: View, together: SavedTogether) -> Far:
+def _settle(view: View, together: SavedTogether, turns: Turns) -> Far:
     """Find out which connections lead to other hosts of the job, and let what is under way on them arrive. Raises
     Refused, GivenUp."""
     found = inet_far.ends(view)
-    told = together.frozen(found, inet_far.addresses(found))
+    door = turns.open_door() if any(end.waiting for end in found) else 0
+    told = together.frozen(found, inet_far.addresses(found), door)
     by_ino = {one.key: one for one in told}
     with inet_far.Settling(view, by_ino) as settling:
         settling.arrive()
@@ -297,24 +304,26 @@ def _objects(view: View, copies: Copies) -> _Objects:
         view.close()
 
 
-def _turn_over(view: View, frozen: Frozen) -> None:
-    """Look into what waits to be accepted. Raises Refused before anything was changed, CheckpointFailed."""
-    memory.look(frozen, None)
-    for process in frozen.processes.values():
-        _ask(process)
-    lines = []
+def _turn_over(view: View, frozen: Frozen, turns: Turns | None) -> bool:
+    """Look into what waits to be accepted, here and (turns) with other hosts; was that anything? Raises Refused before
+    anything was changed here, CheckpointFailed."""
+    if view.backlogs.noted or view.backlogs.pending:
+        memory.look(frozen, None)
+        for process in frozen.processes.values():
+            _ask(process)
+    lines: list[tuple[Turning, Any]] = []
     for seen in view.backlogs.noted.values():
         service = cast(Turning, descriptor_services.service_for(seen, view))
         line = service.plan_turns(seen, view)
         lines.append((service, line))
-        for process in (frozen.processes[pid] for pid in line.processes):
-            if process.leader.stop_signal:
-                # Were we killed, it would stand still in the middle of it.
-                thing = "is stopped, and a connection of it waits to be accepted, with data in it"
-                raise NotNow([Refusal(process.pid, process.comm, thing, "let it go on (SIGCONT)")])
+        turnover.refuse_stopped(frozen.processes[pid] for pid in line.processes)
+    far_lines = [(service, line) for service, line in lines if getattr(line, "hosts", ())]
     for service, line in lines:
-        service.turn(line, frozen.processes, view, view.backlogs)
+        if (service, line) not in far_lines:
+            service.turn(line, frozen.processes, view, view.backlogs)
+    turned = turns is not None and turns.carry_out(far_lines, frozen.processes, view, view.backlogs)
     view.backlogs.known = True
+    return turned or bool(lines)
 
 
 def _scratch(view: View, saved: Iterable[bytes]) -> Callable[[], Scratch]:

@@ -48,7 +48,7 @@ class Survey:
         self.sink: Sink = NoSink()
         self.backlogs = Backlogs()
         self.far: Mapping[int, Told] = {}
-        self.far_waiting: Collection[tuple[Address, Address]] = ()
+        self.far_waiting: Mapping[tuple[Address, Address], Told] = {}
         self.far_hosts: Collection[bytes] = ()
         self._mapped: set[tuple[int, int]] | None = None
         found: list[Descriptor] = []

@@ -32,13 +32,21 @@ class SavedTogether(Protocol):
     others: Collection[bytes]
     parts: Sequence[str]
 
+    def check(self) -> None:
+        """Raises GivenUp if there is no point in going on."""
+        ...
+
+    def code(self, words: bytes) -> bytes:
+        """A code of 32 bytes under some words, which only who is of this checkpoint can make."""
+        ...
+
     def surveyed(self) -> None:
         """Nothing stands in the way. Returns when the job is to be stopped."""
         ...
 
-    def frozen(self, ends: Sequence[End], addresses: Sequence[bytes]) -> Sequence[Told]:
+    def frozen(self, ends: Sequence[End], addresses: Sequence[bytes], door: int) -> Sequence[Told]:
         """The job is stopped here. ends: of all its connections; addresses (packed): that others reach this host by.
-        Returns, when all hosts are stopped, what is known of the other ends."""
+        door: as in `Told`. Returns, when all hosts are stopped, what is known of the other ends."""
         ...
 
     def settled(self) -> None:

@@ -24,7 +24,7 @@ class Far(NamedTuple):
     """What is known of connections with other hosts: see `Job.far`, `Job.far_waiting` and `Job.far_hosts`."""
 
     connected: Mapping[int, Told] = {}
-    waiting: Collection[tuple[Address, Address]] = ()
+    waiting: Mapping[tuple[Address, Address], Told] = {}
     hosts: Collection[bytes] = ()
 
 

@@ -48,10 +48,11 @@ class _Packed(msgspec.Struct, frozen=True, array_like=True):
 
 
 class _Said(msgspec.Struct, frozen=True, array_like=True):
-    """addresses: of this host.  ends: packed, by the address they lead to."""
+    """addresses: of this host.  ends: packed, by the address they lead to.  door: see `Told.door`."""
 
     addresses: tuple[bytes, ...]
     ends: dict[bytes, bytes]
+    door: int = 0
 
 
 def _between(found: Iterable[End]) -> dict[tuple[bytes, int], End]:
@@ -64,8 +65,9 @@ def _between(found: Iterable[End]) -> dict[tuple[bytes, int], End]:
     return out
 
 
-def ends(found: Iterable[End], addresses: Iterable[bytes]) -> bytes:
-    """What a host tells of its ends; b'' for none. addresses: those that connections from other hosts may lead to."""
+def ends(found: Iterable[End], addresses: Iterable[bytes], door: int = 0) -> bytes:
+    """What a host tells of its ends; b'' for none. addresses: those that connections from other hosts may lead to.
+    door: see `Told.door`."""
     groups: dict[bytes, bytearray] = {}
     for (called, side), end in _between(found).items():
         flags = side | _FINISHED * end.finished | _WAITING * end.waiting | _ORPHAN * end.orphan
@@ -73,7 +75,8 @@ def ends(found: Iterable[End], addresses: Iterable[bytes]) -> bytes:
         groups.setdefault(end.remote.ip, bytearray()).extend(_END.pack(called, flags, end.sent))
     if not groups:
         return b""
-    return msgspec.msgpack.encode(_Said(tuple(addresses), {ip: bytes(packed) for ip, packed in groups.items()}))
+    by_address = {ip: bytes(packed) for ip, packed in groups.items()}
+    return msgspec.msgpack.encode(_Said(tuple(addresses), by_address, door))
 
 
 class Exchange(Protocol):
@@ -106,12 +109,12 @@ class Settling:
             self._owners.setdefault(ip, []).append(host)
 
     def result(self) -> dict[str, bytes]:
-        handed: dict[str, list[tuple[str, bytes]]] = {host: [] for host in self._said}
+        handed: dict[str, list[tuple[str, int, bytes]]] = {host: [] for host in self._said}
         for host, said in self._said.items():
             for ip, packed in said.ends.items():
                 for owner in self._owners.get(ip, ()):
                     if owner != host:
-                        handed[owner].append((host, packed))
+                        handed[owner].append((host, said.door, packed))
         return {host: msgspec.msgpack.encode(some) for host, some in handed.items()}
 
 
@@ -124,7 +127,7 @@ def told(found: Iterable[End], part: bytes) -> list[Told]:
     mine = _between(found)
     out: dict[tuple[bytes, int], Told] = {}
     try:
-        for host, packed in msgspec.msgpack.decode(part, type=list[tuple[str, bytes]]):
+        for host, door, packed in msgspec.msgpack.decode(part, type=list[tuple[str, int, bytes]]):
             for called, flags, sent in _END.iter_unpack(packed):
                 end = called, 1 - (flags & _SIDE)
                 if end not in mine:
@@ -134,7 +137,7 @@ def told(found: Iterable[End], part: bytes) -> list[Told]:
                     raise ValueError(f"its connection {which}, which have the same address")
                 out[end] = Told(
                     mine[end].key, host, sent, bool(flags & _FINISHED), bool(flags & _WAITING), bool(flags & _ORPHAN),
-                    bool(flags & _ACCEPTED),
+                    bool(flags & _ACCEPTED), door,
                 )  # fmt: skip
     except (msgspec.MsgspecError, struct.error):
         raise ValueError(_ODD) from None

@@ -10,6 +10,8 @@ Keys are derived from it by HKDF (RFC 5869) with SHA-256, one for each purpose, 
     certificates    the key of the job's own authority (certificates.py)
     engine          the password at the job's own NATS servers
     seal            messages and values, which a site's NATS must neither read nor make (Seal)
+    restart         codes between hosts that connect a job's connections again (checkpoint/reunion.py)
+    checkpoint      codes between hosts that look into connections together (checkpoint/turns.py)
     hello           the code that stands under what both sides say first (hello.py)
 """
 

@@ -8,7 +8,7 @@ say at which listeners there is something unknown (`unread`), the second time it
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from torpor.model.errors import NotNow
@@ -46,6 +46,11 @@ class Backlogs:
         self.may = may
         self.known = False
         """All lines were turned over."""
+        self.pending = False
+        """Is anything left out of the records because it is not known yet?"""
+        self.get_ready: Callable[[Any], Mapping[str, int]] = lambda line: {}
+        """Called before each turn of a line: has the other hosts that have clients in it make them ready. Our
+        connections to them, by host. Raises CheckpointFailed."""
         self.noted: dict[int, Descriptor] = {}
         """Listeners at which something is unknown, by inode number."""
         self._unix: dict[int, list[list[Peeked]]] = {}

@@ -37,7 +37,8 @@ class End(NamedTuple):
 
 class Told(NamedTuple):
     """What a host has to know of one of its ends: the other end is on `host`, which had sent `arrives` bytes in all
-    and, if `finished`, then closed that direction. waiting, orphan, accepted: as in `End`, of the other end."""
+    and, if `finished`, then closed that direction. waiting, orphan, accepted: as in `End`, of the other end. door: the
+    port at which that host can be spoken to about connections that wait there to be accepted, 0 if none does."""
 
     key: int
     host: str
@@ -46,6 +47,7 @@ class Told(NamedTuple):
     waiting: bool
     orphan: bool
     accepted: bool = False
+    door: int = 0
 
 
 def name(protocol: int, local: Address, remote: Address) -> tuple[bytes, int]:

@@ -161,6 +161,8 @@ def last(record: TcpSocket, fd: int, restart: Restart) -> None:
                     inet_far.call(kept, remote)
                     return
                 inet_far.connect(kept, remote)
+                if record.sent is not None:
+                    socket_queue.send_ahead(kept, record.sent, restart)
                 if record.shut:
                     inet_far.shut(kept, record.shut)
             finally:

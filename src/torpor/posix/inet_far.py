@@ -79,11 +79,17 @@ def _ownerless(table: InetTable) -> list[End]:
     return found
 
 
-def waiting(found: Sequence[End], told: Sequence[Told]) -> frozenset[tuple[Address, Address]]:
-    """Which connections of other hosts wait here to be accepted: address here, address there."""
+def waiting(found: Sequence[End], told: Sequence[Told]) -> dict[tuple[Address, Address], Told]:
+    """Which connections of other hosts wait here to be accepted: address here, address there; and what is known of the
+    end there."""
     ownerless = {end.key: end for end in found if end.waiting}
-    ends_here = (ownerless[one.key] for one in told if one.key in ownerless)
-    return frozenset((end.local, end.remote) for end in ends_here)
+    here = ((ownerless[one.key], one) for one in told if one.key in ownerless)
+    return {(end.local, end.remote): one for end, one in here}
+
+
+def holds_data(sent: int) -> bool:
+    """May there be anything in a connection that waits to be accepted? sent: as in `far.End`."""
+    return sent > _SYN
 
 
 def addresses(found: Sequence[End]) -> list[bytes]:
@@ -97,7 +103,8 @@ class Settling:
 
     def __init__(self, job: Job, told: Mapping[int, Told]) -> None:
         self._table = inet_table.of(job)
-        self._told = {ino: one for ino, one in told.items() if ino in self._table.by_ino}
+        # What does not fit a connection that waits to be accepted cannot arrive: whoever looks into it gets that too.
+        self._told = {ino: one for ino, one in told.items() if ino in self._table.by_ino and not one.waiting}
         self._back: list[Callable[[], None]] = []
 
     def __enter__(self) -> Settling:
@@ -154,11 +161,20 @@ def accepted(me: TcpSeen, told: Told, job: Job) -> bool:
 
 
 def refuse_unread(me: TcpSeen, told: Told, job: Job) -> None:
-    """Raises NotNow where a connection waits on another host to be accepted, and something was sent on it: only who
-    accepts it can look at that."""
-    if _sent(me.fd) > _SYN:
+    """Raises NotNow where a connection waits on another host to be accepted, and something was sent on it that is not
+    known: only who accepts it can look at that."""
+    assert me.local is not None and me.remote is not None
+    if not holds_data(sent(me)) or job.backlogs.tcp(me.local, me.remote) is not None:
+        return
+    if not told.door or not job.backlogs.may or job.backlogs.known:
         thing = f"a connection to {told.host} that waits there to be accepted, with data in it"
         raise NotNow([me.seen.refuse(thing, "try again")])
+    job.backlogs.pending = True
+
+
+def sent(me: TcpSeen) -> int:
+    """How much was sent on a connection: see `far.End`."""
+    return _sent(me.fd)
 
 
 def connect(fd: int, remote: Address, seconds: float = 10.0) -> None:

@@ -41,6 +41,7 @@ from torpor.model.errors import NotNow, Refusal, Refused, RestartFailed
 from torpor.posix import inet_create, inet_far, inet_table, inet_turnover, socket_kinds, socket_options, socket_queue
 from torpor.posix.backlog import Backlogs
 from torpor.posix.descriptors import set_status, status_flags
+from torpor.posix.inet_again import Client
 from torpor.posix.inet_connect import connector
 from torpor.posix.inet_record import (
     BOUND,
@@ -59,7 +60,7 @@ from torpor.posix.inet_record import (
     Gone,
     TcpSocket,
 )
-from torpor.posix.inet_table import SENT_ALL, InetTable, TcpSeen
+from torpor.posix.inet_table import InetTable, TcpSeen
 from torpor.posix.service import Descriptor, DescriptorBase, Job, Restart
 from torpor.posix.socket_address import AF_INET, AF_INET6, Address, link, packed
 from torpor.posix.socket_queue import Queue
@@ -122,7 +123,12 @@ class TcpService(DescriptorBase):
                 found = table.listener_at(local)
                 if found is None or found[0] != record.ino:
                     continue
-                if job.backlogs.tcp(remote, local) is not None or (local, remote) in job.far_waiting:
+                if (local, remote) in job.far_waiting:
+                    if not job.backlogs.known and inet_far.holds_data(job.far_waiting[local, remote].arrives):
+                        why = NotNow([_unread(seen, f"from {remote}", local)], socket_kinds.holders(record.ino, job))
+                        job.backlogs.unread(seen, why)
+                    continue
+                if job.backlogs.tcp(remote, local) is not None:
                     continue
                 if end.received > (end.state == CLOSE_WAIT):  # the end itself counts as one
                     why = NotNow([_unread(seen, f"from {remote}", local)], socket_kinds.holders(record.ino, job))
@@ -200,7 +206,7 @@ class TcpService(DescriptorBase):
         if me.remote is None:
             return msgspec.structs.replace(record, state=CLOSED, other=GONE, queue=self._queue(fd, seen, job, record))
         replace = msgspec.structs.replace
-        record = replace(record, state=CONNECTED, shut=self._shut_of(me))
+        record = replace(record, state=CONNECTED, shut=inet_table.shut_of(me))
         ino = table.by_ends.get((me.remote, me.local))
         if ino is not None:
             peer = table.by_ino[ino]
@@ -215,7 +221,7 @@ class TcpService(DescriptorBase):
             host = told.host
             if told.waiting:
                 inet_far.refuse_unread(me, told, job)
-                return replace(record, other=FAR_WAITING, host=host)
+                return replace(record, other=FAR_WAITING, host=host, sent=self._sent_by(me.local, me.remote, job))
             accepted = inet_far.accepted(me, told, job)
             queue = self._queue(fd, seen, job, record)
             if queue is not None and any(message.urgent for message in queue.messages):
@@ -334,6 +340,10 @@ class TcpService(DescriptorBase):
             found = table.listener_at(local)
             if end.ino or end.state not in (ESTABLISHED, CLOSE_WAIT) or found is None or found[0] != seen.ino:
                 continue
+            if (local, remote) in job.far_waiting:
+                told = job.far_waiting[local, remote]
+                clients.append(Client(remote, local, 0, None, told.arrives, 0, host=told.host))
+                continue
             other = table.by_ino.get(table.by_ends.get((remote, local), 0))
             far = table.ends_at(remote, local)
             if other is None and (end.state == ESTABLISHED or (far is not None and far.ino)):
@@ -341,26 +351,19 @@ class TcpService(DescriptorBase):
                 raise NotNow([why], socket_kinds.holders(seen.ino, job))
             family = other.family if other is not None else AF_INET if len(remote.ip) == 4 else AF_INET6
             size = end.received + (far.unsent if far is not None else 0)
-            shut = self._shut_of(other) if other is not None else 2
-            clients.append(
-                inet_turnover.Client(remote, local, family, other.seen if other is not None else None, size, shut)
-            )
+            shut = inet_table.shut_of(other) if other is not None else 2
+            clients.append(Client(remote, local, family, other.seen if other is not None else None, size, shut))
         waiting = int(struct.unpack_from("=I", info, 24)[0])  # tcpi_unacked of a listener
         return inet_turnover.plan(seen, listener.family, waiting, clients, job)
 
     def turn(
         self, line: inet_turnover.Line, processes: Mapping[int, LivingProcess], job: Job, backlogs: Backlogs
     ) -> None:
-        remotes = {one.local: one.remote for one in line.clients}
+        clients = {one.local: one for one in line.clients}
         for _ in line.clients:
-            found = inet_turnover.carry_out(line, processes, job)
-            backlogs.tell_tcp(found.client, remotes[found.client], found.messages)
-
-    def _shut_of(self, one: TcpSeen) -> int:
-        """1: it receives no more; 2: it sends no more."""
-        sent_all = 2 if one.state in SENT_ALL else 0
-        received = socket_queue.readable(one.fd) & select.POLLRDHUP and one.state in (ESTABLISHED, *SENT_ALL[:2])
-        return sent_all | (1 if received else 0)  # shut by itself: the other end has not finished
+            found = inet_turnover.carry_out(line, processes, job, backlogs.get_ready(line))
+            if not clients[found.client].host:  # its own host keeps what was in it
+                backlogs.tell_tcp(found.client, clients[found.client].remote, found.messages)
 
 
 _WAY_OUT = "close it before the checkpoint"

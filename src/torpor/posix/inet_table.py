@@ -3,12 +3,13 @@ tell."""
 
 from __future__ import annotations
 
+import select
 import struct
 from typing import NamedTuple
 
 from torpor.linux import sock_diag
 from torpor.linux.sock_diag import LISTEN
-from torpor.posix import socket_kinds, socket_options
+from torpor.posix import socket_kinds, socket_options, socket_queue
 from torpor.posix.descriptors import PerJob
 from torpor.posix.service import Descriptor, Job
 from torpor.posix.socket_address import AF_INET, AF_INET6, Address, inet, own_name, packed, peer_name
@@ -89,6 +90,14 @@ def _is(one: tuple[bytes, int], other: Address) -> bool:
 def _age(info: bytes) -> int:
     # struct tcp_info: 8 bytes, then 32-bit fields; tcpi_last_data_recv is at 52, tcpi_last_ack_recv at 56.
     return int(struct.unpack_from("=I", info, 56)[0])
+
+
+def shut_of(one: TcpSeen) -> int:
+    """Which directions a connected socket has shut. 1: it receives no more; 2: it sends no more."""
+    sent_all = 2 if one.state in SENT_ALL else 0
+    states = (sock_diag.ESTABLISHED, *SENT_ALL[:2])
+    received = socket_queue.readable(one.fd) & select.POLLRDHUP and one.state in states
+    return sent_all | (1 if received else 0)  # shut by itself: the other end has not finished
 
 
 _tables: PerJob[InetTable] = PerJob(InetTable)

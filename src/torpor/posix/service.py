@@ -118,8 +118,8 @@ class Job(Protocol):
     """What is known of connections that wait to be accepted (capture only)."""
     far: Mapping[int, Told]
     """Connections with other hosts of the job, by the inode number of their end here (capture only)."""
-    far_waiting: Collection[tuple[Address, Address]]
-    """Those that wait here to be accepted: address here, address there (capture only)."""
+    far_waiting: Mapping[tuple[Address, Address], Told]
+    """Those that wait here to be accepted, by address here, address there (capture only)."""
     far_hosts: Collection[bytes]
     """Addresses of other hosts of the job, packed (capture only)."""
 

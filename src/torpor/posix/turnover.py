@@ -48,7 +48,7 @@ from typing import NamedTuple
 
 from torpor.linux import kcmp, proc
 from torpor.linux.arch.x86_64 import NR
-from torpor.model.errors import CheckpointFailed
+from torpor.model.errors import CheckpointFailed, NotNow, Refusal
 from torpor.posix.service import Descriptor
 from torpor.tracee.call import RESULT, Answer, Argument, Call, In, Out, Pointer, Word
 from torpor.tracee.process import LivingProcess
@@ -379,6 +379,15 @@ def holders(ino: int, descriptors: Iterable[Descriptor]) -> dict[int, list[Descr
         if seen.ino == ino and seen.target.startswith("socket:"):
             found.setdefault(seen.pid, []).append(seen)
     return found
+
+
+def refuse_stopped(processes: Iterable[LivingProcess]) -> None:
+    """Raises NotNow for a process that is stopped (SIGSTOP): were we killed, it would stand still in the middle of
+    it."""
+    for process in processes:
+        if process.leader.stop_signal:
+            thing = "is stopped, and a connection of it waits to be accepted, with data in it"
+            raise NotNow([Refusal(process.pid, process.comm, thing, "let it go on (SIGCONT)")])
 
 
 def share_descriptors(pids: Sequence[int]) -> bool:

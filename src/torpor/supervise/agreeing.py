@@ -31,7 +31,7 @@ class Saving:
     """One attempt to save this part; see SavedTogether. stop: it is ended then.  post: from any thread, to the member
     process. If nobody speaks to it for longer than the limit of its host, it goes its own way."""
 
-    def __init__(self, part: Part, number: int, stop: bool, post: Post, face: Face) -> None:
+    def __init__(self, part: Part, secret: Secret, number: int, stop: bool, post: Post, face: Face) -> None:
         self.part, self.address, self.number, self.face = part.part, part.address, number, face
         self.others: Collection[bytes] = _packed(address for name, address in part.hosts.items() if name != part.part)
         self.phase = Phase.SURVEY
@@ -43,6 +43,7 @@ class Saving:
         self.parts: Sequence[str] = tuple(part.hosts)
         self._exists = False
         self._own = part.own
+        self._secret = secret
         self._stop = stop
         self._limit = part.limits.host
         self._post = post
@@ -77,8 +78,11 @@ class Saving:
     def surveyed(self) -> None:
         self._turn(Phase.SURVEY, Phase.FREEZE)
 
-    def frozen(self, ends: Sequence[End], addresses: Sequence[bytes]) -> Sequence[Told]:
-        part = self._turn(Phase.FREEZE, Phase.SETTLE, conversations.ends(ends, addresses))
+    def code(self, words: bytes) -> bytes:
+        return code(self._secret.derive("checkpoint"), self.number.to_bytes(8, "big") + words)
+
+    def frozen(self, ends: Sequence[End], addresses: Sequence[bytes], door: int) -> Sequence[Told]:
+        part = self._turn(Phase.FREEZE, Phase.SETTLE, conversations.ends(ends, addresses, door))
         try:
             return conversations.told(ends, part) if part else []
         except ValueError as error:

@@ -400,7 +400,7 @@ class Membership:
         part, stop = self.part, work.kind is Kind.STOP
         self._keep_key()
         self._job.set_own(self.pids)  # a server that crashed was started again by its keeper
-        saving = self._saving = Saving(part, work.attempt, stop, self._post, self._face)
+        saving = self._saving = Saving(part, self._secret, work.attempt, stop, self._post, self._face)
         how = msgspec.json.decode(work.what, type=How) if work.what else How()
         order = Order(stop, how.files, how.with_files, how.compress, how.encrypt_to, why=how.why, on=how.on,
                       forget=how.forget)  # fmt: skip

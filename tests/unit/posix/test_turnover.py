@@ -10,7 +10,7 @@ import pytest
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.arch.x86_64_code import SIZE, assemble, assemble_gate
 from torpor.linux.ptrace import Regs
-from torpor.posix import inet_turnover, turnover
+from torpor.posix import inet_again, turnover
 from torpor.posix.socket_address import Address
 from torpor.tracee.batch import Batch
 from torpor.tracee.call import In
@@ -73,6 +73,6 @@ def test_numbers_are_those_the_kernel_gives(monkeypatch: pytest.MonkeyPatch) -> 
 )
 def test_what_a_batch_tells(lengths: tuple[int, ...], data: bytes, messages: list[tuple[bytes, bool]]) -> None:
     address = struct.pack("=H", 2) + struct.pack(">H", 80) + b"\x7f\0\0\1"
-    found = inet_turnover._found(address.ljust(32, b"\0") + struct.pack("<qqqq", *lengths) + data)
+    found = inet_again.what_was_found(address.ljust(32, b"\0") + struct.pack("<qqqq", *lengths) + data)
     assert found.client == Address(b"\x7f\0\0\1", 80)
     assert [(one.data, one.urgent) for one in found.messages] == messages
