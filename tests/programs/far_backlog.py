@@ -2,10 +2,11 @@
 
     far_backlog.py server ADDRESS PORTFILE GO      far_backlog.py client ADDRESS PORTFILE GO
 
-Nobody is accepted before GO is there. The client's connections, in this order: see KINDS; the server's host has two of its
-own in the same line, one before and one behind. After GO the client sends more on those that it has not shut. The server
-reads every connection to its end, checks every byte and answers, which the client checks. It prints in which order it
-has accepted them, and the client whether they have the addresses they had; OK at the end, or what went wrong."""
+Nobody is accepted before GO is there. The client's connections, in this order: see KINDS; the server's host has two of
+its own in the same line, one before and one behind. After GO the client sends more on those that it has not shut. The
+server reads every connection to its end, checks every byte and answers, which the client checks. It prints in which
+order it has accepted them, and the client whether they have the addresses they had; OK at the end, or what went
+wrong."""
 
 import fcntl
 import hashlib
@@ -16,13 +17,13 @@ import sys
 import time
 
 KINDS = ("few", "none", "much", "half", "end", "urgent", "first", "deaf", "shared", "bound", "alone")
-"""few bytes; none; more than fits the window; some, and no more to come; none, and no more to come; urgent data in between;
-urgent data first; one that reads no more; one that a child has as well; one with a port of its own choice; one that only
-a child has."""
+"""few bytes; none; more than fits the window; some, and no more to come; none, and no more to come; urgent data in
+between; urgent data first; one that reads no more; one that a child has as well; one with a port of its own choice; one
+that only a child has."""
 NEAR = ("before", "behind")
 WHOLE = {*KINDS, *NEAR}
-SIZES = {"few": 5, "much": 400_000, "half": 3000, "urgent": 2000, "first": 100, "deaf": 999, "shared": 50_000, "bound": 7,
-         "alone": 70_000, "before": 60, "behind": 3000}  # fmt: skip
+SIZES = {"few": 5, "much": 400_000, "half": 3000, "urgent": 2000, "first": 100, "deaf": 999, "shared": 50_000,
+         "bound": 7, "alone": 70_000, "before": 60, "behind": 3000}  # fmt: skip
 what, address, portfile, go = sys.argv[1:5]
 family = socket.AF_INET6 if ":" in address else socket.AF_INET
 
@@ -138,15 +139,17 @@ def server():
     print("ORDER", *order, flush=True)
 
 
-def use(one, kind):
+def use(calls):
     """After GO."""
-    if kind not in ("half", "end"):
-        one.sendall(tail(kind))
-        one.shutdown(socket.SHUT_WR)
-    if kind != "deaf":
-        one.settimeout(60)
-        answer = one.recv(100)
-        assert answer == b"seen " + kind.encode(), f"{kind} was answered {answer}"
+    for kind, one in calls.items():
+        if kind not in ("half", "end"):
+            one.sendall(tail(kind))
+            one.shutdown(socket.SHUT_WR)
+    for kind, one in calls.items():
+        if kind != "deaf":
+            one.settimeout(60)
+            answer = one.recv(100)
+            assert answer == b"seen " + kind.encode(), f"{kind} was answered {answer}"
 
 
 def client():
@@ -162,15 +165,12 @@ def client():
         open(portfile + ".called", "w").close()
         print("READY", flush=True)
         await_file(go)
-        for kind, one in calls.items():
-            if kind != "shared":
-                use(one, kind)
+        use({kind: one for kind, one in calls.items() if kind != "shared"})
         assert os.waitpid(child, 0)[1] == 0, "the child"
         print("SAME" if all(one.getsockname() == names[kind] for kind, one in calls.items()) else "MOVED")
     else:
         await_file(go)
-        use(calls["shared"], "shared")
-        use(calls["alone"], "alone")
+        use({kind: calls[kind] for kind in ("shared", "alone")})
         os._exit(0)
 
 

@@ -130,7 +130,14 @@ class TcpService(DescriptorBase):
                     continue
                 if job.backlogs.tcp(remote, local) is not None:
                     continue
-                if end.received > (end.state == CLOSE_WAIT):  # the end itself counts as one
+                held = end.received > (end.state == CLOSE_WAIT)  # the end itself counts as one
+                if held and self._from_outside(end, table, job):
+                    # The program is to find what it would find if that client had died: nothing is touched.
+                    thing = (
+                        f"a connection from {remote}, outside the job, waits at {local} to be accepted: what it holds"
+                    )
+                    job.say(f"{thing} is not in this checkpoint, from which it comes back as one that has ended")
+                elif held:
                     why = NotNow([_unread(seen, f"from {remote}", local)], socket_kinds.holders(record.ino, job))
                     job.backlogs.unread(seen, why)
                 gone += (remote, local) not in table.by_ends
@@ -138,6 +145,17 @@ class TcpService(DescriptorBase):
             record, state=LISTENING, remote=None, backlog=backlog, gone_waiting=gone, after=tuple(sorted(set(first))),
             gone_before=self._gone_before(None, record.ino, table, job),
         )  # fmt: skip
+
+    def _from_outside(self, end: sock_diag.InetSeen, table: InetTable, job: Job) -> bool:
+        """Does a connection that waits to be accepted here come from a program that is not of the job? One that is
+        closed may have been of the job, if it was on this host, or on one that the job is on."""
+        local, remote = packed(*end.local), packed(*end.remote)
+        if (remote, local) in table.by_ends or (local, remote) in job.far_waiting:
+            return False
+        there = table.ends_at(remote, local)
+        if end.state == ESTABLISHED or (there is not None and there.ino):
+            return True
+        return not job.far_hosts and not inet_turnover.is_here(remote)
 
     def _gone_before(self, client: TcpSeen | None, listener: int, table: InetTable, job: Job) -> tuple[Gone, ...]:
         """Those that are gone and wait right in front of a client (None: behind all) of a listener that was looked
@@ -346,9 +364,8 @@ class TcpService(DescriptorBase):
                 continue
             other = table.by_ino.get(table.by_ends.get((remote, local), 0))
             far = table.ends_at(remote, local)
-            if other is None and (end.state == ESTABLISHED or (far is not None and far.ino)):
-                why = _unread(seen, f"from {remote}, outside the job,", local)
-                raise NotNow([why], socket_kinds.holders(seen.ino, job))
+            if self._from_outside(end, table, job) or (other is None and not inet_turnover.is_here(remote)):
+                raise NotNow([_in_line(seen, local, remote)], socket_kinds.holders(seen.ino, job))
             family = other.family if other is not None else AF_INET if len(remote.ip) == 4 else AF_INET6
             size = end.received + (far.unsent if far is not None else 0)
             shut = inet_table.shut_of(other) if other is not None else 2
@@ -377,6 +394,12 @@ def _accepted(me: TcpSeen, table: InetTable) -> bool:
     if table.listener_at(me.remote) is not None:
         return False
     return (me.local.port, me.local.ip) < (me.remote.port, me.remote.ip)
+
+
+def _in_line(seen: Descriptor, local: Address, remote: Address) -> Refusal:
+    thing = f"a TCP listener at {local} at which connections of the job wait to be accepted, with data in them, in one "
+    thing += f"line with a connection from {remote}, which nobody here can make again"
+    return seen.refuse(thing, "try again when the program has accepted what waits there")
 
 
 def _unread(seen: Descriptor, word: str, address: Address) -> Refusal:

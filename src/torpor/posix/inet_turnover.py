@@ -54,7 +54,7 @@ from torpor.posix.inet_again import (
     which_client,
 )
 from torpor.posix.service import Descriptor, Job
-from torpor.posix.socket_address import STREAM, Address
+from torpor.posix.socket_address import AF_INET, AF_INET6, STREAM, Address
 from torpor.posix.socket_options import (
     IP,
     IP_BIND_ADDRESS_NO_PORT,
@@ -184,6 +184,19 @@ def carry_out(line: Line, processes: Mapping[int, LivingProcess], job: Job, side
         run.close()
 
 
+def is_here(address: Address) -> bool:
+    """Is it an address of this machine?"""
+    family = AF_INET if len(address.ip) == 4 else AF_INET6
+    one = _socket.socket(family, STREAM | _socket.SOCK_CLOEXEC)
+    try:
+        one.bind(Address(address.ip, 0, address.scope).of_family(family))
+    except OSError:
+        return False
+    finally:
+        one.close()
+    return True
+
+
 def _play(client: Client) -> _socket.socket:
     """A socket with the address of a client that is gone; its port is chosen when it is connected."""
     one = _socket.socket(client.family, STREAM | _socket.SOCK_CLOEXEC)
@@ -249,9 +262,11 @@ def _turn(script: Script, end: int, client: int, memory: Memory, vtid: int) -> S
 
 
 def _read(script: Script, end: int, memory: Memory, vtid: int, seconds: int) -> int:
-    """Add: read what the accepted end has, up to the end. The place of the first call that does."""
+    """Add: read what the accepted end has, up to the end. The place of the first call that does. seconds: for how long
+    that waits; 0 for as long as it takes."""
     told, (first, second) = memory.told, memory.buffers
-    script.add(NR.setsockopt, end, SOL_SOCKET, _SO_RCVTIMEO, In(struct.pack("qq", seconds, 0)), 16)
+    if seconds:
+        script.add(NR.setsockopt, end, SOL_SOCKET, _SO_RCVTIMEO, In(struct.pack("qq", seconds, 0)), 16)
     script.add(NR.setsockopt, end, SOL_SOCKET, _SO_OOBINLINE, In(bytes(4)), 4)
     # Urgent data: the byte may be first, or in between; reading stops in front of it.
     script.add(NR.ioctl, end, _SIOCATMARK, told + 48)
@@ -271,7 +286,8 @@ def _read(script: Script, end: int, memory: Memory, vtid: int, seconds: int) -> 
 def _read_far(script: Script, end: int, side: int, memory: Memory, vtid: int) -> list[int]:
     """Add: read what a client of another host has sent, and hand it to that. The places of the calls that must not
     fail."""
-    read = _read(script, end, memory, vtid, inet_turnover_far.PATIENCE)
+    inet_turnover_far.wait_for_all(end, script)
+    read = _read(script, end, memory, vtid, 0)
     # Is that all? Otherwise this would have to wait.
     whole = script.add(NR.recvfrom, end, memory.scratch, 1, turnover.DONTWAIT, 0, 0, otherwise="lost")
     turnover.compare(result(whole), 0, script, "lost")

@@ -16,8 +16,9 @@ that neither needs us any more once it has begun:
 **If one of us is killed**: a batch that was not given what it needs yet comes to its end, the side is closed with it,
 and the other one ends as well; nothing has happened. Two that have begun go on to their end. **If the network between
 the hosts breaks, or a host dies, between the ! and the point**: the other one waits for as long as the kernels try
-(some 25 s), or PATIENCE; then this one connection, which is in nobody's line any more, is reset. Data never reaches the
-program in any way but its own connection.
+(some 25 s); then this one connection, which is in nobody's line any more, is reset. Nobody waits with a time of its own
+in between (SO_RCVTIMEO): a host that only stands still goes on in the end, and a call with a time would fail if its
+task is stopped (socket(7), signal(7)). Data never reaches the program in any way but its own connection.
 """
 
 from __future__ import annotations
@@ -39,21 +40,19 @@ from torpor.posix.turnover import NOSIGNAL, WAITALL, Meeting, Numbers, Run, Scri
 from torpor.tracee.call import In, Word
 from torpor.tracee.process import LivingProcess
 
-PATIENCE = 90
-"""Seconds for which one that has begun waits for the other."""
 _BEFORE = 20
-"""Seconds for which one waits that has not."""
+"""Seconds for which a batch waits for the other one as long as it has not begun."""
 _ADDRESS = 32
-_SO_KEEPALIVE, _SO_RCVTIMEO = 9, 20
-_KEEPIDLE, _KEEPINTVL, _KEEPCNT, _USER_TIMEOUT = 4, 5, 6, 18
+_SO_RCVTIMEO = 20
+# SO_KEEPALIVE; TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT; TCP_USER_TIMEOUT, which is in milliseconds.
+_NOTICE = ((SOL_SOCKET, 9, 1), (TCP, 4, 5), (TCP, 5, 5), (TCP, 6, 4), (TCP, 18, 25_000))
 
 
 def prepare(side: _socket.socket) -> None:
     """A side, before it is passed on: it notices when the other host is gone."""
     side.setblocking(True)
-    side.setsockopt(SOL_SOCKET, _SO_KEEPALIVE, 1)
-    for option, value in ((_KEEPIDLE, 5), (_KEEPINTVL, 5), (_KEEPCNT, 4), (_USER_TIMEOUT, 25_000)):
-        side.setsockopt(TCP, option, value)
+    for level, option, value in _NOTICE:
+        side.setsockopt(level, option, value)
     side.setsockopt(SOL_SOCKET, _SO_RCVTIMEO, struct.pack("qq", _BEFORE, 0))
 
 
@@ -64,7 +63,13 @@ def ask_whether_ready(side: int, memory: Memory, script: Script, otherwise: str)
     """Add: ask the other host's batch whether it is there."""
     script.add(NR.sendto, side, In(b"?"), 1, NOSIGNAL, 0, 0, otherwise=otherwise)
     _receive(side, memory.scratch, 1, script, otherwise)
-    _wait_longer(side, script)
+    script.add(NR.setsockopt, side, SOL_SOCKET, _SO_RCVTIMEO, In(bytes(16)), 16)
+
+
+def wait_for_all(end: int, script: Script) -> None:
+    """Add: reading from the accepted end waits until all is there, or the other host is gone."""
+    for level, option, value in _NOTICE:
+        script.add(NR.setsockopt, end, level, option, In(struct.pack("i", value)), 4)
 
 
 def tell_which(side: int, memory: Memory, script: Script) -> None:
@@ -92,10 +97,6 @@ def _receive(side: int, where: int, size: int, script: Script, otherwise: str) -
     received = script.add(NR.recvfrom, side, where, size, WAITALL, 0, 0, otherwise=otherwise)
     turnover.compare(result(received), size, script, otherwise)
     return received
-
-
-def _wait_longer(side: int, script: Script) -> None:
-    script.add(NR.setsockopt, side, SOL_SOCKET, _SO_RCVTIMEO, In(struct.pack("qq", PATIENCE, 0)), 16)
 
 
 # The clients' host.
@@ -177,7 +178,7 @@ def _script(away: Away, actor: LivingProcess, meeting: Meeting, memory: Memory) 
         numbers.take()
     client = numbers.take()
     _receive(side, memory.scratch, 1, script, "unmap")
-    _wait_longer(side, script)
+    script.add(NR.setsockopt, side, SOL_SOCKET, _SO_RCVTIMEO, In(bytes(16)), 16)
     script.add(NR.sendto, side, In(b"!"), 1, NOSIGNAL, 0, 0, otherwise="unmap")
     told = _receive(side, memory.told, _ADDRESS, script, "unmap")
     vtid = actor.leader.vtid
@@ -202,11 +203,12 @@ def _again(script: Script, side: int, client: int, memory: Memory, vtid: int) ->
     header = _receive(side, memory.told, TOLD, script, "lost")
     here = len(script)
     moves: list[tuple[Word | int, Word | int, int]] = [
-        (argument(here + 1, 2), memory.told + 32, 8), (argument(here + 2, 2), memory.told + 40, 8),
+        (argument(here + 1, 2), memory.told + 32, 8), (argument(here + 2, 5), memory.told + 32, 8),
+        (argument(here + 3, 2), memory.told + 40, 8), (argument(here + 4, 5), memory.told + 40, 8),
     ]  # fmt: skip
     turnover.copy(vtid, moves, script, "lost")
-    script.add(NR.recvfrom, side, first, 0, WAITALL, 0, 0, otherwise="lost")
-    script.add(NR.recvfrom, side, second, 0, WAITALL, 0, 0, otherwise="lost")
+    _receive(side, first, 0, script, "lost")  # as many as the header says
+    _receive(side, second, 0, script, "lost")
     byte = _receive(side, memory.urgent, 1, script, "lost")
     script.add(NR.connect, client, In(bytes(16)), 16)  # AF_UNSPEC
     steps = inet_again.connect_again(script, client, memory, vtid, "lost")

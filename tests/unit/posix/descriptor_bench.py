@@ -68,7 +68,7 @@ class FakeJob:
         self.held: list[int] = []
         self.backlogs = Backlogs()
         self.far: dict[int, Told] = {}
-        self.far_waiting: set[tuple[Address, Address]] = set()
+        self.far_waiting: dict[tuple[Address, Address], Told] = {}
         self.far_hosts: set[bytes] = set()
         self.part: Any = None
         self.said: list[str] = []

@@ -256,10 +256,25 @@ def test_waiting_with_data_is_refused() -> None:
     one = listener()
     client = socket.create_connection(one.getsockname())
     client.send(b"early")
-    for sockets in ((one, client), (client, one), (one,)):
+    for sockets in ((one, client), (client, one)):
         with pytest.raises(Refused, match="waits to be accepted"):
             capture(*sockets)
     assert one.accept()[0].recv(9) == b"early"
+
+
+def test_what_waits_from_outside_is_left_alone_and_comes_back_as_ended() -> None:
+    """Data of somebody else's is in nobody's way. Of a client that was of the job, perhaps, it is not given up."""
+    one = listener()
+    client, closed = (socket.create_connection(one.getsockname()) for _ in range(2))
+    client.send(b"early")
+    job, [(_, record)] = capture(one)
+    assert record.gone_waiting == 2 and len(job.said) == 1 and "outside the job" in job.said[0]
+    closed.send(b"late")
+    closed.close()
+    with pytest.raises(Refused, match="waits to be accepted"):
+        capture(one)
+    assert one.accept()[0].recv(9) == b"early"
+    assert one.accept()[0].recv(9) == b"late"
 
 
 def test_what_waiting_ones_have_sent_is_sent_again_in_the_order_in_which_it_was_found() -> None:

@@ -210,7 +210,7 @@ def test_whoever_has_lost_its_supervisor_is_lost(job: Job) -> None:
 def saving(limit: float = 5.0) -> tuple[Saving, list[Finished]]:
     said: list[Finished] = []
     part = Part(job="train", part="h1", first=True, address="127.0.0.1", hosts={}, limits=Limits(host=limit))
-    return Saving(part, 3, False, said.append, Face()), said
+    return Saving(part, secrets.fresh(), 3, False, said.append, Face()), said
 
 
 def test_a_save_waits_for_each_order() -> None:
