@@ -47,7 +47,7 @@ def lines(path: str) -> list[str]:
         return file.read().splitlines()
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("address", ["127.0.0.1", pytest.param("::1", marks=pytest.mark.exam)])
 def test_what_waits_there_is_saved(address: str) -> None:
     """The job goes on as if nothing had been, after two checkpoints."""
     with tempfile.TemporaryDirectory(prefix="torpor-far-backlog-", dir="/var/tmp") as folder:
