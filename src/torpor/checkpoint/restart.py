@@ -126,7 +126,7 @@ def restart(request: RestartRequest) -> Restarted:
     name = f"{whole(request.load.info.job)}@{request.load.info.number}"
     met = _meet(manifest, request, notes.append)
     try:
-        manifest = met.manifest
+        saved, manifest = manifest, met.manifest
         wrapping = request.wrap(manifest, met.moves, notes.append)
     except BaseException:
         met.close()
@@ -139,7 +139,8 @@ def restart(request: RestartRequest) -> Restarted:
     planted: Planted | None = None
     try:
         inventory.connected = met.connected
-        inventory.connected.update(request.admit(manifest, notes.append))
+        # By the addresses that it had: what it has asked for is written down by these.
+        inventory.connected.update(request.admit(saved, notes.append))
         inventory.make()
         met.release()
         ground = _ground(manifest, inventory, request)
