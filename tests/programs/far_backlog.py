@@ -52,7 +52,7 @@ def call(kind, place):
     one = socket.socket(family)
     if kind == "bound":
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        one.bind(("127.0.0.1" if family == socket.AF_INET else "::1", 0))
+        one.bind(("", 0))
     one.connect(place)
     if kind == "urgent":
         data = head(kind)

@@ -173,7 +173,7 @@ def capture(
     parent_is_reaper: bool,
     progress: memory.Progress | None,
     copies: Copies,
-    may_turn_over: bool,
+    backlogs: Backlogs,
     together: SavedTogether | None = None,
     flags: memory.Flags | None = None,
     snapshot: Snapshot | None = None,
@@ -182,15 +182,13 @@ def capture(
 ) -> Captured:
     """What there is to say of a frozen job; its bulk data goes to the sink. flags, snapshot: what can wait is left in
     copies of the processes (memory.look, memory.save); None for everything now. forget: what is left out.
-    may_turn_over: also of connections that wait to be accepted with data in them (posix/backlog.py); otherwise NotNow
-    is raised for them.  together: the other hosts of the job, if it is not alone; they are waited for at "frozen" and
+    backlogs: what is to be known of connections that wait to be accepted, and may be done for it; closed at the end.
+    together: the other hosts of the job, if it is not alone; they are waited for at "frozen" and
     "settled".  look_at_writes: see tracking.Tracker.look.
 
     Raises Refused before anything was run in the job, CheckpointFailed, and whatever shows that the job changed.
     """
     order = [pid for pid in tree.find() if pid in frozen.processes or pid in frozen.zombies]
-    # Not in a job whose connects are answered by somebody else (--watch): its tasks could not do it without them.
-    backlogs = Backlogs(may_turn_over and not tree.watched)
     far = Far()
     turns = Turns(together) if together is not None else None
 

@@ -20,9 +20,11 @@ from torpor.checkpoint.tree import Tree
 from torpor.image import codec
 from torpor.image.whole import PartRecord
 from torpor.linux import masks
+from torpor.model.address_map import AddressMap
 from torpor.model.errors import CheckpointFailed, NotNow, Refused
 from torpor.model.ledger import Ledger
 from torpor.model.terms import Terms
+from torpor.posix.backlog import Backlogs
 from torpor.posix.memory.forget import Forget
 from torpor.posix.service import Stream
 from torpor.tracee.call import CallFailed
@@ -187,7 +189,7 @@ def _attempt(
                         request.parent_is_reaper,
                         request.progress,
                         copies,
-                        may,
+                        Backlogs(may, lambda: _moved(request)),
                         together,
                         flags,
                         snapshot,
@@ -236,6 +238,12 @@ def _attempt(
             *filter(None, [why, shortage.note if shortage else "", tracker.why if tracker is not None else ""]),
         ),
     )
+
+
+def _moved(request: SaveRequest) -> AddressMap:
+    """Which addresses lead elsewhere for this job."""
+    ledger = request.ledger() if request.tree.watched else None
+    return AddressMap.parse(ledger.moved if ledger is not None else ())
 
 
 def _begin(request: SaveRequest) -> Save:

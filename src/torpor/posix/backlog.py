@@ -7,13 +7,15 @@ say at which listeners there is something unknown (`unread`), the second time it
 
 from __future__ import annotations
 
+import _socket
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from torpor.model.address_map import AddressMap
 from torpor.model.errors import NotNow
 from torpor.posix.service import Descriptor, Job
-from torpor.posix.socket_address import Address
+from torpor.posix.socket_address import AF_INET, AF_INET6, Address
 from torpor.posix.socket_queue import Peeked
 from torpor.tracee.process import LivingProcess
 
@@ -40,10 +42,11 @@ class Turning(Protocol):
 
 
 class Backlogs:
-    """may: lines may be turned over at this attempt."""
+    """may: lines may be turned over at this attempt.  moved: which addresses lead elsewhere when the job connects."""
 
-    def __init__(self, may: bool = False) -> None:
+    def __init__(self, may: bool = False, moved: Callable[[], AddressMap] = lambda: AddressMap({})) -> None:
         self.may = may
+        self._moved = moved
         self.known = False
         """All lines were turned over."""
         self.pending = False
@@ -55,6 +58,13 @@ class Backlogs:
         """Listeners at which something is unknown, by inode number."""
         self._unix: dict[int, list[list[Peeked]]] = {}
         self._tcp: dict[tuple[Address, Address], list[Peeked]] = {}
+
+    def leads_elsewhere(self, address: Address) -> bool:
+        """Would the job come to somebody else if it connected to an address that it is connected to? So it may be where
+        hosts have exchanged their places (--map-host)."""
+        family = AF_INET if len(address.ip) == 4 else AF_INET6
+        host = _socket.inet_ntop(family, address.ip)
+        return (self._moved().find(host, address.port) or (host, address.port)) != (host, address.port)
 
     def unread(self, listener: Descriptor, why: NotNow) -> None:
         """A connection that waits at a listener has data in it that is not known. Raises `why` where that is the end

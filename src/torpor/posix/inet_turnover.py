@@ -136,6 +136,8 @@ def refuse_odd(one: Client, listener: int, job: Job) -> None:
         thing = "with O_ASYNC set"
     elif sock_diag.to_send(fd) > socket_options.number(fd, SOL_SOCKET, SO_SNDBUF) // 4 * 3:
         thing = "with a full send buffer"
+    elif job.backlogs.leads_elsewhere(one.remote):
+        thing = "an address that leads elsewhere for this job"
     elif socket_options.get(fd, IP, IP_LOCAL_PORT_RANGE, 4) is None:
         thing = "which before Linux 6.3 cannot be connected anew from the same port"
     if thing:
