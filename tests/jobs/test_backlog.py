@@ -123,3 +123,35 @@ def test_torpor_is_killed_while_it_looks(mode: str, user_bench: harness.Bench) -
 @pytest.mark.parametrize("mode", MODES)
 def test_torpor_is_killed_while_it_looks_many_times(mode: str, bench: harness.Bench) -> None:
     kill_while_it_looks(mode, 60, bench)
+
+
+@pytest.mark.parametrize("mode", ["tcp4-apart", pytest.param("abstract-apart", marks=pytest.mark.exam)])
+def test_a_watched_job_as_well(mode: str, user_bench: harness.Bench) -> None:
+    """Somebody else answers for the calls by which a line is turned over."""
+    bench = user_bench
+    job = bench.run([harness.build("backlog_data.c"), bench.go, "0", mode], flags=["--watch"])
+    job.ready()
+    saved = [bench.checkpoint(job) for _ in range(2)][-1]
+    bench.kill()
+    bench.restart(f"{job.name}@{saved['number']}").verified()
+    bench.gone("after the restarted job has ended")
+
+
+@pytest.mark.exam
+@pytest.mark.parametrize("attempt", range(6))
+def test_its_supervisor_is_killed_while_it_looks(attempt: int, bench: harness.Bench) -> None:
+    chance = random.Random(f"{SEED} {attempt} {bench.account.label}")
+    job = bench.run([harness.build("backlog_data.c"), bench.go, "0", "tcp4-apart", "any"], flags=["--watch"])
+    job.ready()
+    assert job.popen is not None
+    command = bench.popen(
+        [*bench.account.torpor, "checkpoint", job.name, "--store", bench.store],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while command.poll() is None and b"torpor-turnover-" not in pathlib.Path("/proc/net/unix").read_bytes():
+        pass
+    time.sleep(chance.uniform(0, 0.02))  # a random moment: the subject of this test
+    os.kill(job.popen.pid, signal.SIGKILL)
+    command.wait()
+    pathlib.Path(bench.go).touch()
+    harness.until(lambda: "OK" in harness.text(job.out), "the program's own verdict")
