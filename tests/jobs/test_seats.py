@@ -323,6 +323,31 @@ def test_a_saved_job_runs_once(bench: harness.Bench) -> None:
     assert {line["outcome"] for line in audit(bench, "lease")} == {"done", "refused"}
 
 
+def test_a_program_that_holds_a_seat_is_asked_to_end(user_bench: harness.Bench) -> None:
+    """By a SIGTERM that a shell can trap: after the job, and when somebody does not wait any more until it answers."""
+    bench = user_bench
+    ended = os.path.join(bench.folder, "ended")
+    with open(ended, "w"):
+        pass
+    os.chown(ended, bench.account.uid, bench.account.gid)
+    for says in ("OK", ""):
+        script = f"trap 'echo {says} >> {ended}; exit' TERM; echo {says}; while :; do sleep 0.02; done"
+        policy = written(bench, "policy.toml", (
+            '[[service]]\nname = "x"\naction = "seat"\nseat = "s"\n'
+            f'[seats.s]\nprovider = "command"\ncommand = {json.dumps(["sh", "-c", script])}\n'
+        ))  # fmt: skip
+        job = bench.run(["true"], flags=["--policy", policy])
+        if not says:
+            harness.until(
+                lambda out=job.out: "waiting for an answer: s" in harness.text(out + ".err"), "what it waits for"
+            )
+            assert job.popen is not None
+            os.kill(job.popen.pid, signal.SIGINT)
+        assert job.finish(8) == (0 if says else -signal.SIGINT)
+        bench.gone("after the job")
+    assert harness.text(ended) == "OK\n\n"
+
+
 @pytest.mark.exam
 def test_who_does_not_wait_any_more_gets_nothing(user_bench: harness.Bench) -> None:
     """The command that waits for a seat is interrupted: nothing is started when one is free, and none is held."""

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from torpor.model.terms import Layer
 
 SYSTEM = "/etc/torpor/policy.toml"
+_MOST = 1 << 20
+"""Bytes of a policy."""
 
 
 def user() -> str:
@@ -40,11 +42,13 @@ def given(path: str) -> Layer:
 def _read(path: str) -> Layer | None:
     try:
         with open(path, "rb") as file:
-            data = file.read()
+            data = file.read(_MOST + 1)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+    if len(data) > _MOST:
+        raise UsageError(f"{path} is no policy: it has more than {_MOST >> 20} MiB")
     from torpor.policy import read
 
     try:

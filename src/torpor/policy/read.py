@@ -19,6 +19,8 @@ PROVIDERS = {"command": ("command", "status"), "http": ("url", "token_file", "ca
 """The providers that torpor brings along, and what they have to be told; others are packages' own."""
 _SERVICE = ("action", "address", "name", "port", "program", "seat", "to", "wait", "otherwise")
 _SEAT = ("provider", "wait", "on_loss", "grace", "at_start")
+_LONGEST = 1e9
+"""Seconds."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 T = TypeVar("T")
@@ -32,6 +34,8 @@ def parse(text: str, source: str) -> Layer:
         plain = tomllib.loads(text)
     except ValueError as error:
         raise UsageError(f"{source}: {error}") from None
+    except RecursionError:
+        raise UsageError(f"{source}: too many brackets in each other") from None
     for key in plain:
         if key not in ("service", "seats"):
             raise UsageError(f"{source}: {key!r} is nothing that a policy has ([[service]], [seats.NAME])")
@@ -74,7 +78,7 @@ class _Table:
         out = []
         for each in value if isinstance(value, list) else [value]:
             if not isinstance(each, str | int) or isinstance(each, bool) or each == "":
-                raise self.wrong(key, "a string, or a list of strings")
+                raise self.wrong(key, "a string or a number, or a list of such")
             try:
                 out.append(one(str(each)))
             except ValueError as error:
@@ -86,7 +90,7 @@ class _Table:
     def seconds(self, key: str, default: float) -> float:
         """A length of time."""
         value = self._plain.get(key, default)
-        if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _LONGEST:
             return float(value)
         try:
             return duration.parse(value if isinstance(value, str) else "")

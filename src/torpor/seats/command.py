@@ -89,7 +89,7 @@ class Command:
         except subprocess.TimeoutExpired:
             self._end()
             return Unreachable(f"{self._words[0]} has not said OK within {PATIENCE:.0f} s")
-        reason = self._last_line() or f"{self._words[0]} has ended with status {status}"
+        reason = self._last_line() or f"{self._words[0]} {_ended(status)}"
         self._forget()
         if status == TAKEN:
             return NoneFree(reason)
@@ -97,7 +97,7 @@ class Command:
 
     def _last_line(self) -> str:
         lines = self._said.decode(errors="replace").strip().splitlines()
-        return lines[-1].strip() if lines else ""
+        return "".join(each for each in lines[-1].strip() if each.isprintable()) if lines else ""
 
     def renew(self) -> None:
         if self._process is None:
@@ -111,7 +111,7 @@ class Command:
         status = self._process.returncode
         reason = self._last_line()
         self._forget()
-        raise Lost(f"{self._words[0]} has ended with status {status}" + (f": {reason}" if reason != "OK" else ""))
+        raise Lost(f"{self._words[0]} {_ended(status)}" + (f": {reason}" if reason != "OK" else ""))
 
     def release(self) -> None:
         if self._process is not None:
@@ -155,6 +155,10 @@ class Command:
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
+
+
+def _ended(status: int) -> str:
+    return f"was killed by signal {-status}" if status < 0 else f"has ended with status {status}"
 
 
 def _out(process: subprocess.Popen[bytes]) -> IO[bytes]:

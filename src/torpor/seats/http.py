@@ -84,7 +84,9 @@ class Http:
                 with open(self._token_file, encoding="ascii") as file:
                     headers["Authorization"] = f"Bearer {file.read().strip()}"
             except (OSError, ValueError) as error:
-                raise NotEntitled(f"{self._token_file} cannot be read: {error}") from None
+                raise NotEntitled(
+                    f"{self._token_file} cannot be read: {getattr(error, 'strerror', None) or error}"
+                ) from None
         data = None if body is None else json.dumps({"version": 1, **body}).encode()
         asked = urllib.request.Request(f"{self._url}/{what}", data, headers)
         try:
@@ -102,7 +104,10 @@ class Http:
             return None
         import ssl
 
-        return ssl.create_default_context(cafile=self._ca_file)
+        try:
+            return ssl.create_default_context(cafile=self._ca_file)
+        except OSError as error:
+            raise NotEntitled(f"{self._ca_file} cannot be read: {error.strerror or error}") from None
 
 
 def _parsed(data: bytes) -> dict[str, Any]:

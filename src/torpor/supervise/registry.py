@@ -140,9 +140,9 @@ def fresh_identity() -> str:
 
 
 def check_name(name: str) -> str:
-    """`name`, if it may be a job's name. Raises UsageError."""
+    """`name`, if it may be the name of a job, or of a pool of seats. Raises UsageError."""
     if not name or name[0] in ".-" or len(name) > NAME_LIMIT or not ALLOWED.issuperset(name):
-        raise UsageError(f"a job cannot be named {name!r}: use letters, digits, '.', '_' and '-'")
+        raise UsageError(f"{name!r} cannot be a name: use letters, digits, '.', '_' and '-'")
     return name
 
 

@@ -7,7 +7,7 @@ It speaks with the supervisor in frames (protocol.py):
 
     -> {"seats": [...], "request": {...}, "wait": SECONDS}   the first one; wait: null for as long as it takes
     <- {"event": "waiting", "seat", "reason"}                none is free yet
-    <- {"event": "refused", "seat", "reason"}                there is none; the keeper has ended
+    <- {"event": "refused", "seat", "reason", "final"}       there is none, final: whoever waits; the keeper has ended
     <- {"event": "held"}                                     all are held: the job may go on
     -> {"do": "job", "pids": [[PID, START], ...]}            the job runs; it is over when all of these have ended
     <- {"event": "lost", "seat", "reason"}                   it could not be renewed; tried again and again
@@ -15,7 +15,8 @@ It speaks with the supervisor in frames (protocol.py):
     -> {"do": "release"}
     <- {"event": "released"}                                 the keeper has ended
 
-If the supervisor dies before the job runs, everything is given back at once; later, when the job has ended.
+If the supervisor dies before the job runs, everything is given back at once; later, when the job has ended. SIGTERM
+has it give up while it acquires seats, and is nothing to it later.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import select
 import signal
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -32,7 +34,7 @@ import msgspec
 from torpor.model.errors import Refusal, Refused, TorporError
 from torpor.model.terms import SeatTerms
 from torpor.seats import kinds
-from torpor.seats.provider import Lost, NoneFree, Request, Unreachable
+from torpor.seats.provider import Lost, NoneFree, Provider, Request, Unreachable
 from torpor.supervise import audit, protocol
 from torpor.supervise.registry import Pid
 
@@ -49,7 +51,7 @@ class Kept:
     def __init__(self, terms: SeatTerms, request: Request) -> None:
         self.name = terms.name
         self.request = request
-        self.provider = kinds.make(terms.provider, terms.options, request)
+        self.provider = _Careful(kinds.make(terms.provider, terms.options, request))
         self.held = False
         self.known = True
         self.due = 0.0
@@ -60,12 +62,48 @@ class Kept:
         self.due = time.monotonic() + self.provider.every
 
 
+class _Careful:
+    """A provider that does not answer when something is wrong with it, in place of ending us: the job has to be warned
+    then, as of any other seat that is lost."""
+
+    def __init__(self, provider: Provider) -> None:
+        self._provider = provider
+
+    @property
+    def every(self) -> float:
+        return self._provider.every
+
+    def acquire(self) -> None:
+        self._try(self._provider.acquire)
+
+    def renew(self) -> None:
+        self._try(self._provider.renew)
+
+    def release(self) -> None:
+        self._try(self._provider.release)
+
+    def fileno(self) -> int:
+        return self._provider.fileno()
+
+    def _try(self, ask: Callable[[], None]) -> None:
+        try:
+            ask()
+        except TorporError:
+            raise
+        except Exception as error:
+            raise Unreachable(f"{type(error).__name__}: {error}") from error
+
+
+class _GivenUp(BaseException):
+    """SIGTERM, while seats were being acquired."""
+
+
 class SeatKeeper:
     """See above."""
 
     def __init__(self, supervisor: socket.socket) -> None:
         self._supervisor = supervisor
-        self._orphaned = self._over = False
+        self._orphaned = self._over = self._acquiring = False
         self._decoder = protocol.Decoder()
         self._seats: list[Kept] = []
         self._job: list[Pid] = []
@@ -93,6 +131,14 @@ class SeatKeeper:
             self._acquire(first["wait"])
         except TorporError as error:
             self._refuse(name or "", error)
+        except _GivenUp:
+            self._over = True
+
+    def give_up(self) -> None:
+        """At SIGTERM."""
+        if self._acquiring:
+            self._acquiring = False
+            raise _GivenUp
 
     # -- until all are held
 
@@ -100,6 +146,13 @@ class SeatKeeper:
         """wait: None: go on without them, and try."""
         if wait is None:
             return
+        self._acquiring = True
+        try:
+            self._try_for(wait)
+        finally:
+            self._acquiring = False
+
+    def _try_for(self, wait: float) -> None:
         end, told = time.monotonic() + wait, ""
         while not self._over:
             failed: Kept | None = None
@@ -133,7 +186,8 @@ class SeatKeeper:
         for seat in self._seats:
             if seat.name == name:
                 self._log(seat, "acquire", Refused([Refusal(0, "", str(error), "")], "no seat"))
-        self._say({"event": "refused", "seat": name, "reason": str(error)})
+        final = not isinstance(error, (NoneFree, Unreachable))
+        self._say({"event": "refused", "seat": name, "reason": str(error), "final": final})
         self._over = True
 
     # -- as long as the job lives
@@ -225,10 +279,14 @@ class SeatKeeper:
 def main() -> None:
     """The process: the socket is FD, all other descriptors are closed."""
     os.closerange(FD + 1, 1 << 20)
-    # What ends a foreground job from the terminal, or its supervisor, is no business of ours.
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE):
-        signal.signal(number, signal.SIG_IGN)
-    SeatKeeper(socket.socket(fileno=FD)).run()
+    keeper = SeatKeeper(socket.socket(fileno=FD))
+    # What ends a foreground job from the terminal, or its supervisor, is no business of ours. It is not ignored: a
+    # program that we start would inherit that, and a shell could then not even trap the SIGTERM that it is ended with.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
+    signal.signal(signal.SIGTERM, lambda *_: keeper.give_up())
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    keeper.run()
 
 
 def first_frame(seats: list[SeatTerms], request: dict[str, Any], wait: float | None) -> bytes:

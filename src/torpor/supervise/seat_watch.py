@@ -41,7 +41,7 @@ class SeatWatch:
         self._pids: list[Pid] = []
         self._lost: dict[str, str] = {}
         self._serial = 0
-        self._over = False
+        self._over = self._held = False
         self.pause: Callable[[], None] = lambda: None
         self.resume: Callable[[], None] = lambda: None
         self.replaced: Callable[[int], None] = lambda pid: None
@@ -57,19 +57,23 @@ class SeatWatch:
         Raises Refused; then nothing is held. May be interrupted by any exception; `close` then."""
         limit = max((seat.wait for seat in self.seats), default=0.0) if wait is None else wait
         self._start(limit)
+        silent = True
         while True:
             if not select.select([self._socket], [], [], _BEAT)[0]:
-                tell("")
+                tell(f"waiting for an answer: {', '.join(self.names)}" if silent else "")
+                silent = False
                 continue
+            silent = False
             for message in self._hear():
                 if message["event"] == "held":
+                    self._held = True
                     return
                 reason, name = str(message.get("reason", "")), str(message.get("seat", ""))
                 if message["event"] == "waiting":
                     tell(f"waiting for a seat {name}, {short(limit)} at most: {reason}")
                 elif message["event"] == "refused":
                     self.close()
-                    way_out = "try again when there is one, or wait for it (--wait 10m)"
+                    way_out = "" if message.get("final") else "try again when there is one, or wait for it (--wait 10m)"
                     raise Refused([Refusal(0, "", f"no seat {name} is to be had: {reason}", way_out)], what)
 
     def _start(self, wait: float | None) -> None:
@@ -194,6 +198,11 @@ class SeatWatch:
         if self._loop is not None and self._socket.fileno() >= 0:
             self._loop.forget(self._socket.fileno())
         self._tell({"do": "release"})
+        if not self._held:
+            try:
+                os.kill(self.pid, signal.SIGTERM)  # it may be waiting for an answer
+            except ProcessLookupError:
+                pass
         self._socket.settimeout(_PATIENCE)
         try:
             while not any(message["event"] == "released" for message in self._hear()):
@@ -215,6 +224,7 @@ class SeatWatch:
     def taken_over(cls, seats: Sequence[SeatTerms], identity: str, job: str, fd: int, pid: int) -> SeatWatch:
         """See `hand_over`."""
         found = cls(seats, identity, job)
+        found._held = True
         found.pid, found._socket = pid, socket.socket(fileno=fd)
         found._socket.set_inheritable(False)
         return found

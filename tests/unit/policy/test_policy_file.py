@@ -6,7 +6,7 @@ import pytest
 
 from torpor.model.errors import UsageError
 from torpor.model.terms import Rule, SeatTerms
-from torpor.policy import known, read
+from torpor.policy import files, known, read
 
 GOOD = """
 [[service]]
@@ -91,6 +91,8 @@ SERVICE = "[[service]]\n"
         ("[seats.x]\nprovider = 'http'\nurl = 'ftp://x'", "http:// or https://"),
         ("[seats.x]\nprovider = 'pool'\npool = 'a'\non_loss = 'kill'", "one of pause, warn"),
         ("[seats.x]\nprovider = 'pool'\npool = 'a'\nat_start = 1", "true or false"),
+        ('[[service]]\naction = "reconnect"\nwait = inf', "a length of time"),
+        ("x = " + "[" * 100_000, "too many brackets"),
         ("[seats.'a b']\nprovider = 'pool'\npool = 'a'", "cannot be named 'a b'"),
     ],
 )
@@ -98,6 +100,11 @@ def test_what_is_wrong_is_said_with_its_place(text: str, says: str) -> None:
     with pytest.raises(UsageError) as caught:
         read.parse(text, "p.toml")
     assert str(caught.value).startswith("p.toml: ") and says in str(caught.value), str(caught.value)
+
+
+def test_a_file_that_never_ends() -> None:
+    with pytest.raises(UsageError, match="/dev/zero is no policy"):
+        files.given("/dev/zero")
 
 
 def test_what_is_known_of_licences() -> None:
