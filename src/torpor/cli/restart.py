@@ -20,6 +20,7 @@ from torpor.cli.options import (
 from torpor.model.errors import UsageError
 
 if TYPE_CHECKING:
+    from torpor.cli.progress import Progress
     from torpor.launch.detach import Started
     from torpor.launch.hosts import Elsewhere
     from torpor.launch.restart import Wishes
@@ -38,6 +39,7 @@ torpor inspect lists its parts, several on one host if these are fewer. PART=HOS
 EXAMPLE = """  torpor restart train
   torpor restart train --every 30m --on-signal TERM=checkpoint-stop
   torpor restart train@3 --clone --name what-if --detach
+  torpor restart train --clone --count 5
   torpor restart train --stopped
   torpor restart --stdout out.txt
   torpor restart sim --hosts node1,node7,node8"""
@@ -51,6 +53,10 @@ def options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also if the job is still running: a second one, with an identity and seats of its own",
     )
+    parser.add_argument(
+        "--count", type=int, metavar="N",
+        help="with --clone: so many copies, NAME-1, NAME-2 and so on, all or none; detached",
+    )  # fmt: skip
     parser.add_argument(
         "--stopped",
         action="store_true",
@@ -149,6 +155,8 @@ def command(options: argparse.Namespace) -> int:
         wait=wait(options),
         tell=tell,
     )
+    if options.count is not None:
+        return _copies(options, wishes, progress)
     if options.hosts:
         return _over_hosts(options, wishes)
     if options.engine or options.remote_torpor:
@@ -161,8 +169,10 @@ def command(options: argparse.Namespace) -> int:
         from torpor.supervise.signals import exit_with
 
         return exit_with(status)
+    from torpor.launch import detached
+
     try:
-        started = restart.restart_detached(options.checkpoint, store(options), wishes)
+        started = detached.restart_detached(options.checkpoint, store(options), wishes)
     finally:
         progress.clear()
     _say_started(started, options)
@@ -178,6 +188,27 @@ def _say_started(started: Started, options: argparse.Namespace) -> None:
     for note in started.notes:
         complain(note)
     say(f"restarted {started.name} in {duration(started.seconds)}, pid {started.pid}, log {started.log}")
+
+
+def _copies(options: argparse.Namespace, wishes: Wishes, progress: Progress) -> int:
+    from torpor.cli.text import say_json
+    from torpor.launch import detached
+
+    if options.count < 1 or not options.clone:
+        raise UsageError("restart: --count is a number of copies, with --clone")
+    for flag in ("hosts", "in_place", "engine", "remote_torpor"):
+        if getattr(options, flag):
+            raise UsageError(f"restart: --count does not go with --{flag.replace('_', '-')}")
+    try:
+        started = detached.restart_copies(options.checkpoint, store(options), wishes, options.count)
+    finally:
+        progress.clear()
+    if options.json:
+        say_json([job._asdict() for job in started])
+        return 0
+    for job in started:
+        _say_started(job, options)
+    return 0
 
 
 def _over_hosts(options: argparse.Namespace, wishes: Wishes) -> int:

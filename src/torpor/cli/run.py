@@ -222,9 +222,9 @@ def _resume(options: argparse.Namespace, names: list[str], notes: list[str]) -> 
 
 
 def _resume_detached(options: argparse.Namespace, names: list[str], notes: list[str]) -> Started:
-    from torpor.launch import restart, resume
+    from torpor.launch import detached, resume
 
     def attempt(which: str, told: tuple[str, ...]) -> Started:
-        return restart.restart_detached(which, store(options), _wishes(options, told))
+        return detached.restart_detached(which, store(options), _wishes(options, told))
 
     return resume.first_whole(names, notes, attempt)

@@ -64,6 +64,15 @@ def detach(
     The process is in a session of its own; its standard input is /dev/null, output and error go to the
     descriptor `output`. Raises what `body` reported or raised.
     """
+    reading = begin(body, output)
+    try:
+        return hear(reading, on_event or (lambda message: False))
+    finally:
+        os.close(reading)
+
+
+def begin(body: Callable[[Report], object], output: int) -> int:
+    """The same, but returns at once: a descriptor to `hear` from."""
     reading, writing = os.pipe()
     sys.stdout.flush()
     child = os.fork()
@@ -73,10 +82,7 @@ def detach(
     os.close(writing)
     os.close(output)
     os.waitpid(child, 0)
-    try:
-        return _await(reading, on_event)
-    finally:
-        os.close(reading)
+    return reading
 
 
 def _detached(body: Callable[[Report], object], report: Report, output: int) -> NoReturn:
@@ -105,7 +111,13 @@ def _detached(body: Callable[[Report], object], report: Report, output: int) -> 
         os._exit(status)
 
 
-def _await(reading: int, on_event: Callable[[protocol.Message], None] | None) -> Started:
+class Enough(Exception):
+    """An `on_event` of `hear` has heard what it waits for."""
+
+
+def hear(reading: int, on_event: Callable[[protocol.Message], object]) -> Started:
+    """Wait until the job runs; what is said before is passed to `on_event`. Raises what `body` reported or raised, and
+    what `on_event` raises."""
     decoder = protocol.Decoder()
     while data := os.read(reading, 1 << 16):
         for message in decoder.feed(data):
@@ -114,6 +126,5 @@ def _await(reading: int, on_event: Callable[[protocol.Message], None] | None) ->
                 return Started(**{**plain, "notes": tuple(plain["notes"])})
             if "error" in message:
                 raise protocol.raised(message["error"])
-            if on_event is not None:
-                on_event(message)
+            on_event(message)
     raise TorporError("the detached process died before the job had started")

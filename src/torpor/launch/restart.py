@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torpor.launch import program
 from torpor.launch.run import supervised
-from torpor.model.errors import Damaged, Refusal, Refused, RestartFailed, TorporError, UsageError
+from torpor.model.errors import Damaged, Refusal, Refused, UsageError
 from torpor.supervise import registry
 from torpor.supervise.registry import Entry, Pid
 from torpor.supervise.say import say
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from torpor.checkpoint.whereabouts import Whereabouts
     from torpor.image.manifest import Manifest
     from torpor.launch.among import Among
-    from torpor.launch.detach import Report, Started
+    from torpor.launch.detach import Report
     from torpor.model.address_map import AddressMap
     from torpor.store import RootInfo, Store
+    from torpor.store.load import Load
     from torpor.supervise.membership import Membership
     from torpor.supervise.standing import Standing
     from torpor.supervise.terminal import Terminal
@@ -90,9 +91,9 @@ def restart(checkpoint: str | None, store: str, wishes: Wishes, on_running: Call
     RestartFailed, UsageError.
     """
     program.hold_standard()
-    with _logged(checkpoint, store, wishes):
-        opened, info = _resolve(checkpoint, store)
-        entry = _claim(info, opened, wishes)
+    with logged(checkpoint, store, wishes):
+        opened, info = resolve(checkpoint, store)
+        entry = claim(info, opened, wishes)
     return _foreground(opened, info, wishes, entry, on_running)
 
 
@@ -102,8 +103,8 @@ def after_crash(checkpoint: str, entry: Entry, wishes: Wishes, detached: bool, c
     entry: its entry, which is ours. Raises as `restart`; the entry is then still there.
     """
     program.hold_standard()
-    with _logged(checkpoint, entry.store, wishes):
-        opened, info = _resolve(checkpoint, entry.store)
+    with logged(checkpoint, entry.store, wishes):
+        opened, info = resolve(checkpoint, entry.store)
     entry = entry._replace(origin=f"{info.job}@{info.number}")
     return _foreground(opened, info, wishes, entry, lambda: None, detached, crashes)
 
@@ -118,11 +119,11 @@ def _foreground(
 
     origin = f"{info.job}@{info.number}"
     try:
-        with _logged(origin, opened.location, wishes):
-            standard = _standard(wishes, (0, 1, 2))
+        with logged(origin, opened.location, wishes):
+            standard = standard_streams(wishes, (0, 1, 2))
             terminal = Terminal(-1 if detached else open_terminal(), relay=not detached)
             try:
-                begun = _restart(opened, info, wishes, standard, terminal.fd, entry)
+                begun = begin(opened, info, wishes, standard, terminal.fd, entry)
             except BaseException:
                 terminal.close(lambda: ())
                 raise
@@ -135,61 +136,9 @@ def _foreground(
             registry.release(entry)
         raise
     on_running()
-    for note in (*wishes.notes, *_notes(begun, wishes)):
+    for note in (*wishes.notes, *notes_of(begun, wishes)):
         say(f"torpor: {note}")
-    return _supervise(begun, terminal, standard, None, wishes, detached, crashes)
-
-
-def restart_detached(checkpoint: str | None, store: str, wishes: Wishes) -> Started:
-    """Restart a checkpoint without a terminal, its output going to the job's log; returns once it runs."""
-    from torpor.launch.detach import Report, detach
-    from torpor.supervise import state
-
-    with _logged(checkpoint, store, wishes):
-        opened, info = _resolve(checkpoint, store)
-        entry = _claim(info, opened, wishes)
-    try:
-        log, path = state.open_log(entry.name, fresh=False)
-    except OSError as error:
-        registry.release(entry)
-        raise TorporError(f"no log for {entry.name}: {error.strerror}: {error.filename}") from None
-    entry = entry._replace(log=path)
-
-    reporting = Report(-1)
-
-    def progress(phase: str, done: int, total: int) -> None:
-        reporting.event({"event": "progress", "phase": phase, "done": done, "total": total})
-
-    def tell(line: str) -> None:
-        if not reporting.event({"event": "waiting", "line": line}):
-            raise RestartFailed("whoever wanted it restarted has gone")
-
-    def body(report: Report) -> None:
-        nonlocal entry, reporting
-        from torpor.supervise.terminal import Terminal
-
-        reporting = report
-        entry = registry.update(entry._replace(supervisor=Pid.of(os.getpid())))
-        standard = _standard(wishes, (0, 1, 2))
-        begun = _restart(opened, info, wishes._replace(progress=progress, tell=tell), standard, -1, entry)
-        lasting = absolute(wishes)
-        os.chdir("/")
-        _supervise(begun, Terminal(-1, relay=False), standard, report, lasting, True, 0)
-
-    def on_event(event: dict[str, object]) -> None:
-        if wishes.progress is not None and event.get("event") == "progress":
-            wishes.progress(str(event["phase"]), int(str(event["done"])), int(str(event["total"])))
-        elif event.get("event") == "waiting" and event["line"]:
-            _tell(wishes)(str(event["line"]))
-
-    try:
-        with _logged(f"{info.job}@{info.number}", opened.location, wishes):
-            return detach(body, log, on_event)
-    except BaseException:
-        left = registry.read(entry.folder)
-        if left is not None and not left.root.alive:
-            registry.release(left)
-        raise
+    return supervise(begun, terminal, standard, None, wishes, detached, crashes)
 
 
 def restart_part(
@@ -202,25 +151,25 @@ def restart_part(
     `restart`, and what `among.together` does; before `released` was called nothing is left of it."""
     from torpor.supervise.terminal import Terminal, open_terminal
 
-    with _logged(checkpoint, store, wishes):
+    with logged(checkpoint, store, wishes):
         opened, info = _find(checkpoint, store)
         entry = entry._replace(store=opened.location, origin=f"{info.job}@{info.number}")
-        standard = _standard(wishes, (0, 1, 2))
+        standard = standard_streams(wishes, (0, 1, 2))
         terminal = Terminal(open_terminal() if report is None else -1, relay=report is None)
         try:
-            begun = _restart(opened, info, wishes, standard, terminal.fd, entry, among, standing)
+            begun = begin(opened, info, wishes, standard, terminal.fd, entry, among, standing)
         except BaseException:
             terminal.close(lambda: ())
             raise
     released()
-    for note in (*wishes.notes, *_notes(begun, wishes)):
+    for note in (*wishes.notes, *notes_of(begun, wishes)):
         say(f"torpor: {note}")
     if report is not None:
         os.chdir("/")
-    return _supervise(begun, terminal, standard, report, wishes, report is not None, 0, membership)
+    return supervise(begun, terminal, standard, report, wishes, report is not None, 0, membership)
 
 
-def _resolve(checkpoint: str | None, store: str) -> tuple[Store, RootInfo]:
+def resolve(checkpoint: str | None, store: str) -> tuple[Store, RootInfo]:
     """A checkpoint that one host can restart."""
     opened, info = _find(checkpoint, store)
     if info.parts:
@@ -244,7 +193,7 @@ def of_hosts(info: RootInfo) -> str:
     return f"{info.job}@{info.number} was saved on several hosts ({names}), and comes back on several only"
 
 
-class _logged:
+class logged:
     """What goes wrong in here is written into the log of what was done. A request that makes no sense is not."""
 
     def __init__(self, checkpoint: str | None, store: str, wishes: Wishes) -> None:
@@ -287,8 +236,9 @@ def _stopping(keep_up: str) -> tuple[list[int], int]:
     return [number for number, action in found.on_signal if action == "checkpoint-stop"], found.stopped_status
 
 
-def _claim(info: RootInfo, store: Store, wishes: Wishes) -> Entry:
-    """Put the job in under the name it will have. Raises Refused if it is still running."""
+def claim(info: RootInfo, store: Store, wishes: Wishes, copies: bool = False) -> Entry:
+    """Put the job in under the name it will have. copies: it is one of several; the first free name of NAME-1, NAME-2,
+    and so on. Raises Refused if it is still running."""
     origin = f"{info.job}@{info.number}"
     entry = Entry(name="", store=store.location, origin=origin)
     wanted = registry.check_name(wishes.name) if wishes.name else info.job
@@ -308,6 +258,9 @@ def _claim(info: RootInfo, store: Store, wishes: Wishes) -> Entry:
         names = registry.series(wanted)
         taken = (lambda name: name != wanted and bool(store.list(name))) if live is None else (
             lambda name: bool(store.list(name)))  # fmt: skip
+    if copies:
+        names = (f"{wanted}-{number}" for number in range(1, 10_000))
+        taken = lambda name: bool(store.list(name))  # noqa: E731
     claimed = registry.claim(entry, names, taken)
     if claimed is None:
         raise UsageError(f"a job named {wanted} is running already; use --name")
@@ -322,7 +275,7 @@ def absolute(wishes: Wishes) -> Wishes:
     return wishes._replace(**found, map_path=moved)
 
 
-def _standard(wishes: Wishes, own: tuple[int, int, int]) -> tuple[int, int, int]:
+def standard_streams(wishes: Wishes, own: tuple[int, int, int]) -> tuple[int, int, int]:
     """The descriptors that the job gets as its standard ones. Raises UsageError for a file that cannot be
     opened."""
     read = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY
@@ -342,12 +295,14 @@ def _standard(wishes: Wishes, own: tuple[int, int, int]) -> tuple[int, int, int]
     return out[0], out[1], out[2]
 
 
-def _restart(
+def begin(
     store: Store, info: RootInfo, wishes: Wishes, standard: tuple[int, int, int], terminal: int, entry: Entry,
-    among: Among | None = None, held: Standing | None = None,
+    among: Among | None = None, held: Standing | None = None, opened: Load | None = None,
+    ready: Callable[[], None] = lambda: None,
 ) -> Begun:  # fmt: skip
     """Recreate the job and let it go; its entry in the registry is complete before it runs, so that whatever becomes of
-    us then, it is found. among: it is one part of several. Raises Interrupted."""
+    us then, it is found. among: it is one part of several.  opened: the checkpoint, if that was done already.  ready:
+    called when the job is whole and has not run yet. Raises Interrupted."""
     from torpor.checkpoint.restart import RestartRequest
     from torpor.checkpoint.restart import restart as run
     from torpor.image.seal import Opening
@@ -395,11 +350,12 @@ def _restart(
         )
         if standing.seats is not None:
             standing.seats.running((entry.reaper, entry.root))
+        ready()
 
     whereabouts: Whereabouts | None = None
     opening = Opening(wishes.untrusted)
     if among is None:
-        load = store.load(info.job, info.number, opening)
+        load = opened or store.load(info.job, info.number, opening)
     else:
         load, whereabouts = among.open(store, info, opening)
     if wishes.why != "crash":
@@ -416,13 +372,13 @@ def _restart(
     hosts = whereabouts.addresses if whereabouts is not None else frozenset()
     admit = admission.Admission(
         standing, entry.name, name, store.location, wishes.policy, wishes.new_policy, hosts,
-        None if among is None else wishes.held, wishes.wait, _tell(wishes),
+        None if among is None else wishes.held, wishes.wait, tell_of(wishes),
     )  # fmt: skip
     try:
         if wishes.new_policy:
             admission.refuse_foreign_seal(info)
         if among is None:  # else seen to for all parts together, in whole_admission.py
-            admission.sole(standing, store, wishes.wait, wishes.why == "resume", _tell(wishes))
+            admission.sole(standing, store, wishes.wait, wishes.why == "resume", tell_of(wishes))
             if entry.upkeep:
                 _hooks(entry, wishes)
         interrupts = Interrupts(*_stopping(entry.upkeep))
@@ -461,12 +417,12 @@ def _restart(
         store.close()
 
 
-def _tell(wishes: Wishes) -> Callable[[str], None]:
+def tell_of(wishes: Wishes) -> Callable[[str], None]:
     """What is called with what is waited for; now and then with '' (launch/admission.py)."""
     return wishes.tell or (lambda line: say(f"torpor: {line}") if line else None)
 
 
-def _notes(begun: Begun, wishes: Wishes) -> tuple[str, ...]:
+def notes_of(begun: Begun, wishes: Wishes) -> tuple[str, ...]:
     """What there is to say of a job that was restarted."""
     entry, job = begun.entry, begun.job
     if not wishes.stopped:
@@ -483,7 +439,7 @@ def _hooks(entry: Entry, wishes: Wishes) -> None:
     hooks.run(upkeep.decode(entry.upkeep).hooks, "pre-restart", told)
 
 
-def _supervise(
+def supervise(
     begun: Begun, terminal: Terminal, standard: tuple[int, int, int], report: Report | None, wishes: Wishes,
     detached: bool, crashes: int, membership: Membership | None = None,
 ) -> int:  # fmt: skip
@@ -504,7 +460,7 @@ def _supervise(
     if report is not None:
         from torpor.launch.detach import Started
 
-        notes = (*wishes.notes, *_notes(begun, wishes))
+        notes = (*wishes.notes, *notes_of(begun, wishes))
         report.started(Started(entry.name, job.root, job.root_vpid, entry.log, notes, job.seconds))
     from torpor.supervise import audit
 

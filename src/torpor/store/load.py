@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from array import array
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -43,7 +44,7 @@ def open_load(backend: Backend, key: bytes, info: root.RootInfo, found: root.Roo
 class Load:
     """See model.data.Source. Made by Store.load."""
 
-    __slots__ = ("_backend", "_cipher", "_key", "_mapped", "_recent", "_table", "body", "info")
+    __slots__ = ("_backend", "_cipher", "_kept", "_key", "_mapped", "_recent", "_table", "body", "info")
 
     def __init__(
         self, backend: Backend, key: bytes, info: root.RootInfo, table: Table, body: bytes, cipher: Cipher | None = None
@@ -56,6 +57,7 @@ class Load:
         self._cipher = cipher
         self._mapped: dict[int, memoryview] = {}
         self._recent: list[int] = []
+        self._kept: tuple[array[int], memoryview] | None = None
 
     def get(self, ref: Ref) -> Buffer:
         """The bytes of one chunk, read-only, verified by their name; safe from several threads.
@@ -66,6 +68,9 @@ class Load:
         table = self._table
         if not 0 <= ref < table.count:
             raise Damaged(f"{self._where()}: it has no chunk {ref}")
+        if self._kept is not None and self._kept[0][ref] >= 0:
+            at = self._kept[0][ref]
+            return self._kept[1][at : at + table.length[ref]]
         number = table.pack[ref]
         encoding, length = table.encoding[ref], table.length[ref]
         if number == NOWHERE:
@@ -88,6 +93,26 @@ class Load:
         if data is None or len(data) != length or blake3(data, key=self._key).digest() != name:
             raise self._damaged(number, f"is damaged (chunk {ref}, at {start})")
         return data
+
+    def keep(self, most: int) -> bool:
+        """Fetch and verify all chunks, into memory that processes which are forked from here on share with us: they
+        `get` views of it. False, and nothing is done, if that takes more than `most` bytes. Raises Damaged."""
+        table = self._table
+        kept = array("q", [-1]) * table.count
+        total = 0
+        for ref, number in enumerate(table.pack):
+            if number != NOWHERE:
+                kept[ref] = total
+                total += table.length[ref]
+        if not 0 < total <= most:
+            return False
+        room = memoryview(mmap.mmap(-1, total))
+        for ref, at in enumerate(kept):
+            if at >= 0:
+                room[at : at + table.length[ref]] = self.get(ref)
+        self.close()
+        self._kept = kept, room.toreadonly()
+        return True
 
     def look(self) -> None:
         """Are all packs there, and long enough? Raises Damaged."""
@@ -118,6 +143,7 @@ class Load:
         """Let go of the packs. Buffers that were handed out stay good."""
         self._mapped.clear()
         self._recent.clear()
+        self._kept = None
 
     def _where(self) -> str:
         return f"checkpoint {self.info.job}@{self.info.number}"

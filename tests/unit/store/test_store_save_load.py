@@ -35,6 +35,21 @@ def test_every_kind_of_chunk_comes_back(store: Store, save: Saver) -> None:
     assert info.bytes_total == sum(map(len, chunks))
 
 
+def test_what_is_kept_is_verified_once_and_needs_no_store(store: Store, save: Saver) -> None:
+    chunks = [RANDOM[0], bytes(CHUNK_SIZE), b"ab" * 100_000, b"x", os.urandom(4097)]
+    _, refs = save(store, "j", chunks)
+    load = store.load("j", 1)
+    assert not load.keep(1000)
+    assert load.keep(1 << 20)
+    for name in list(store.backend.list("packs")):
+        store.backend.delete(f"packs/{name}")
+    assert [bytes(load.get(ref)) for ref in refs] == chunks
+    with pytest.raises(TypeError):
+        load.get(refs[0])[0] = 1  # type: ignore[index]
+    with pytest.raises(Damaged):
+        store.load("j", 1).keep(1 << 20)
+
+
 def test_a_buffer_may_be_reused_at_once(store: Store) -> None:
     saving = store.begin("j")
     buffer = bytearray(8192)
