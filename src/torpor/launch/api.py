@@ -7,7 +7,7 @@ embedding program may have threads, so it is not forked; a fresh `torpor` is sta
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from torpor.model.errors import TorporError, UsageError
 from torpor.supervise import registry
@@ -18,6 +18,24 @@ if TYPE_CHECKING:
     from torpor.launch.checkpoint import Checkpoint
     from torpor.launch.drill import Drilled
     from torpor.store import RootInfo
+
+
+class Unasked(TypedDict, total=False):
+    """What is done for a job without anybody asking at the moment, as the options of `torpor run` (docs/batch.md):
+    every='10m', on_signal={'TERM': 'checkpoint-stop'}, on_crash='restart:3', on=[('pre-checkpoint', 'sync')]."""
+
+    every: str | None
+    keep: int | None
+    on_signal: Mapping[str, str] | None
+    deadline: str | None
+    on_crash: str | None
+    stopped_status: int | None
+    with_files: bool | None
+    track: bool | None
+    compress: str | None
+    on: Sequence[tuple[str, str]] | None
+    forget: Sequence[str] | None
+    service: Sequence[str] | None
 
 
 def run(
@@ -33,18 +51,7 @@ def run(
     inside: bool = False,
     policy: str | None = None,
     wait: str | None = None,
-    every: str | None = None,
-    keep: int | None = None,
-    on_signal: Mapping[str, str] | None = None,
-    deadline: str | None = None,
-    on_crash: str | None = None,
-    stopped_status: int | None = None,
-    with_files: bool | None = None,
-    track: bool | None = None,
-    compress: str | None = None,
-    on: Sequence[tuple[str, str]] | None = None,
-    forget: Sequence[str] | None = None,
-    service: Sequence[str] | None = None,
+    **unasked: Unpack[Unasked],
 ) -> Job:
     """Start a program as a job without a terminal; its output goes to `job.log`.
 
@@ -52,11 +59,8 @@ def run(
     subprocess.  resume_or_start: restart the newest checkpoint of that name instead, if there is one; untrusted: see
     `restart`.  watch: 'names', 'connect' or 'sendmsg': write down which outside addresses it asks for (docs/watch.md;
     `Job.ledger`).  inside: it may speak with torpor (`torpor.inside`).  policy, wait: a file, and
-    how long to wait for seats, as `--policy` and `--wait` (docs/policy.md).  The others as the options of `torpor run`
-    (docs/batch.md): every='10m',
-    on_signal={'TERM': 'checkpoint-stop'}, on_crash='restart:3', on=[('pre-checkpoint', 'sync')]. Returns once the
-    program has really been started.
-    Raises UsageError (a job of that name runs), TorporError.
+    how long to wait for seats, as `--policy` and `--wait` (docs/policy.md).  unasked: see `Unasked`. Returns once the
+    program has really been started. Raises UsageError (a job of that name runs), TorporError.
     """
     if not argv or isinstance(argv, str):
         raise UsageError("argv: a sequence of at least one string, the program")
@@ -66,20 +70,7 @@ def run(
     words += [f"--watch={watch}"] if watch is not None else []
     words += _options(policy=policy, wait=wait)
     words += ["--inside"] if inside else []
-    words += _unasked(
-        every,
-        keep,
-        on_signal,
-        deadline,
-        on_crash,
-        stopped_status,
-        with_files,
-        track,
-        compress,
-        on,
-        forget,
-        service,
-    )
+    words += _unasked(unasked)
     return _started([*words, "--", *argv], cwd, env)
 
 
@@ -103,18 +94,7 @@ def restart(
     policy: str | None = None,
     new_policy: str | None = None,
     wait: str | None = None,
-    every: str | None = None,
-    keep: int | None = None,
-    on_signal: Mapping[str, str] | None = None,
-    deadline: str | None = None,
-    on_crash: str | None = None,
-    stopped_status: int | None = None,
-    with_files: bool | None = None,
-    track: bool | None = None,
-    compress: str | None = None,
-    on: Sequence[tuple[str, str]] | None = None,
-    forget: Sequence[str] | None = None,
-    service: Sequence[str] | None = None,
+    **unasked: Unpack[Unasked],
 ) -> Job:
     """Start a saved job again, without a terminal; what it says goes to `job.log`.
 
@@ -125,8 +105,8 @@ def restart(
     map_path: files and folders by the path they had, and where they are now.  map_host: the same for addresses.
     pid_budget: seconds that finding the old pids may take in place.  in_place: without a namespace.  stopped: before
     its first instruction; SIGCONT to its supervisor lets it go on.  policy, new_policy, wait: as
-    `--policy`, `--new-policy` and `--wait` (docs/policy.md).  The others as for `run`, in place of what the job
-    was started with. Raises NotFound, Damaged, Untrusted, Sealed, Refused, RestartFailed.
+    `--policy`, `--new-policy` and `--wait` (docs/policy.md).  unasked: see `Unasked`; in place of what the job was
+    started with. Raises NotFound, Damaged, Untrusted, Sealed, Refused, RestartFailed.
     """
     words = [
         "restart",
@@ -142,20 +122,7 @@ def restart(
     words += ["--stopped"] if stopped else []
     words += _options(policy=policy, wait=wait, **{"new-policy": new_policy})
     words += [f"--pid-budget={pid_budget}"] if pid_budget is not None else []
-    words += _unasked(
-        every,
-        keep,
-        on_signal,
-        deadline,
-        on_crash,
-        stopped_status,
-        with_files,
-        track,
-        compress,
-        on,
-        forget,
-        service,
-    )
+    words += _unasked(unasked)
     return _started([*words, *([checkpoint] if checkpoint else [])], None, None)
 
 
@@ -240,27 +207,24 @@ def open_checkpoint(
     return opened(name, store, untrusted, part)
 
 
-def _unasked(
-    every: str | None, keep: int | None, on_signal: Mapping[str, str] | None, deadline: str | None,
-    on_crash: str | None, stopped_status: int | None, with_files: bool | None, track: bool | None,
-    compress: str | None, on: Sequence[tuple[str, str]] | None, forget: Sequence[str] | None,
-    service: Sequence[str] | None,
-) -> list[str]:  # fmt: skip
+def _unasked(given: Unasked) -> list[str]:
     """The options of cli/upkeep.py."""
-    given = {
-        "every": every, "keep": keep, "deadline": deadline, "on-crash": on_crash, "stopped-status": stopped_status,
-        "compress": compress,
-    }  # fmt: skip
-    words = _options(**{key: None if value is None else str(value) for key, value in given.items()})
-    if with_files is not None:
-        words.append("--with-files" if with_files else "--no-with-files")
-    if track is not None:
-        words.append("--track" if track else "--no-track")
-    for event, command in on or ():
-        words += ["--on", event, command]
-    words += [f"--forget={word}" for word in forget or ()]
-    words += [f"--service={word}" for word in service or ()]
-    return words + [f"--on-signal={name}={action}" for name, action in (on_signal or {}).items()]
+    if unknown := given.keys() - Unasked.__annotations__:
+        raise TypeError(f"there is no argument {', '.join(sorted(unknown))}")
+    words: list[str] = []
+    for key, value in given.items():
+        option = key.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        elif key == "on":
+            words += [word for event, command in given["on"] or () for word in ("--on", event, command)]
+        elif key == "on_signal":
+            words += [f"--on-signal={name}={action}" for name, action in (given["on_signal"] or {}).items()]
+        elif isinstance(value, str | int):
+            words.append(f"--{option}={value}")
+        elif isinstance(value, Sequence):
+            words += [f"--{option}={word}" for word in value]
+    return words
 
 
 def _options(**given: str | None) -> list[str]:
