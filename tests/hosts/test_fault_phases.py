@@ -35,10 +35,10 @@ def until(condition: Callable[[], object], what: str, job: Apart) -> None:
 
 
 class Talking(Apart):
-    """Two hosts whose programs talk."""
+    """Two hosts whose programs talk. hasty: as for Apart."""
 
-    def __init__(self, folder: str) -> None:
-        super().__init__(folder, [FIRST, SECOND], hasty=True, program=[sys.executable, f"{PROGRAMS}/held_member.py"])
+    def __init__(self, folder: str, hasty: bool = True) -> None:
+        super().__init__(folder, [FIRST, SECOND], hasty=hasty, program=[sys.executable, f"{PROGRAMS}/held_member.py"])
         self.outputs = [f"{folder}/server.out", f"{folder}/client.out"]
 
     def talk(self) -> subprocess.Popen[bytes]:

@@ -47,7 +47,7 @@ from torpor.tracee.process import LivingProcess
 _NONCE, _CODE = 16, 32
 _LENGTH = struct.Struct(">I")
 _LONGEST = 1 << 16
-_SECONDS = 20.0
+_SECONDS = 60.0
 """For which another host is waited for."""
 _READY = b"ready"
 

@@ -7,16 +7,19 @@ the descriptor of an accepted end, `client` that of a client's end.
 from __future__ import annotations
 
 import _socket
+import contextlib
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from torpor.linux import sock_diag
 from torpor.linux.arch.x86_64 import NR
+from torpor.model.errors import CheckpointFailed
 from torpor.posix import socket_options, turnover
 from torpor.posix.service import Descriptor, Job
 from torpor.posix.socket_address import AF_INET, AF_INET6, Address
-from torpor.posix.socket_options import IP, IP_LOCAL_PORT_RANGE, SO_ERROR, SO_LINGER, SO_PEEK_OFF, SOL_SOCKET
+from torpor.posix.socket_options import IP, IP_LOCAL_PORT_RANGE, SO_ERROR, SO_LINGER, SO_PEEK_OFF, SO_SNDBUF, SOL_SOCKET
 from torpor.posix.socket_queue import Peeked
 from torpor.posix.turnover import NOSIGNAL, Script, argument
 from torpor.tracee.call import In, Out, Word
@@ -44,6 +47,50 @@ class Client(NamedTuple):
     shut: int
     flags: int = 0
     host: str = ""
+
+
+def takes_all(one: Client, job: Job) -> bool:
+    """Would a client take what it has sent in one go, once it is connected again?"""
+    assert one.seen is not None
+    room = _room(one, job)
+    if room is None:
+        return True
+    try:
+        return _grown(room, one)
+    finally:
+        room.back()
+
+
+@contextlib.contextmanager
+def room_to_send(clients: Iterable[Client], job: Job) -> Iterator[None]:
+    """Clients with full send buffers have larger ones meanwhile. Raises CheckpointFailed where they cannot. (If we are
+    killed, they keep those.)"""
+    rooms: list[socket_options.Room] = []
+    try:
+        for one in clients:
+            room = _room(one, job) if one.seen is not None else None
+            if room is not None:
+                rooms.append(room)
+                if not _grown(room, one):
+                    raise CheckpointFailed(f"a connection to {one.remote} has a full send buffer; try again")
+        yield
+    finally:
+        for room in rooms:
+            room.back()
+
+
+def _room(one: Client, job: Job) -> socket_options.Room | None:
+    """The buffers of a client that has a full one."""
+    assert one.seen is not None
+    fd = job.hold(one.seen.pid, one.seen.number)
+    if sock_diag.to_send(fd) <= socket_options.number(fd, SOL_SOCKET, SO_SNDBUF) // 4 * 3:
+        return None
+    return socket_options.Room(fd)
+
+
+def _grown(room: socket_options.Room, one: Client) -> bool:
+    # What a piece of data takes up with all that the kernel keeps beside it is less than twice as much.
+    return room.grow(SO_SNDBUF, 4 * one.size + _SLACK) >= 2 * one.size + _SLACK
 
 
 class Found(NamedTuple):

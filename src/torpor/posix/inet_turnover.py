@@ -32,7 +32,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from torpor.linux import proc, sock_diag, uio
+from torpor.linux import proc, uio
 from torpor.linux.arch.x86_64 import NR
 from torpor.model.errors import CheckpointFailed, NotNow, Refusal
 from torpor.posix import inet_turnover_far, owner, socket_options, turnover
@@ -49,6 +49,8 @@ from torpor.posix.inet_again import (
     finish_sending,
     leave,
     record,
+    room_to_send,
+    takes_all,
     tell,
     what_was_found,
     which_client,
@@ -60,7 +62,6 @@ from torpor.posix.socket_options import (
     IP_BIND_ADDRESS_NO_PORT,
     IP_LOCAL_PORT_RANGE,
     SO_REUSEADDR,
-    SO_SNDBUF,
     SOL_SOCKET,
 )
 from torpor.posix.turnover import WAITALL, Meeting, Numbers, Run, Script, result
@@ -134,7 +135,7 @@ def refuse_odd(one: Client, listener: int, job: Job) -> None:
     thing = ""
     if signals is not None and signals.sending:
         thing = "with O_ASYNC set"
-    elif sock_diag.to_send(fd) > socket_options.number(fd, SOL_SOCKET, SO_SNDBUF) // 4 * 3:
+    elif not takes_all(one, job):
         thing = "with a full send buffer"
     elif job.backlogs.leads_elsewhere(one.remote):
         thing = "an address that leads elsewhere for this job"
@@ -171,11 +172,12 @@ def carry_out(line: Line, processes: Mapping[int, LivingProcess], job: Job, side
         run.hold(turnover.bystander(processes[pid], meeting) for pid in line.gates)
         link = run.start(actor, script)
         uio.write(actor.pid, memory.records, b"".join(record(one, job) for one in near))
-        run.commit(fds)
-        told = b""
-        while data := link.recv(1 << 18):
-            told += data
-        answers = run.finish()
+        with room_to_send(near, job):
+            run.commit(fds)
+            told = b""
+            while data := link.recv(1 << 18):
+                told += data
+            answers = run.finish()
         by_far = bool(far_rows) and not answers[far_rows[0]].error
         if len(told) < TOLD or any(answers[row].error for row in (far_rows if by_far else rows)):
             raise CheckpointFailed(f"a connection to {line.listener.target} cannot be looked into; try again")

@@ -142,12 +142,13 @@ def carry_out(
         run.hold(turnover.bystander(processes[pid], meeting) for pid in away.gates)
         talk = run.start(actor, script)
         uio.write(actor.pid, memory.records, b"".join(inet_again.record(one, job) for one in away.clients))
-        run.commit([side.fileno(), *(job.hold(one.seen.pid, one.seen.number) for one in away.clients if one.seen)])
-        ready()
-        told = b""
-        while data := talk.recv(1 << 18):
-            told += data
-        answers = run.finish()
+        with inet_again.room_to_send(away.clients, job):
+            run.commit([side.fileno(), *(job.hold(one.seen.pid, one.seen.number) for one in away.clients if one.seen)])
+            ready()
+            told = b""
+            while data := talk.recv(1 << 18):
+                told += data
+            answers = run.finish()
         if answers[told_at].value != _ADDRESS:
             raise CheckpointFailed("the other host has given up looking into what waits to be accepted there")
         if answers[rows[0]].error:

@@ -1,0 +1,91 @@
+"""A host stands still for a whole minute in the middle of a checkpoint, and of a restart, under the limits that a job
+has by default: the others go on, it is said which host it was, and the next checkpoint works."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+
+import pytest
+from apart import FIRST
+from over import text
+from test_fault_phases import SECOND, Talking, failed
+
+pytest.importorskip("nats")
+pytestmark = pytest.mark.exam
+MINUTE = 60.0
+
+
+@pytest.fixture
+def job() -> Iterator[Talking]:
+    with tempfile.TemporaryDirectory(prefix="torpor-minute-", dir="/var/tmp") as folder:
+        made = Talking(folder, hasty=False)
+        try:
+            yield made
+        finally:
+            for name in made.names:
+                with contextlib.suppress(OSError):
+                    made.go_on(name)
+                for pid in made.everything(name):
+                    with contextlib.suppress(OSError):
+                        os.kill(pid, signal.SIGCONT)
+            made.close()
+
+
+@contextlib.contextmanager
+def a_minute(job: Talking) -> Iterator[None]:
+    """All of the second host stands still meanwhile: torpor, what it watches over, the job's processes."""
+    frozen = job.everything(SECOND)
+    for pid in frozen:
+        os.kill(pid, signal.SIGSTOP)
+    job.go_on(SECOND)
+    began = time.monotonic()
+    try:
+        yield
+        time.sleep(max(0.0, began + MINUTE - time.monotonic()))  # the subject of this test
+    finally:
+        for pid in frozen:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def state(pid: int) -> str:
+    return text(f"/proc/{pid}/stat").rpartition(")")[2].split()[0]
+
+
+@pytest.mark.parametrize("phase", ["capture", "store"])
+def test_in_a_checkpoint(job: Talking, phase: str) -> None:
+    first = job.talk()
+    job.torpor(FIRST, "checkpoint")
+    here = [pid for pid in job.everything(FIRST) if pid in job.talkers()]
+    job.hold(SECOND, phase)
+    asker = job.save()
+    job.held(SECOND)
+    with a_minute(job):
+        _, said = asker.communicate(timeout=MINUTE - 5)
+        assert asker.returncode == 1 and SECOND in said and said.count("\n") == 1, said
+        assert len(here) == 1 and state(here[0]) in "RS", state(here[0])
+    job.runs()
+    assert job.checkpoints() == [1]
+    job.saved(SECOND)
+    job.end(first)
+
+
+@pytest.mark.parametrize("phase", ["connect", "fill"])
+def test_in_a_restart(job: Talking, phase: str) -> None:
+    """It comes back after all, or nothing is left and it can be brought back again."""
+    first = job.talk()
+    job.torpor(FIRST, "checkpoint")
+    job.kill()
+    first.wait(20)
+    job.hold(SECOND, phase)
+    first = job.restart("far", come=False)
+    job.held(SECOND)
+    with a_minute(job), contextlib.suppress(subprocess.TimeoutExpired):
+        first.wait(MINUTE - 5)
+    failed(job, first)
