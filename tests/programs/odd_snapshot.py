@@ -15,6 +15,7 @@ import sys
 import torpor
 from torpor.cli.main import main
 from torpor.linux import clone
+from torpor.posix.memory.capture import Marks
 from torpor.tracee import snapshot
 
 function = torpor.checkpoint
@@ -24,7 +25,7 @@ how = sys.argv[1]
 if how == "unmarked":
     look = memory.flags
     memory.flags = lambda pids: {
-        pid: {area: (marks - {"dc", "wf"}, page) for area, (marks, page) in areas.items()}
+        pid: {area: Marks(marks.flags - {"dc", "wf"}, marks.page) for area, marks in areas.items()}
         for pid, areas in look(pids).items()
     }
 elif how == "killed":

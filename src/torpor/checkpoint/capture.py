@@ -2,44 +2,38 @@
 
 from __future__ import annotations
 
-import os
-import struct
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import msgspec
 
 from torpor import __version__
-from torpor.checkpoint import descriptors, machine, memory
+from torpor.checkpoint import descriptors, memory
+from torpor.checkpoint.asking import Asked
+from torpor.checkpoint.captured import Captured, Half
 from torpor.checkpoint.copies import Copies
+from torpor.checkpoint.mapped_files import MappedFiles
 from torpor.checkpoint.together import SavedTogether
 from torpor.checkpoint.tree import Tree
 from torpor.checkpoint.turns import Turns
 from torpor.checkpoint.view import Far, View
 from torpor.image.manifest import (
-    ClockRecord,
     DescriptorRecord,
-    FileRecord,
     Manifest,
     ObjectRecord,
     ProcessRecord,
     Services,
     TerminalRecord,
-    ThreadRecord,
 )
 from torpor.linux import proc
-from torpor.linux.arch.x86_64 import NR
 from torpor.model.data import Sink
 from torpor.model.errors import CheckpointFailed, Refusal, Refused
-from torpor.model.ledger import Ledger
-from torpor.model.terms import Terms
 from torpor.posix import (
-    cpu,
     descriptor_services,
     inet_far,
     owner,
-    paths,
     prctls,
     regular,
     scratch,
@@ -48,119 +42,17 @@ from torpor.posix import (
     turnover,
 )
 from torpor.posix.backlog import Backlogs, Turning
-from torpor.posix.contents import store_file
 from torpor.posix.job_services import job_services
-from torpor.posix.memory import layout, vdso
-from torpor.posix.memory.area import FILE, PROT_WRITE, AreaRecord
+from torpor.posix.memory import vdso
 from torpor.posix.memory.forget import Forget
-from torpor.posix.process_services import PROCESS_SERVICES, THREAD_SERVICES
 from torpor.posix.scratch import Scratch
-from torpor.posix.service import Job, Stream, ThreadService
-from torpor.tracee.call import Answer, Call, Out, call
+from torpor.posix.service import Stream
 from torpor.tracee.freeze import Frozen
-from torpor.tracee.process import LivingProcess, Process
+from torpor.tracee.process import Process
 from torpor.tracee.snapshot import Snapshot
-from torpor.tracee.task import Task
 
 if TYPE_CHECKING:
-    from torpor.checkpoint.shortage import Shortage
     from torpor.checkpoint.tracking import Unchanged
-
-
-class _Files:
-    """Files that are mapped or run, or of which there are to be copies, each listed once in the manifest."""
-
-    def __init__(self, copies: Copies) -> None:
-        self._copies = copies
-        self.found: list[paths.FileIdentity] = []
-        self._number: dict[str, int] = {}
-
-    def records(self, view: Job, areas: Iterable[AreaRecord]) -> tuple[FileRecord, ...]:
-        """For the manifest; a file counts as written if the job could write to it in any way."""
-        open_for_writing = {(seen.dev, seen.ino) for seen in view.descriptors if seen.access}
-        shared = [area for area in areas if area.kind == FILE and area.shared]
-        mapped = {area.what for area in shared if area.prot & PROT_WRITE}
-        records = tuple(
-            self._record(view, file, (file.dev, file.ino) in open_for_writing or number in mapped)
-            for number, file in enumerate(self.found)
-        )
-        may_write = {area.what for area in shared if area.may_write}
-        for number, record in enumerate(records):
-            if not (record.written or record.restored or number in may_write):
-                self._copies.add(number, record.identity)
-        return records
-
-    def _record(self, view: Job, file: paths.FileIdentity, written: bool) -> FileRecord:
-        if view.in_saved_folder(file.path):
-            return FileRecord(file, written, restored=True)
-        in_memory = view.files != "keep" and regular.is_shared_memory(os.getpid(), file.dev, file.ino, view)
-        if not in_memory and not (written and view.save_contents(file.path)):
-            return FileRecord(file, written)
-        same = [seen for seen in view.descriptors if (seen.dev, seen.ino) == (file.dev, file.ino)]
-        if any(not seen.flags & os.O_PATH and (in_memory or seen.access) for seen in same):
-            return FileRecord(file, written, restored=True)
-        try:
-            fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            thing = f"the mapped file {file.path} cannot be read ({error.strerror})"
-            raise Refused([Refusal(0, "", thing, "run torpor as its owner or as root")]) from error
-        try:
-            return FileRecord(file, written, store_file(fd, view.sink), restored=True)
-        finally:
-            os.close(fd)
-
-    def number(self, path: str) -> int:
-        """The place of a path in Manifest.files. Raises OSError."""
-        if path not in self._number:
-            self._number[path] = len(self.found)
-            self.found.append(paths.identity(path))
-        return self._number[path]
-
-
-class Captured(NamedTuple):
-    """A manifest but for parts that can wait until the job goes on; by number of the object, and the memory of
-    processes (by host pid, in the order of the manifest). notes: for the user."""
-
-    manifest: Manifest
-    parts: dict[int, Callable[[], msgspec.Struct]]
-    scratch: Callable[[], Scratch]
-    files: Callable[[tuple[FileRecord, ...]], tuple[FileRecord, ...]]
-    memory: memory.Held
-    pids: tuple[int, ...]
-    notes: tuple[str, ...]
-
-    def told(self, ledger: Ledger | None, terms: Terms | None) -> Captured:
-        """With what the job has asked for outside, and on what terms."""
-        return self._replace(manifest=msgspec.structs.replace(self.manifest, ledger=ledger, terms=terms))
-
-    def complete(self, shortage: Shortage | None) -> Manifest:
-        """The whole manifest. shortage: see memory.Held.finish. Raises CheckpointFailed (memory.Unlike), OSError."""
-        saved = self.memory.finish(shortage)
-        processes = [
-            msgspec.structs.replace(record, areas=saved.areas[pid], pages=saved.pages[pid], guards=saved.guards[pid])
-            if pid in saved.areas
-            else record
-            for pid, record in zip(self.pids, self.manifest.processes)
-        ]
-        objects = list(self.manifest.objects)
-        for number, make in self.parts.items():
-            objects[number] = ObjectRecord(objects[number].service, _raw(make()))
-        files = self.files(self.manifest.files)
-        return msgspec.structs.replace(
-            self.manifest,
-            processes=tuple(processes),
-            objects=tuple(objects),
-            scratch=self.scratch(),
-            files=files,
-            forgotten=self._forgotten(),
-        )
-
-    def left_out(self) -> tuple[str, ...]:
-        """What there is to be said about what was left out by choice, once the manifest is complete."""
-        return (*(f"left out: {line}" for line in self._forgotten()), *self.memory.forget.remarks())
-
-    def _forgotten(self) -> tuple[str, ...]:
-        return self.memory.forget.told(zip(self.pids, (record.pid for record in self.manifest.processes)))
 
 
 def capture(
@@ -188,7 +80,7 @@ def capture(
 
     Raises Refused before anything was run in the job, CheckpointFailed, and whatever shows that the job changed.
     """
-    order = [pid for pid in tree.find() if pid in frozen.processes or pid in frozen.zombies]
+    order = [pid for pid in frozen.found if pid in frozen.processes or pid in frozen.zombies]
     far = Far()
     turns = Turns(together) if together is not None else None
 
@@ -217,40 +109,53 @@ def capture(
             turns.close()
     objects, read_files, finish_scratch = found
     looks = memory.look(frozen, flags)
-    clocks = _clocks(frozen.processes[view.pids[0]])
-    files = _Files(copies)
+    files = MappedFiles(copies)
     for path in read_files:
         files.number(path)
-    asked = {pid: _ask(process) for pid, process in frozen.processes.items()}
-    services = _job_services(view, [frozen.processes[pid] for pid in order if pid in frozen.processes])
-    alone = {} if snapshot is None else _not_copied(frozen, order, asked, tree.watched)
+    services = _job_services(view, [frozen.processes[pid] for pid in view.pids])
+    asked: dict[int, Asked] = {}
+    reapers: set[int] = set()
+
+    def ask(process: Process) -> str:
+        asked[process.pid] = Asked(process)
+        return _no_copy(process, asked[process.pid], reapers, tree.watched)
+
     held = memory.save(
-        frozen, looks, view, files.number, sink, progress, snapshot, alone, forget or Forget(()), look_at_writes
+        frozen,
+        view.pids,
+        looks,
+        view,
+        files.number,
+        sink,
+        progress,
+        snapshot,
+        ask,
+        forget or Forget(()),
+        look_at_writes,
     )
-    records = [_process(pid, tree, view, frozen, asked.get(pid), files) for pid in order]
-    manifest = Manifest(
+    records = [_process(pid, view, frozen, asked.get(pid), files) for pid in order]
+    draft = partial(
+        Manifest,
         job=job,
         created=time.time(),
         torpor=__version__,
-        machine=machine.look(max((len(t.cpu.xstate) for r in records for t in r.threads), default=0)),
-        clocks=clocks,
+        clocks=asked[view.pids[0]].clocks(),
         root=view.vpid(proc.face(tree.root)) or records[0].pid,
         parent_is_reaper=parent_is_reaper,
-        processes=tuple(records),
-        objects=tuple(objects),
         memory=held.objects,
-        files=files.records(view, [area for found in held.areas.values() for area in found]),
-        terminal=_terminal(order, view),
+        terminal=_terminal(order, frozen, view),
         services=services,
         vdso=_vdso(frozen, held),
     )
     return Captured(
-        manifest,
+        draft,
+        [Half(pid, record, asked.get(pid)) for pid, record in zip(order, records)],
+        objects,
+        files.records(view, [area for found in held.areas.values() for area in found]),
         view.parts,
         finish_scratch,
         lambda records: copies.read(records, sink),
         held,
-        tuple(order),
         (*view.notes, *_stood(held, frozen)),
     )
 
@@ -289,7 +194,7 @@ def _objects(view: View, copies: Copies) -> _Objects:
         for number, group in enumerate(view.groups):
             seen = group[0]
             view.at = number
-            service = descriptor_services.service_for(seen, view)
+            service = view.service(seen)
             held = view.hold(seen.pid, seen.number)
             record = service.capture(held, seen, view)
             objects.append(ObjectRecord(service.name, _raw(record), owner.capture(held, view)))
@@ -308,10 +213,10 @@ def _turn_over(view: View, frozen: Frozen, turns: Turns | None) -> bool:
     if view.backlogs.noted or view.backlogs.pending:
         memory.look(frozen, None)
         for process in frozen.processes.values():
-            _ask(process)
+            Asked(process).told()
     lines: list[tuple[Turning, Any]] = []
     for seen in view.backlogs.noted.values():
-        service = cast(Turning, descriptor_services.service_for(seen, view))
+        service = cast(Turning, view.service(seen))
         line = service.plan_turns(seen, view)
         lines.append((service, line))
         turnover.refuse_stopped(frozen.processes[pid] for pid in line.processes)
@@ -355,31 +260,18 @@ def _job_services(view: View, processes: Sequence[Process]) -> Services:
     return {name: _raw(record) for name, record in found if record is not None}
 
 
-class _Asked(NamedTuple):
-    """What the tasks of a process have answered."""
-
-    services: Services
-    threads: tuple[ThreadRecord, ...]
-    layout: layout.LayoutRecord
-
-
-def _not_copied(frozen: Frozen, order: Sequence[int], asked: Mapping[int, _Asked], watched: bool) -> dict[int, str]:
-    """Which processes (host pids) are not to make copies of themselves, and why."""
-    found: dict[int, str] = {}
-    reapers: set[int] = set()
-    for pid in order:
-        process = frozen.processes.get(pid)
-        if process is None:
-            continue
-        if process.vpid == 1 or prctls.is_subreaper(asked[pid].services):
-            found[pid] = "it takes in orphans, and a copy would be one"
-            reapers.add(process.tgid)
-        elif proc.stat(pid).ppid in reapers:
-            found[pid] = "another process of the job takes in orphans, and a copy would be one"
-            reapers.add(process.tgid)
-        elif seccomp_filters.of_its_own(process.status, watched):
-            found[pid] = "it has filters for system calls (seccomp)"
-    return found
+def _no_copy(process: Process, asked: Asked, reapers: set[int], watched: bool) -> str:
+    """Why a process is not to make a copy of itself, '' if it may. Its parent has been looked at before it. reapers:
+    those (as the kernel knows them) that take in orphans, and what is below them; grows."""
+    if process.vpid == 1 or prctls.is_subreaper(asked.early):
+        reapers.add(process.tgid)
+        return "it takes in orphans, and a copy would be one"
+    if process.stat.ppid in reapers:
+        reapers.add(process.tgid)
+        return "another process of the job takes in orphans, and a copy would be one"
+    if seccomp_filters.of_its_own(process.status, watched):
+        return "it has filters for system calls (seccomp)"
+    return ""
 
 
 def _stood(held: memory.Held, frozen: Frozen) -> Iterable[str]:
@@ -390,11 +282,12 @@ def _stood(held: memory.Held, frozen: Frozen) -> Iterable[str]:
         yield f"process {pid} ({frozen.processes[pid].comm}){others} was saved while it was stopped: {why}"
 
 
-def _process(pid: int, tree: Tree, view: View, frozen: Frozen, asked: _Asked | None, files: _Files) -> ProcessRecord:
-    """The record of one process, but for its memory."""
-    stat = proc.stat(pid)
-    fields = proc.status(pid)
-    parent = view.vpid(proc.face(stat.ppid))
+def _process(pid: int, view: View, frozen: Frozen, asked: Asked | None, files: MappedFiles) -> ProcessRecord:
+    """The record of one process, but for its memory and what its services have to say."""
+    known = frozen.processes.get(pid)
+    stat = proc.stat(pid) if known is None else known.stat
+    fields = proc.status(pid) if known is None else known.status
+    parent = view.vpid(stat.ppid)
     record = ProcessRecord(
         pid=view.vpid(pid),
         parent=parent or _parent_number(stat.ppid, fields),
@@ -418,23 +311,14 @@ def _process(pid: int, tree: Tree, view: View, frozen: Frozen, asked: _Asked | N
         # While a process is stopped, field 52 of stat is what its parent's wait has yet to report (fs/proc/array.c).
         stop_reported=bool(stop) and stat.exit_code == 0,
         leader_exited=process.tgid != pid,
-        threads=asked.threads,
         descriptors=_descriptors_of(view, pid),
-        layout=asked.layout,
-        exe=files.number(asked.layout.exe),
-        services=asked.services,
+        exe=files.number(asked.exe),
     )
 
 
 def _stopping(process: Process) -> int:
     """SIGSTOP, if one reached the process while calls ran in it; 0 otherwise."""
     return 19 if any(info[:4] == b"\x13\0\0\0" for task in process.tasks for info in task.held) else 0
-
-
-def _clocks(process: Process) -> ClockRecord:
-    """The clocks as the job sees them, which may be in a time namespace of its own."""
-    answers = process.run([call(NR.clock_gettime, clock, Out(16)) for clock in (0, 1, machine.CLOCK_BOOTTIME)])
-    return ClockRecord(*(s * 10**9 + ns for s, ns in (struct.unpack("<qq", answer.outs[0]) for answer in answers)))
 
 
 def _vdso(frozen: Frozen, held: memory.Held) -> bytes:
@@ -460,47 +344,6 @@ def _descriptors_of(view: View, pid: int) -> tuple[DescriptorRecord, ...]:
     return tuple(found)
 
 
-def _ask(process: LivingProcess) -> _Asked:
-    """Everything that the services keep for a process and its threads: one batch per task."""
-    plans = [(service, list(service.ask(process))) for service in PROCESS_SERVICES]
-    calls = [question for _, asked in plans for question in asked]
-    own = layout.questions()
-    kept: Services = {}
-    threads = []
-    brk = 0
-    for i, task in enumerate(process.tasks):
-        thread_plans = [(service, list(service.ask(task))) for service in THREAD_SERVICES]
-        thread_calls = [question for _, asked in thread_plans for question in asked]
-        if i:
-            answers = task.run(thread_calls)
-        else:
-            answers = task.run([*calls, *own, *thread_calls])
-            at = 0
-            for service, asked in plans:
-                record = service.capture(process, answers[at : at + len(asked)])
-                at += len(asked)
-                if record is not None:
-                    kept[service.name] = _raw(record)
-            brk = answers[at].value
-            answers = answers[at + len(own) :]
-        threads.append(_thread(process, task, thread_plans, answers))
-    exe = os.readlink(f"/proc/{process.pid}/exe")
-    return _Asked(kept, tuple(threads), layout.capture(process.pid, process.leader.tid, brk, exe))
-
-
-def _thread(
-    process: Process, task: Task, plans: Sequence[tuple[ThreadService, list[Call]]], answers: Sequence[Answer]
-) -> ThreadRecord:
-    at = 0
-    kept: Services = {}
-    for service, asked in plans:
-        record = service.capture(task, answers[at : at + len(asked)])
-        at += len(asked)
-        if record is not None:
-            kept[service.name] = _raw(record)
-    return ThreadRecord(task.vtid, cpu.capture(process, task), kept)
-
-
 def _parent_number(ppid: int, fields: dict[str, str]) -> int:
     """What getppid() tells a process whose parent is not in the job.
 
@@ -513,14 +356,14 @@ def _parent_number(ppid: int, fields: dict[str, str]) -> int:
     return int(numbers[-1]) if len(numbers) == depth else 0
 
 
-def _terminal(order: Sequence[int], view: View) -> TerminalRecord | None:
+def _terminal(order: Sequence[int], frozen: Frozen, view: View) -> TerminalRecord | None:
     """The terminal of the job's first process, if it has one."""
-    for pid in order:
-        stat = proc.stat(pid)
+    stats = {pid: frozen.processes[pid].stat if pid in frozen.processes else proc.stat(pid) for pid in order}
+    for stat in stats.values():
         if stat.tty_nr:
             foreground = 0
-            for other in order:
-                if proc.stat(other).pgrp == stat.tpgid:
+            for other, theirs in stats.items():
+                if theirs.pgrp == stat.tpgid:
                     foreground = proc.inner_pid(proc.status(other), "NSpgid")
                     break
             return TerminalRecord(foreground, terminal.settings_of(view, terminal.device_of(stat.tty_nr)))

@@ -28,7 +28,7 @@ def look_at(pid: int, number: int, comm: str) -> Descriptor:
     """One descriptor of a process whose name is `comm`. Raises OSError where there is none."""
     link = f"/proc/{pid}/fd/{number}"
     target = os.readlink(link)
-    info = proc.text(f"/proc/{pid}/fdinfo/{number}").splitlines()
+    info = os.fsdecode(proc.shown(f"/proc/{pid}/fdinfo/{number}")).splitlines()
     st = os.stat(link)
     fields = dict(line.split(":", 1) for line in info[:4] if ":" in line)
     return Descriptor(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -83,21 +83,23 @@ def look(frozen: Frozen, known: Flags | None) -> dict[int, Look]:
 
 def save(
     frozen: Frozen,
+    order: Iterable[int],
     looks: dict[int, Look],
     job: Job,
     file_number: Callable[[str], int],
     sink: Sink,
     progress: Progress | None,
     snapshot: Snapshot | None,
-    alone: Mapping[int, str],
+    ask: Callable[[Process], str],
     forget: Forget,
     look_at_writes: Callable[[Iterable[int]], Unchanged] | None = None,
 ) -> Held:
     """Save all memory that has to be saved while the job is stopped; the rest is held in copies of its processes, which
-    `Held.finish` saves. snapshot: takes the copies; None to save everything now.  alone: processes that
-    are to make none (host pids), and why.  forget: what is left out.  look_at_writes: see tracking.Tracker.look.
+    `Held.finish` saves. order: host pids, parents before their children.  snapshot: takes the copies; None to save
+    everything now.  ask: asks a process all there is to ask, while those before it make their copies; it says why one
+    is not to make any, '' if it may.  forget: what is left out.  look_at_writes: see tracking.Tracker.look.
 
-    Raises Refused (before anything was sent to the sink) or CheckpointFailed, Gone, OSError.
+    Raises Refused, CheckpointFailed, Gone, OSError, and what `ask` raises.
     """
     held = Held(looks, file_number, sink, progress, snapshot, forget)
     shared: dict[tuple[int, int], list[tuple[Process, Area, AreaRecord]]] = {}
@@ -110,11 +112,17 @@ def save(
                 shared.setdefault((area.dev, area.ino), []).append((process, area, record))
         held.areas[pid] = records
     held.objects = _objects(shared, held.areas, job, sink)
-    if snapshot is not None:
-        held.why = {**alone} | snapshot.take(
-            [process for pid, process in frozen.processes.items() if pid not in alone],
-            {pid: capture.dropped(seen) for pid, (seen, _) in looks.items()},
-        )
+    try:
+        for pid in order:
+            why = ask(frozen.processes[pid])
+            if snapshot is not None and why:
+                held.why[pid] = why
+            elif snapshot is not None:
+                snapshot.begin(frozen.processes[pid], capture.dropped(looks[pid].seen))
+    finally:
+        # Also where one of them could not be asked: the others are in the middle of it.
+        if snapshot is not None:
+            held.why |= snapshot.finish()
     for process in frozen.processes.values():
         # Nothing more is asked: what is saved is the memory as it was found.
         process.unpark()

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from torpor.checkpoint import headroom, memory, survey
-from torpor.checkpoint.capture import Captured, capture, end
+from torpor.checkpoint.capture import capture, end
+from torpor.checkpoint.captured import Captured
 from torpor.checkpoint.copies import Copies
 from torpor.checkpoint.memory import Unlike
 from torpor.checkpoint.shortage import Shortage
@@ -25,6 +26,7 @@ from torpor.model.errors import CheckpointFailed, NotNow, Refused
 from torpor.model.ledger import Ledger
 from torpor.model.terms import Terms
 from torpor.posix.backlog import Backlogs
+from torpor.posix.job_services import job_services
 from torpor.posix.memory.forget import Forget
 from torpor.posix.service import Stream
 from torpor.tracee.call import CallFailed
@@ -146,6 +148,10 @@ class Changed(CheckpointFailed):
     """The job changed under our hands."""
 
 
+def _changed(error: Exception) -> Changed:
+    return Changed(f"the job changed while it was being saved ({error}); it runs on")
+
+
 def _attempt(
     request: SaveRequest,
     began: float,
@@ -172,12 +178,13 @@ def _attempt(
         snapshot = Snapshot()
         shortage = Shortage(request.tree.find, request.guard, needs, snapshot)
     flags = None if certain or snapshot is None else memory.flags(request.tree.find())
+    job_services()  # they are modules, which are loaded while the job runs
     try:
         if together is not None:
             together.surveyed()
         with request.guard:
-            paused = time.perf_counter()
             with freeze(request.tree.find, last=last, grace=grace) as frozen:
+                paused = frozen.since
                 try:
                     captured = capture(
                         frozen,
@@ -198,22 +205,22 @@ def _attempt(
                     )
                     captured = captured.told(request.ledger(), request.terms)
                 except (CallFailed, Gone, ProcessLookupError, FileNotFoundError) as error:
-                    raise Changed(f"the job changed while it was being saved ({error}); it runs on") from error
+                    raise _changed(error) from error
                 if together is not None:
                     together.captured()
                 if request.stop:
-                    info = _commit(saving, captured, request, began, None)
-                    _stored(request, saving, captured, began, paused)
-                    end(frozen, captured.manifest)
+                    info, manifest = _commit(saving, captured, request, began, None)
+                    _stored(request, saving, manifest, captured.notes, began, paused)
+                    end(frozen, manifest)
                     frozen.kill()
             resumed = time.perf_counter()
         if not request.stop:
             if together is not None:
                 together.resumed()
-            info = _commit(saving, captured, request, began, shortage)
+            info, manifest = _commit(saving, captured, request, began, shortage)
             if tracker is not None:
                 tracker.remember(captured.memory.pages, saving)
-            _stored(request, saving, captured, began, paused, resumed)
+            _stored(request, saving, manifest, captured.notes, began, paused, resumed)
     except BaseException:
         saving.abort()
         raise
@@ -230,8 +237,8 @@ def _attempt(
         seconds=time.perf_counter() - began,
         pause_seconds=resumed - paused + (shortage.seconds if shortage is not None else 0.0),
         location=request.store.location,
-        processes=len(captured.manifest.processes),
-        threads=_threads(captured.manifest),
+        processes=len(manifest.processes),
+        threads=_threads(manifest),
         notes=(
             *captured.notes,
             *captured.left_out(),
@@ -254,7 +261,13 @@ def _begin(request: SaveRequest) -> Save:
 
 
 def _stored(
-    request: SaveRequest, saving: Save, captured: Captured, began: float, paused: float, resumed: float = 0.0
+    request: SaveRequest,
+    saving: Save,
+    manifest: Manifest,
+    notes: tuple[str, ...],
+    began: float,
+    paused: float,
+    resumed: float = 0.0,
 ) -> None:
     """Tell the other hosts that this one's part is stored."""
     if request.together is None:
@@ -262,7 +275,7 @@ def _stored(
     from torpor.checkpoint import resettle
 
     assert saving.written is not None
-    manifest, now = captured.manifest, time.perf_counter()
+    now = time.perf_counter()
     request.together.stored(
         PartRecord(
             part=saving.written,
@@ -274,7 +287,7 @@ def _stored(
             pause=(resumed or now) - paused,
             seconds=now - began,
             first=request.first,
-            notes=captured.notes,
+            notes=notes,
             face=request.together.face,
             ports=resettle.ports(manifest),
         )
@@ -283,8 +296,11 @@ def _stored(
 
 def _commit(
     saving: Save, captured: Captured, request: SaveRequest, began: float, shortage: Shortage | None
-) -> RootInfo:
-    manifest = captured.complete(shortage)
+) -> tuple[RootInfo, Manifest]:
+    try:
+        manifest = captured.complete(shortage)
+    except CallFailed as error:
+        raise _changed(error) from error
     label: dict[str, str | int | float] = {
         "created": manifest.created,
         "host": manifest.machine.host,
@@ -294,7 +310,7 @@ def _commit(
         "seconds": round(time.perf_counter() - began, 3),
         **request.label,
     }
-    return saving.commit(codec.encode(manifest), label, identity=request.identity)
+    return saving.commit(codec.encode(manifest), label, identity=request.identity), manifest
 
 
 def _threads(manifest: Manifest) -> int:

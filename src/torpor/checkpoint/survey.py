@@ -18,7 +18,7 @@ from torpor.posix.far import Told
 from torpor.posix.memory import obstacles
 from torpor.posix.obstacles import Seen
 from torpor.posix.process_services import PROCESS_SERVICES, THREAD_SERVICES
-from torpor.posix.service import Descriptor, Stream
+from torpor.posix.service import Descriptor, DescriptorService, Stream
 from torpor.posix.socket_address import Address
 
 LOOKS = 3
@@ -70,7 +70,7 @@ class Survey:
             self._mapped = set()
             for pid in self.pids:
                 try:
-                    areas = proc.maps(pid)
+                    areas = self.areas(pid)
                 except OSError:
                     continue
                 self._mapped.update((area.dev, area.ino) for area in areas if area.perms[1::2] == "ws" and area.ino)
@@ -99,6 +99,18 @@ class Survey:
     def hold(self, pid: int, number: int) -> int:
         raise AssertionError("a survey must not touch descriptors")
 
+    def service(self, seen: Descriptor) -> DescriptorService:
+        """Whose a descriptor is."""
+        return descriptor_services.service_for(seen, self)
+
+    def has_ended(self, pid: int) -> bool:
+        """Is it a zombie, or gone? Raises OSError."""
+        return proc.state(pid) in "ZX" and len(proc.threads(pid)) <= 1
+
+    def areas(self, pid: int) -> Iterable[proc.Area]:
+        """The memory areas of a process. Raises OSError."""
+        return proc.maps(pid)
+
     def threads(self, pid: int) -> Iterable[tuple[int, dict[str, str]]]:
         """The threads of a process, and the status of each. Raises OSError if one of them has ended."""
         return [(tid, proc.status(pid, tid)) for tid in proc.threads(pid)]
@@ -108,11 +120,11 @@ class Survey:
         found: list[Refusal] = scratch.survey(self.folders)
         for pid in self.pids:
             try:
-                if proc.stat(pid).state in "ZX" and len(proc.threads(pid)) <= 1:
+                if self.has_ended(pid):
                     continue
                 for process_service in PROCESS_SERVICES:
                     found += process_service.survey(pid)
-                found += obstacles.survey(pid)
+                found += obstacles.survey(pid, self.areas(pid))
                 for tid, status in self.threads(pid):
                     for thread_service in THREAD_SERVICES:
                         found += thread_service.survey(pid, tid, status)
@@ -138,7 +150,7 @@ class Survey:
         our looks: only what is still so after the service has looked counts."""
         while True:
             try:
-                refusal = descriptor_services.service_for(seen, self).survey(seen, self)
+                refusal = self.service(seen).survey(seen, self)
                 if refusal is None:
                     return None
                 again = descriptors.look_at(seen.pid, seen.number, seen.process)

@@ -15,7 +15,7 @@ from torpor.model.data import Sink
 from torpor.posix import descriptor_services
 from torpor.posix.backlog import Backlogs
 from torpor.posix.far import Told
-from torpor.posix.service import Descriptor, Stream
+from torpor.posix.service import Descriptor, DescriptorService, Stream
 from torpor.posix.socket_address import Address
 from torpor.tracee.freeze import Frozen
 
@@ -52,6 +52,10 @@ class View(Survey):
         self._frozen = frozen
         self._by_number = {process.tgid: process for process in frozen.processes.values()}
         self._own: list[int] = []
+        self._services: dict[int, DescriptorService] = {}
+        """By number of the object: all descriptors of one open file description are of one kind."""
+        for process in frozen.processes.values():
+            process.fdinfo = {seen.number: seen.info for seen in self.descriptors if seen.pid == process.pid}
         self.groups = descriptors.group(self.descriptors)
         self.groups = [part for whole in self.groups for part in self._by_role(whole)]
         self._object = {(seen.pid, seen.number): number for number, group in enumerate(self.groups) for seen in group}
@@ -75,6 +79,20 @@ class View(Survey):
         if process is not None:
             return process.vpid
         return proc.inner_pid(proc.status(pid)) if pid in self._frozen.zombies else 0
+
+    def service(self, seen: Descriptor) -> DescriptorService:
+        number = self._object.get((seen.pid, seen.number))
+        if number is None:
+            return super().service(seen)
+        if number not in self._services:
+            self._services[number] = super().service(self.groups[number][0])
+        return self._services[number]
+
+    def has_ended(self, pid: int) -> bool:
+        return False  # it was stopped; if it has been killed since, nothing can be asked in it
+
+    def areas(self, pid: int) -> Iterable[proc.Area]:
+        return self._frozen.processes[pid].areas
 
     def threads(self, pid: int) -> Iterable[tuple[int, dict[str, str]]]:
         return [(task.tid, task.status) for task in self._frozen.processes[pid].tasks]
@@ -106,7 +124,7 @@ class View(Survey):
         """Find the open file descriptions that are in flight inside others, and those inside of them."""
         for group in self.groups:  # grows meanwhile
             seen = group[0]
-            look = getattr(descriptor_services.service_for(seen, self), "inside", None)
+            look = getattr(self.service(seen), "inside", None)
             if look is not None:
                 look(self.hold(seen.pid, seen.number), seen, self)
 

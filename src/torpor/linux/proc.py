@@ -37,6 +37,21 @@ def text(path: str) -> str:
     return os.fsdecode(read(path))
 
 
+def shown(path: str) -> bytes:
+    """The whole of a file that the kernel writes in one go (single_open in fs/seq_file.c): stat, status, comm, fdinfo
+    and others that say one thing. A read of it that is not filled was the last; of a list (maps, children) it need not
+    be."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        found = part = os.read(fd, _PART)
+        while len(part) == _PART:
+            part = os.read(fd, _PART)
+            found += part
+        return found
+    finally:
+        os.close(fd)
+
+
 class Stat(NamedTuple):
     """Fields of /proc/PID/stat that torpor uses; pids as the reader's namespace sees them."""
 
@@ -66,7 +81,7 @@ class Stat(NamedTuple):
 def stat(pid: int, tid: int | None = None) -> Stat:
     """/proc/PID/stat, or the one of a thread. Addresses read 0 without the right to trace the process."""
     where = f"/proc/{pid}/stat" if tid is None else f"/proc/{pid}/task/{tid}/stat"
-    line = text(where)
+    line = os.fsdecode(shown(where))
     head, _, tail = line.rpartition(")")
     number, _, comm = head.partition(" (")
     f = tail.split()
@@ -80,11 +95,17 @@ def stat(pid: int, tid: int | None = None) -> Stat:
     )  # fmt: skip
 
 
+def state(pid: int, tid: int | None = None) -> str:
+    """The letter of its state in /proc/PID/stat, or a thread's."""
+    where = f"/proc/{pid}/stat" if tid is None else f"/proc/{pid}/task/{tid}/stat"
+    return chr(shown(where).rpartition(b") ")[2][0])
+
+
 def status(pid: int, tid: int | None = None) -> dict[str, str]:
     """/proc/PID/status (or a thread's): name of the field to its text; numbers may have spaces in front."""
     where = f"/proc/{pid}/status" if tid is None else f"/proc/{pid}/task/{tid}/status"
     # Not splitlines: a name may have any byte in it that ends a line elsewhere, but for \n, which is shown as two.
-    return dict([line.split(":\t", 1) for line in text(where)[:-1].split("\n")])
+    return dict([line.split(":\t", 1) for line in os.fsdecode(shown(where))[:-1].split("\n")])
 
 
 def open_memory(pid: int, name: str, flags: int = os.O_RDONLY) -> int:
@@ -119,9 +140,9 @@ def face(pid: int) -> int:
     """The number by which a process is to be looked at: its own; or, if its first thread has ended and others go on,
     that of one of those. Such a process shows as a zombie without memory and descriptors, but /proc/TID shows them."""
     try:
-        if stat(pid).state not in "ZX":
+        if state(pid) not in "ZX":
             return pid
-        return next((tid for tid in threads(pid) if stat(pid, tid).state not in "ZX"), pid)
+        return next((tid for tid in threads(pid) if state(pid, tid) not in "ZX"), pid)
     except OSError:
         return pid
 
@@ -140,7 +161,7 @@ def children(pid: int) -> list[int]:
 def comm(pid: int) -> str:
     """The name of a process; '?' once it is gone."""
     try:
-        return text(f"/proc/{pid}/comm").rstrip("\n")
+        return os.fsdecode(shown(f"/proc/{pid}/comm")).rstrip("\n")
     except OSError:
         return "?"
 
@@ -164,7 +185,7 @@ class Area(NamedTuple):
         return self.end - self.start
 
 
-@lru_cache(2048)
+@lru_cache(4096)
 def parse_area(line: str) -> Area:
     """One line of maps (or the first line of an smaps entry). Processes that were forked from one have most of them in
     common."""

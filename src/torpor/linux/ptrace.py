@@ -149,11 +149,21 @@ def set_regs(tid: int, regs: Regs) -> None:
     request(SETREGS, tid, 0, ctypes.addressof(regs))
 
 
-def get_regset(tid: int, kind: int, size: int = 16384) -> bytes:
+_LARGEST_SET = 16384
+_room_for: dict[int, int] = {}
+"""By register set: the room that it took last, and eight bytes more, by which one sees that nothing was cut off. (Room
+has to be a multiple of eight bytes: kernel/ptrace.c, ptrace_regset.)"""
+
+
+def get_regset(tid: int, kind: int) -> bytes:
     """A register set (NT_*) as the kernel lays it out."""
-    room = ctypes.create_string_buffer(size)
-    vector = _IoVec(ctypes.addressof(room), size)
-    request(GETREGSET, tid, kind, ctypes.addressof(vector))
+    for size in (_room_for.get(kind, _LARGEST_SET), _LARGEST_SET):
+        room = ctypes.create_string_buffer(size)
+        vector = _IoVec(ctypes.addressof(room), size)
+        request(GETREGSET, tid, kind, ctypes.addressof(vector))
+        if vector.length < size:
+            break
+    _room_for[kind] = min(vector.length + 8, _LARGEST_SET)
     return room.raw[: vector.length]
 
 
@@ -231,14 +241,16 @@ def pending(tid: int, shared: bool) -> list[bytes]:
     Nothing is consumed (PTRACE_PEEKSIGINFO).
     """
     out: list[bytes] = []
-    room = ctypes.create_string_buffer(128 * 32)
+    step = 1  # mostly there are none
     while True:
-        args = ctypes.create_string_buffer(struct.pack("QIi", len(out), 1 if shared else 0, 32), 16)
+        room = ctypes.create_string_buffer(128 * step)
+        args = ctypes.create_string_buffer(struct.pack("QIi", len(out), 1 if shared else 0, step), 16)
         count = request(PEEKSIGINFO, tid, ctypes.addressof(args), ctypes.addressof(room))
         raw = room.raw
         out += [raw[128 * i : 128 * (i + 1)] for i in range(count)]
-        if count < 32:
+        if count < step:
             return out
+        step = 32
 
 
 reaped: dict[int, int] = {}

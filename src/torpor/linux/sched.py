@@ -20,10 +20,13 @@ FLAG_RECLAIM = 0x02
 FLAG_DL_OVERRUN = 0x04
 FLAG_UTIL_CLAMP = 0x20 | 0x40
 
-_ATTR = "=IIQiIQQQII"  # struct sched_attr (include/uapi/linux/sched/types.h), 56 bytes; 48 without the clamps
-_SIZE = struct.calcsize(_ATTR)
-_IOPRIO_GET = 252
-_WHO_PROCESS = 1
+_ATTR = "=IIQiIQQQII"
+SIZE = struct.calcsize(_ATTR)
+"""Of struct sched_attr (include/uapi/linux/sched/types.h): 56 bytes; 48 without the clamps."""
+
+WHO_PROCESS = 1
+MOST_PROCESSORS = 8192
+"""NR_CPUS of x86-64, at most (arch/x86/Kconfig)."""
 
 
 class Attr(NamedTuple):
@@ -42,26 +45,31 @@ class Attr(NamedTuple):
 
 def getattr_of(tid: int) -> Attr:
     """The attributes of thread `tid` (0: of the calling one). Raises OSError."""
-    room = ctypes.create_string_buffer(_SIZE)
-    syscall(NR.sched_getattr, tid, ctypes.addressof(room), _SIZE, 0)
-    return Attr(*struct.unpack(_ATTR, room.raw)[1:])
+    room = ctypes.create_string_buffer(SIZE)
+    syscall(NR.sched_getattr, tid, ctypes.addressof(room), SIZE, 0)
+    return unpack(room.raw)
+
+
+def unpack(raw: bytes) -> Attr:
+    """From struct sched_attr, SIZE bytes of it."""
+    return Attr(*struct.unpack(_ATTR, raw)[1:])
 
 
 def setattr_of(tid: int, attr: Attr) -> None:
     """Set them. Raises OSError (EPERM: more urgent than the caller may make it; EBUSY: no room for the
     deadline)."""
-    room = ctypes.create_string_buffer(struct.pack(_ATTR, _SIZE, *attr), _SIZE)
+    room = ctypes.create_string_buffer(struct.pack(_ATTR, SIZE, *attr), SIZE)
     syscall(NR.sched_setattr, tid, ctypes.addressof(room), 0)
 
 
 def get_ioprio(tid: int) -> int:
     """I/O class (bits 13 and up) and priority of a thread; class 0: never set."""
-    return syscall(_IOPRIO_GET, _WHO_PROCESS, tid)
+    return syscall(NR.ioprio_get, WHO_PROCESS, tid)
 
 
 def set_ioprio(tid: int, value: int) -> None:
     """Set them. Raises OSError (EPERM: the real-time class without CAP_SYS_ADMIN)."""
-    syscall(NR.ioprio_set, _WHO_PROCESS, tid, value)
+    syscall(NR.ioprio_set, WHO_PROCESS, tid, value)
 
 
 def online() -> int:

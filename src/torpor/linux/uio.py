@@ -65,20 +65,67 @@ def write_from(pid: int, ranges: list[tuple[int, int]], local: int, size: int) -
     _move(_writev, "writing", pid, local, size, ranges)
 
 
+class Memory:
+    """The memory of a process as a file, /proc/PID/mem: what passes over page protection of private mappings
+    (FOLL_FORCE). A program that the process executes later has other memory.
+
+    It is opened at the first use and kept open, but for those that are one too many: a job may have more processes than
+    we may have descriptors. Raises OSError: ESRCH where the process has ended, EIO for an address that is not mapped.
+    """
+
+    MOST = 200
+    """So many are kept open."""
+
+    _kept = 0
+
+    def __init__(self, pid: int) -> None:
+        self._pid, self._fd = pid, -1
+
+    def read(self, address: int, size: int) -> bytes:
+        """As many bytes as there are, `size` at most."""
+        fd = self._fd if self._fd >= 0 else self._open()
+        try:
+            return os.pread(fd, size, address)
+        finally:
+            if fd != self._fd:
+                os.close(fd)
+
+    def write(self, address: int, data: bytes | memoryview) -> None:
+        """All of `data`."""
+        fd = self._fd if self._fd >= 0 else self._open()
+        try:
+            written = os.pwrite(fd, data, address)
+            while written < len(data):
+                part = os.pwrite(fd, memoryview(data)[written:], address + written)
+                if not part:
+                    raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))  # its memory is gone
+                written += part
+        finally:
+            if fd != self._fd:
+                os.close(fd)
+
+    def _open(self) -> int:
+        fd = proc.open_memory(self._pid, "mem", os.O_RDWR)
+        if Memory._kept < Memory.MOST:
+            Memory._kept += 1
+            self._fd = fd
+        return fd
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._fd >= 0:
+            Memory._kept -= 1
+            os.close(self._fd)
+            self._fd = -1
+
+
 def force_write(pid: int, address: int, data: bytes | memoryview) -> None:
-    """Write through /proc/PID/mem, which passes over page protection of private mappings (FOLL_FORCE). Raises OSError
-    (ESRCH where the process has ended meanwhile)."""
-    fd = proc.open_memory(pid, "mem", os.O_RDWR)
+    """One write to the `Memory` of a process. Raises OSError."""
+    memory = Memory(pid)
     try:
-        done = 0
-        view = memoryview(data)
-        while done < len(view):
-            written = os.pwrite(fd, view[done:], address + done)
-            if not written:
-                raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))  # its memory is gone
-            done += written
+        memory.write(address, data)
     finally:
-        os.close(fd)
+        memory.close()
 
 
 def force_read(pid: int, address: int, size: int) -> bytes:

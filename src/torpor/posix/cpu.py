@@ -37,18 +37,14 @@ class CpuRecord(msgspec.Struct, frozen=True):
 
 
 def capture(process: Process, task: Task) -> CpuRecord:
-    """The record of a frozen thread, with the registers it was found with."""
-    try:
-        rseq = ptrace.rseq_configuration(task.tid)
-    except OSError:
-        rseq = (0, 0, 0)
+    """The record of a frozen thread, with the registers it was found with and what was learned of it since."""
     restarting = -1
     if task.in_call == NR.restart_syscall:
         try:
             restarting = restarted_call(process.read(task.regs.rip - 34, 34))
         except OSError:
             pass
-    return CpuRecord(bytes(task.regs), ptrace.get_regset(task.tid, NT_X86_XSTATE), task.mask, rseq, restarting)
+    return CpuRecord(bytes(task.regs), ptrace.get_regset(task.tid, NT_X86_XSTATE), task.mask, task.rseq, restarting)
 
 
 def restarted_call(code: bytes) -> int:

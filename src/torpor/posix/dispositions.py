@@ -37,12 +37,16 @@ class Dispositions(msgspec.Struct, frozen=True):
     actions: dict[int, bytes]
 
 
+_ASK = tuple(call(NR.rt_sigaction, n, 0, Out(_SIZE), _SET) for n in _NUMBERS)
+
+
 class DispositionService(ProcessBase):
     name = "dispositions"
+    afterwards = True
     record: type[msgspec.Struct] = Dispositions
 
     def ask(self, process: Process) -> Sequence[Call]:
-        return [call(NR.rt_sigaction, n, 0, Out(_SIZE), _SET) for n in _NUMBERS]
+        return _ASK
 
     def capture(self, process: Process, answers: Sequence[Answer]) -> Dispositions:
         found = {n: answer.outs[0] for n, answer in zip(_NUMBERS, answers)}

@@ -239,15 +239,16 @@ def _listed(numbers: Sequence[int]) -> str:
     return " ".join(str(number) for number in sorted(set(numbers))) or "none"
 
 
+_ASK = (call(NR.prctl, prctl.GET_SECUREBITS, 0, 0, 0, 0), call(NR.prctl, prctl.GET_DUMPABLE, 0, 0, 0, 0))
+
+
 class IdentityService(ThreadBase):
     name = "identity"
+    afterwards = True
     record: type[msgspec.Struct] = Identity
 
     def ask(self, task: Task) -> Sequence[Call]:
-        return [
-            call(NR.prctl, prctl.GET_SECUREBITS, 0, 0, 0, 0),
-            call(NR.prctl, prctl.GET_DUMPABLE, 0, 0, 0, 0),
-        ]
+        return _ASK
 
     def capture(self, task: Task, answers: Sequence[Answer]) -> Identity:
         return from_status(task.status, answers[0].value, answers[1].value)

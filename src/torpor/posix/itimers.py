@@ -45,18 +45,23 @@ class Itimers(msgspec.Struct, frozen=True):
     timers: dict[int, Itimer]
 
 
+_ASK = (
+    call(NR.clock_gettime, time.CLOCK_REALTIME, Out(16)),
+    *(call(NR.getitimer, kind, Out(32)) for kind in _KINDS),
+)
+
+
 class ItimerService(ProcessBase):
     name = "itimers"
+    afterwards = True
     record: type[msgspec.Struct] = Itimers
 
     def ask(self, process: Process) -> Sequence[Call]:
         # The realtime clock is the one that no time namespace moves.
-        return [call(NR.clock_gettime, time.CLOCK_REALTIME, Out(16))] + [
-            call(NR.getitimer, kind, Out(32)) for kind in _KINDS
-        ]
+        return _ASK
 
     def capture(self, process: Process, answers: Sequence[Answer]) -> Itimers | None:
-        elapsed = since(answers[0].outs[0]) // 1000
+        elapsed = since(answers[0].outs[0], process.peeked) // 1000
         found = {}
         for kind, answer in zip(_KINDS, answers[1:]):
             a, b, c, d = struct.unpack(_ITIMERVAL, answer.outs[0])
@@ -88,8 +93,8 @@ def settle(timer: Itimer, elapsed: int) -> Itimer:
     return Itimer(1, timer.interval) if expired else timer
 
 
-def since(then: bytes) -> int:
-    """Nanoseconds since a struct timespec of the realtime clock."""
+def since(then: bytes, now: int) -> int:
+    """Nanoseconds from a struct timespec of the realtime clock to another moment of it."""
     seconds, rest = struct.unpack(_TIMESPEC, then)
-    gone: int = time.clock_gettime_ns(time.CLOCK_REALTIME) - seconds * 1_000_000_000 - rest
+    gone: int = now - seconds * 1_000_000_000 - rest
     return max(0, gone)

@@ -1,8 +1,8 @@
 """Resource limits (getrlimit(2)): sixteen pairs of a soft and a hard limit per process.
 
-Read from /proc/PID/limits (any user may; prlimit(2) wants equal uids), set by the restarting process with
-prlimit(2), and only where the recreated process' differ. Nobody may raise a hard limit without
-CAP_SYS_RESOURCE: where that would be needed, the restart fails with a line that names the limit.
+Asked for by the process itself, and read from /proc/PID/limits at a restart (from outside prlimit(2) wants equal
+uids); set by the restarting process with prlimit(2), and only where the recreated process' differ. Nobody may raise a
+hard limit without CAP_SYS_RESOURCE: where that would be needed, the restart fails with a line that names the limit.
 
 The number of processes is set last and in the task: the threads of the job have yet to be created when the
 others are set. Used-up amounts (CPU seconds, queued bytes) are not part of a limit.
@@ -22,7 +22,7 @@ from torpor.linux import proc
 from torpor.linux.arch.x86_64 import NR
 from torpor.model.errors import RestartFailed
 from torpor.posix.service import ProcessBase, Stage, Steps
-from torpor.tracee.call import Answer, In, call
+from torpor.tracee.call import Answer, Call, In, Out, call
 from torpor.tracee.process import Process
 
 INFINITY = -1
@@ -82,12 +82,24 @@ def refuse_raise(vpid: int, number: int, saved: int, now: int) -> RestartFailed:
     )
 
 
+def _signed(value: int) -> int:
+    return INFINITY if value == _raw(INFINITY) else value
+
+
+_ASK = tuple(call(NR.prlimit64, 0, number, 0, Out(16)) for number in range(len(_ROWS)))
+
+
 class LimitService(ProcessBase):
     name = "limits"
+    afterwards = True
     record: type[msgspec.Struct] = Limits
 
+    def ask(self, process: Process) -> Sequence[Call]:
+        return _ASK
+
     def capture(self, process: Process, answers: Sequence[Answer]) -> Limits:
-        return parse(proc.text(f"/proc/{process.leader.tid}/limits"))
+        pairs = [struct.unpack("<QQ", answer.outs[0]) for answer in answers]
+        return Limits(tuple((_signed(soft), _signed(hard)) for soft, hard in pairs))
 
     def restore(self, record: Any, process: Process) -> Steps:
         soft, hard = record.limits[_NPROC]

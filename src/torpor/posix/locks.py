@@ -19,7 +19,6 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from torpor.linux import proc
 from torpor.linux.arch.x86_64 import NR
 from torpor.model.errors import Refusal, RestartFailed
 from torpor.posix.service import Descriptor, ProcessBase, Stage, Steps
@@ -127,17 +126,13 @@ class LockService(ProcessBase):
     """POSIX locks of one process."""
 
     name = "locks"
+    afterwards = True
     record: type[msgspec.Struct] = PosixLocks
 
     def capture(self, process: Process, answers: Sequence[Answer]) -> PosixLocks | None:
-        found = []
-        for number in proc.descriptors(process.pid):
-            try:
-                lines = proc.read(f"/proc/{process.pid}/fdinfo/{number}")
-            except FileNotFoundError:
-                continue  # the descriptor that /proc was just listed with, if it is our own process
-            if b"\nlock:" in lines:
-                found += [(number, lock) for lock in held(os.fsdecode(lines).splitlines()) if lock.kind == POSIX]
+        found = [
+            (number, lock) for number, lines in process.fdinfo.items() for lock in held(lines) if lock.kind == POSIX
+        ]
         # Duplicates of a descriptor show the same locks; setting one twice does nothing.
         return PosixLocks(tuple(found)) if found else None
 

@@ -32,6 +32,7 @@ class Membarrier(msgspec.Struct, frozen=True):
 
 class MembarrierService(ProcessBase):
     name = "membarrier"
+    afterwards = True
     record: type[msgspec.Struct] = Membarrier
 
     def ask(self, process: Process) -> Sequence[Call]:

@@ -35,12 +35,16 @@ class MemoryPolicy(msgspec.Struct, frozen=True):
     nodes: int
 
 
+_ASK = (call(NR.get_mempolicy, Out(4), Out(_BYTES), _BITS + 1, 0, 0, accept=ANY),)
+
+
 class MemoryPolicyService(ThreadBase):
     name = "memory_policy"
+    afterwards = True
     record: type[msgspec.Struct] = MemoryPolicy
 
     def ask(self, task: Task) -> Sequence[Call]:
-        return [call(NR.get_mempolicy, Out(4), Out(_BYTES), _BITS + 1, 0, 0, accept=ANY)]
+        return _ASK
 
     def capture(self, task: Task, answers: Sequence[Answer]) -> MemoryPolicy:
         if answers[0].error:

@@ -45,17 +45,22 @@ class Modes(msgspec.Struct, frozen=True):
     speculation: tuple[int, int, int] = (0, 0, 0)
 
 
+_ASK = (
+    call(NR.prctl, prctl.MCE_KILL_GET, 0, 0, 0, 0, accept=ANY),
+    call(NR.prctl, prctl.GET_TSC, Out(4), 0, 0, 0, accept=ANY),
+    call(NR.arch_prctl, prctl.ARCH_GET_CPUID, 0, accept=ANY),
+    call(NR.prctl, prctl.GET_IO_FLUSHER, 0, 0, 0, 0, accept=ANY),
+    *(call(NR.prctl, prctl.GET_SPECULATION_CTRL, which, 0, 0, 0, accept=ANY) for which in range(3)),
+)
+
+
 class ModeService(ThreadBase):
     name = "modes"
+    afterwards = True
     record: type[msgspec.Struct] = Modes
 
     def ask(self, task: Task) -> Sequence[Call]:
-        return [
-            call(NR.prctl, prctl.MCE_KILL_GET, 0, 0, 0, 0, accept=ANY),
-            call(NR.prctl, prctl.GET_TSC, Out(4), 0, 0, 0, accept=ANY),
-            call(NR.arch_prctl, prctl.ARCH_GET_CPUID, 0, accept=ANY),
-            call(NR.prctl, prctl.GET_IO_FLUSHER, 0, 0, 0, 0, accept=ANY),
-        ] + [call(NR.prctl, prctl.GET_SPECULATION_CTRL, which, 0, 0, 0, accept=ANY) for which in range(3)]
+        return _ASK
 
     def capture(self, task: Task, answers: Sequence[Answer]) -> Modes:
         mce, tsc, cpuid, flusher = answers[:4]

@@ -15,6 +15,7 @@ import os
 import struct
 from _thread import get_native_id
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 
 import msgspec
 
@@ -22,8 +23,7 @@ from torpor.linux import proc, ptrace
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.libc import syscall
 from torpor.model.errors import Refusal
-from torpor.posix.service import ProcessBase, ThreadBase
-from torpor.tracee.process import Process
+from torpor.posix.service import ThreadBase
 from torpor.tracee.task import Task
 
 _PF_KTHREAD = 0x00200000
@@ -39,6 +39,11 @@ class Seen:
         self.status = proc.status(pid, tid) if status is None else status
         self.name = self.status["Name"]
 
+    @cached_property
+    def parent(self) -> int:
+        """By which its parent can be looked at."""
+        return proc.face(int(self.status["PPid"]))
+
     def refuse(self, thing: str, way_out: str) -> Refusal:
         if self.tid != self.pid:
             thing = f"thread {self.tid} {thing}"
@@ -46,7 +51,9 @@ class Seen:
 
 
 def kernel_thread(seen: Seen) -> Iterator[Refusal]:
-    """Field 9 of stat: flags (include/linux/sched.h)."""
+    """Field 9 of stat: flags (include/linux/sched.h). Whatever has memory is none."""
+    if "VmSize" in seen.status:
+        return
     flags = int(proc.text(f"/proc/{seen.pid}/stat").rpartition(")")[2].split()[6])
     if flags & _PF_KTHREAD:
         yield seen.refuse("is a thread of the kernel", "choose a process of your own")
@@ -68,7 +75,7 @@ def word_size(seen: Seen) -> Iterator[Refusal]:
 def traced(seen: Seen) -> Iterator[Refusal]:
     """TracerPid names the thread that traces it; ourselves we do not count."""
     tracer = int(seen.status.get("TracerPid", "0"))
-    if tracer and not os.path.exists(f"/proc/self/task/{tracer}"):
+    if tracer and tracer != get_native_id() and not os.path.exists(f"/proc/self/task/{tracer}"):
         yield seen.refuse(f"is being traced by process {tracer} ({proc.comm(tracer)})", "end that tracer first")
 
 
@@ -80,7 +87,7 @@ def shares_memory(seen: Seen) -> Iterator[Refusal]:
     if seen.tid != seen.pid or seen.status.get("TracerPid") != us:
         return
     try:
-        if proc.status(parent).get("TracerPid") != us or syscall(NR.kcmp, seen.pid, parent, _KCMP_VM, 0, 0) != 0:
+        if syscall(NR.kcmp, seen.pid, parent, _KCMP_VM, 0, 0) != 0 or proc.status(parent).get("TracerPid") != us:
             return
     except OSError:
         return
@@ -93,7 +100,7 @@ def shares_memory(seen: Seen) -> Iterator[Refusal]:
 def shares_tables(seen: Seen) -> Iterator[Refusal]:
     """A process that has its parent's descriptors, or its working directory and umask, without being a thread (clone
     with CLONE_FILES, CLONE_FS): what one of them opens, the other one has."""
-    parent = proc.face(int(seen.status["PPid"]))
+    parent = seen.parent
     if seen.status["State"][0] in "ZX":
         return
     for kind, what in ((_KCMP_FILES, "table of descriptors"), (_KCMP_FS, "working directory")):
@@ -124,18 +131,18 @@ def shadow_stack(seen: Seen) -> Iterator[Refusal]:
 def namespaces(seen: Seen) -> Iterator[Refusal]:
     """Namespaces that the job made for itself: other ones than its parent's and ours. (The parent of an orphan may be
     outside of the container that both of us are in.)"""
-    parent = proc.face(int(seen.status["PPid"]))
+    parent = seen.parent
     for kind in ("user", "pid", "mnt", "net", "ipc", "uts", "time", "cgroup"):
         own = _namespace(seen.pid, kind)
         others = (_namespace(whose, name) for whose, name in (
-            (parent, kind), (parent, f"{kind}_for_children"), (os.getpid(), kind),
+            (os.getpid(), kind), (parent, kind), (parent, f"{kind}_for_children"),
         ))  # fmt: skip
         # A process with a new namespace for its children only shows it there.
         # (A pid namespace without a process in it yet cannot be read.)
         split = kind in ("pid", "time") and _namespace(seen.pid, f"{kind}_for_children") != own
         if split and not _namespace(seen.pid, "mnt"):
             return  # it is just ending, and has lost all of them but this
-        if own and (own not in others or split):
+        if own and (split or own not in others):
             yield seen.refuse(
                 f"is in a {kind} namespace of its own"
                 if not split
@@ -197,29 +204,16 @@ class Nothing(msgspec.Struct, frozen=True):
     """Obstacles leave no record."""
 
 
-class ProcessObstacles(ProcessBase):
-    name = "process_obstacles"
-    record: type[msgspec.Struct] = Nothing
-
-    def survey(self, pid: int) -> Iterable[Refusal]:
-        seen = Seen(pid, pid)
-        for look in PROCESS:
-            found = list(look(seen))
-            if found:
-                return found
-        return ()
-
-    def capture(self, process: Process, answers: object) -> None:
-        return None
-
-
 class ThreadObstacles(ThreadBase):
+    """Those of the process are looked for with its first thread."""
+
     name = "thread_obstacles"
+    afterwards = True
     record: type[msgspec.Struct] = Nothing
 
     def survey(self, pid: int, tid: int, status: dict[str, str]) -> Iterable[Refusal]:
         seen = Seen(pid, tid, status)
-        for look in THREAD:
+        for look in (*PROCESS, *THREAD) if tid == pid else THREAD:
             found = list(look(seen))
             if found:
                 return found

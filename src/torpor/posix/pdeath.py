@@ -26,12 +26,16 @@ class ParentDeath(msgspec.Struct, frozen=True):
     signal: int
 
 
+_ASK = (call(NR.prctl, prctl.GET_PDEATHSIG, Out(4), 0, 0, 0),)
+
+
 class ParentDeathService(ThreadBase):
     name = "pdeath"
+    afterwards = True
     record: type[msgspec.Struct] = ParentDeath
 
     def ask(self, task: Task) -> Sequence[Call]:
-        return [call(NR.prctl, prctl.GET_PDEATHSIG, Out(4), 0, 0, 0)]
+        return _ASK
 
     def capture(self, task: Task, answers: Sequence[Answer]) -> ParentDeath:
         return ParentDeath(int.from_bytes(answers[0].outs[0], "little"))

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from torpor.linux import ptrace, siginfo
+from torpor.linux import siginfo
 from torpor.linux.arch.x86_64 import NR
 from torpor.posix import posix_timers
 from torpor.posix.service import ProcessBase, Stage, Steps
@@ -48,11 +48,12 @@ def kept(pid: int, infos: Iterable[bytes]) -> tuple[bytes, ...]:
 class PendingService(ProcessBase):
     name = "pending"
     record: type[msgspec.Struct] = Pending
+    afterwards = posix_timers.drops_stale()
 
     def capture(self, process: Process, answers: Sequence[Answer]) -> Pending | None:
         # The set is older: what is in it but not in the queue has no queue entry (out of memory).
         waiting = int(process.status["ShdPnd"], 16)
-        infos = ptrace.pending(process.leader.tid, True)
+        infos = list(process.waiting)
         queued = {siginfo.number(info) for info in infos}
         infos += [siginfo.bare(n) for n in range(1, 65) if waiting >> (n - 1) & 1 and n not in queued]
         signals = kept(process.pid, infos)

@@ -1,7 +1,7 @@
 """Execution domain (personality(2)): flags such as ADDR_NO_RANDOMIZE that change how the kernel treats a
 process.
 
-Read from /proc/PID/personality, set by the call in the process, after its memory is in place
+Asked for, and set, by the call in the process; set after its memory is in place
 (READ_IMPLIES_EXEC would change what mmap does). The kernel keeps it per thread; threads inherit it and are
 created afterwards.
 """
@@ -13,10 +13,9 @@ from typing import Any
 
 import msgspec
 
-from torpor.linux import proc
 from torpor.linux.arch.x86_64 import NR
 from torpor.posix.service import ProcessBase, Stage, Steps
-from torpor.tracee.call import Answer, call
+from torpor.tracee.call import Answer, Call, call
 from torpor.tracee.process import Process
 
 
@@ -26,12 +25,20 @@ class Personality(msgspec.Struct, frozen=True):
     persona: int
 
 
+_ASK = (call(NR.personality, 0xFFFFFFFF),)
+"""Says what it is, and changes nothing."""
+
+
 class PersonalityService(ProcessBase):
     name = "personality"
+    afterwards = True
     record: type[msgspec.Struct] = Personality
 
+    def ask(self, process: Process) -> Sequence[Call]:
+        return _ASK
+
     def capture(self, process: Process, answers: Sequence[Answer]) -> Personality:
-        return Personality(int(proc.read(f"/proc/{process.leader.tid}/personality"), 16))
+        return Personality(answers[0].value)
 
     def restore(self, record: Any, process: Process) -> Steps:
         return {Stage.PROCESS: [call(NR.personality, record.persona)]}

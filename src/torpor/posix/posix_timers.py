@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from torpor.linux import prctl, proc, ptrace, siginfo
+from torpor.linux import prctl, proc, siginfo
 from torpor.linux.arch.x86_64 import NR
 from torpor.model.errors import Refusal, Refused, RestartFailed
 from torpor.posix.itimers import since
@@ -193,10 +193,9 @@ class PosixTimerService(ProcessBase):
         odd = list(_odd(process.pid, timers, process.vpid, vtids))
         if odd:
             raise Refused(odd)
-        queues = {0: ptrace.pending(process.leader.tid, True)}
-        for tid in {timer.target for timer in timers} - {0}:
-            queues[tid] = ptrace.pending(tid, False) if tid in vtids else []
-        elapsed = since(answers[0].outs[0])
+        queues = {timer.target: () for timer in timers} | {task.tid: task.waiting for task in process.tasks}
+        queues[0] = process.waiting
+        elapsed = since(answers[0].outs[0], process.peeked)
         stale = drops_stale()
         out = []
         for timer, answer in zip(timers, answers[1:]):

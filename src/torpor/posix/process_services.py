@@ -15,7 +15,7 @@ from torpor.posix.membarrier import MembarrierService
 from torpor.posix.memory_policy import MemoryPolicyService
 from torpor.posix.modes import ModeService
 from torpor.posix.name import NameService
-from torpor.posix.obstacles import ProcessObstacles, ThreadObstacles
+from torpor.posix.obstacles import ThreadObstacles
 from torpor.posix.oom import OomService
 from torpor.posix.pdeath import ParentDeathService
 from torpor.posix.pending import PendingService
@@ -30,7 +30,6 @@ from torpor.posix.tid_address import TidAddressService
 from torpor.posix.workdir import WorkdirService
 
 PROCESS_SERVICES: tuple[ProcessService, ...] = (
-    ProcessObstacles(),
     DispositionService(),
     PersonalityService(),
     WorkdirService(),

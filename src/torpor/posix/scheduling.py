@@ -1,10 +1,10 @@
 """How a thread is scheduled: policy, priority, nice, reset-on-fork, deadline, affinity, I/O priority, timer
 slack.
 
-All but the timer slack is read and set from outside by tid: sched_getattr(2), getpriority(2),
-sched_getaffinity(2), ioprio_get(2). The timer slack is asked for with PR_GET_TIMERSLACK in the thread. Set is
-only what differs; being more urgent than the restarter needs CAP_SYS_NICE (or RLIMIT_NICE, RLIMIT_RTPRIO),
-and if it is missing the restart fails with a line that says what was wanted.
+Asked for in the thread: sched_getattr(2), getpriority(2), sched_getaffinity(2), ioprio_get(2), PR_GET_TIMERSLACK.
+All but the timer slack is set from outside by tid, and only what differs; being more urgent than the restarter needs
+CAP_SYS_NICE (or RLIMIT_NICE, RLIMIT_RTPRIO), and if it is missing the restart fails with a line that says what was
+wanted.
 
 Processors. A thread that might run on all of them gets those the restarter may use. One that was bound comes
 back bound to those of its processors that may be used here; if none may, it gets the restarter's, as the
@@ -27,7 +27,7 @@ from torpor.linux.arch.x86_64 import NR
 from torpor.linux.sched import Attr
 from torpor.model.errors import RestartFailed
 from torpor.posix.service import Stage, Steps, ThreadBase
-from torpor.tracee.call import Answer, Call, call
+from torpor.tracee.call import Answer, Call, Out, call
 from torpor.tracee.task import Task
 
 _FAIR = (sched.OTHER, sched.BATCH, sched.IDLE)
@@ -59,24 +59,39 @@ class Scheduling(msgspec.Struct, frozen=True):
     """Timer slack; 0: not known (a real-time thread has none)."""
 
 
+_MOST_NICE = 20
+"""The system call getpriority returns 20 less the nice value (kernel/sys.c)."""
+
+_ASK = (
+    call(NR.prctl, prctl.GET_TIMERSLACK, 0, 0, 0, 0),
+    call(NR.sched_getattr, 0, Out(sched.SIZE), sched.SIZE, 0),
+    call(NR.getpriority, os.PRIO_PROCESS, 0),
+    call(NR.sched_getaffinity, 0, sched.MOST_PROCESSORS // 8, Out(sched.MOST_PROCESSORS // 8)),
+    call(NR.ioprio_get, sched.WHO_PROCESS, 0),
+)
+
+
 class SchedulingService(ThreadBase):
     name = "scheduling"
+    afterwards = True
     record: type[msgspec.Struct] = Scheduling
 
     def ask(self, task: Task) -> Sequence[Call]:
-        return [call(NR.prctl, prctl.GET_TIMERSLACK, 0, 0, 0, 0)]
+        return _ASK
 
     def capture(self, task: Task, answers: Sequence[Answer]) -> Scheduling:
-        attr = sched.getattr_of(task.tid)
+        slack, attributes, priority, processors, ioprio = answers
+        attr = sched.unpack(attributes.outs[0])
         own = sched.getattr_of(0)
         if attr.policy in _FAIR and own.policy in _FAIR and attr.runtime == own.runtime:
             attr = attr._replace(runtime=0)
-        cpus = os.sched_getaffinity(task.tid)
+        bits = int.from_bytes(processors.outs[0][: processors.value], "little")
+        cpus = {number for number in range(bits.bit_length()) if bits >> number & 1}
         return Scheduling(
-            attr.policy, attr.flags & _SETTABLE, os.getpriority(os.PRIO_PROCESS, task.tid), attr.priority,
+            attr.policy, attr.flags & _SETTABLE, _MOST_NICE - priority.value, attr.priority,
             attr.runtime, attr.deadline, attr.period, attr.util_min, attr.util_max,
             tuple(sorted(cpus)), len(cpus) < sched.online(), cpus == os.sched_getaffinity(0),
-            sched.get_ioprio(task.tid), answers[0].value,
+            ioprio.value, slack.value,
         )  # fmt: skip
 
     def restore(self, record: Any, task: Task) -> Steps:

@@ -283,7 +283,12 @@ class DescriptorService(Protocol):
 
 
 class ProcessService(Protocol):
-    """Something the kernel keeps once for a process."""
+    """Something the kernel keeps once for a process.
+
+    afterwards (False where it is not said): may `capture` wait until the job goes on? Then it says nothing but what the
+    answers say, and what `Process` and `Task` have kept since the stop: `status`, `stat`, `waiting`, `tasks`, numbers,
+    registers. Every service of which this is true makes the pause shorter.
+    """
 
     name: str
     record: type[msgspec.Struct]
@@ -297,7 +302,7 @@ class ProcessService(Protocol):
         ...
 
     def capture(self, process: Process, answers: Sequence[Answer]) -> msgspec.Struct | None:
-        """The record; None where there is nothing to restore. May raise Refused: nothing has been changed yet."""
+        """The record; None where there is nothing to restore. May raise Refused."""
         ...
 
     def restore(self, record: Any, process: Process) -> Steps:
@@ -310,7 +315,7 @@ class ProcessService(Protocol):
 
 
 class ThreadService(Protocol):
-    """Something the kernel keeps for each thread."""
+    """Something the kernel keeps for each thread. afterwards: see ProcessService."""
 
     name: str
     record: type[msgspec.Struct]
@@ -378,6 +383,8 @@ class DescriptorBase:
 class ProcessBase:
     """Defaults for the steps a process service often does not need."""
 
+    afterwards = False
+
     def survey(self, pid: int) -> Iterable[Refusal]:
         return ()
 
@@ -393,6 +400,8 @@ class ProcessBase:
 
 class ThreadBase:
     """Defaults for the steps a thread service often does not need."""
+
+    afterwards = False
 
     def survey(self, pid: int, tid: int, status: dict[str, str]) -> Iterable[Refusal]:
         return ()

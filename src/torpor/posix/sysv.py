@@ -85,12 +85,21 @@ class Members:
     @cached_property
     def started(self) -> float:
         """When the first process of the job started, seconds since the epoch."""
-        return started(self.first.pid)
+        return _began(self.first.stat)
+
+    def before(self, when: int) -> bool:
+        """Was `when` before any of them had started? Then none of them did what was done then."""
+        return when + 1 < self.oldest
+
+    @cached_property
+    def oldest(self) -> float:
+        """When the oldest of them started, seconds since the epoch."""
+        return min(_began(process.stat) for process in self.processes)
 
     def acted(self, vpid: int, when: int) -> bool:
         """Was it a process of the job (and not one that had its pid before) that did something at `when`?"""
         process = self.by_vpid.get(vpid)
-        return process is not None and bool(when) and started(process.pid) <= when + 1
+        return process is not None and bool(when) and _began(process.stat) <= when + 1
 
     def outsider(self, vpid: int, when: int) -> int:
         """The same for a living process outside the job: its pid, else 0."""
@@ -155,7 +164,11 @@ class Members:
 
 def started(pid: int) -> float:
     """When a process started, seconds since the epoch, to a second or so. Raises OSError."""
-    ticks = proc.stat(pid).starttime / os.sysconf("SC_CLK_TCK")
+    return _began(proc.stat(pid))
+
+
+def _began(stat: proc.Stat) -> float:
+    ticks = stat.starttime / os.sysconf("SC_CLK_TCK")
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks
 
 
@@ -173,8 +186,11 @@ def listed(members: Members, nr: int, stat: int, size: int) -> list[tuple[int, b
     permission (Linux 4.17). size: of the structure.
     """
     process = members.first
-    if not members.private and _nothing_here(nr):
-        return []
+    if not members.private:
+        if _nothing_here(nr):
+            return []
+        if members.sees_all and _link(process.pid, "user") == _link(os.getpid(), "user"):
+            return list(sysvipc.listed(nr, stat, size))  # it would see the very same
     highest = process.run([_control(nr, 0, sysvipc.INFO, 128)])[0].value
     answers = process.run([_control(nr, place, stat, size, ANY) for place in range(highest + 1)])
     return [(answer.value, answer.outs[0]) for answer in answers if not answer.error]

@@ -106,7 +106,7 @@ def attachments(processes: Sequence[Process]) -> Attachments:
     """The areas of a job's processes that are shared memory segments, by id."""
     found: Attachments = {}
     for process in processes:
-        for area in proc.maps(process.pid, process.leader.tid):
+        for area in process.areas:
             if area.path.startswith(PREFIX):
                 found.setdefault(area.ino, []).append((process, area))
     return found

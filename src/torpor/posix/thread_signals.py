@@ -19,8 +19,9 @@ from typing import Any
 
 import msgspec
 
-from torpor.linux import proc, ptrace, siginfo
+from torpor.linux import proc, siginfo
 from torpor.linux.arch.x86_64 import NR
+from torpor.posix import posix_timers
 from torpor.posix.pending import kept
 from torpor.posix.service import Stage, Steps, ThreadBase
 from torpor.tracee.call import Answer, Call, In, Out, call
@@ -39,17 +40,21 @@ class ThreadSignals(msgspec.Struct, frozen=True):
     signals: tuple[bytes, ...] = ()
 
 
+_ASK = (call(NR.sigaltstack, 0, Out(24)),)
+
+
 class ThreadSignalService(ThreadBase):
     name = "signals"
+    afterwards = posix_timers.drops_stale()
     record: type[msgspec.Struct] = ThreadSignals
 
     def ask(self, task: Task) -> Sequence[Call]:
-        return [call(NR.sigaltstack, 0, Out(24))]
+        return _ASK
 
     def capture(self, task: Task, answers: Sequence[Answer]) -> ThreadSignals | None:
         address, flags, size = struct.unpack(_STACK, answers[0].outs[0])
         stack = (0, 0, 0) if flags & _SS_DISABLE else (address, flags & _SS_AUTODISARM, size)
-        signals = kept(task.tgid, ptrace.pending(task.tid, False))
+        signals = kept(task.tgid, task.waiting)
         return ThreadSignals(stack, signals)
 
     def restore(self, record: Any, task: Task) -> Steps:

@@ -35,15 +35,19 @@ class ThreadEnd(msgspec.Struct, frozen=True):
     robust: int
 
 
+_ASK = (
+    call(NR.prctl, prctl.GET_TID_ADDRESS, Out(8), 0, 0, 0, accept=ANY),
+    call(NR.get_robust_list, 0, Out(8), Out(8)),
+)
+
+
 class TidAddressService(ThreadBase):
     name = "tid_address"
+    afterwards = True
     record: type[msgspec.Struct] = ThreadEnd
 
     def ask(self, task: Task) -> Sequence[Call]:
-        return [
-            call(NR.prctl, prctl.GET_TID_ADDRESS, Out(8), 0, 0, 0, accept=ANY),
-            call(NR.get_robust_list, 0, Out(8), Out(8)),
-        ]
+        return _ASK
 
     def capture(self, task: Task, answers: Sequence[Answer]) -> ThreadEnd:
         clear, robust = answers

@@ -50,17 +50,12 @@ def removed(pid: int) -> bool:
     return (named.st_dev, named.st_ino) != (really.st_dev, really.st_ino)
 
 
-def alive(pid: int) -> int:
-    """A thread of the process that has not ended: the first one may have, and then shows no directories."""
-    return next((tid for tid in proc.threads(pid) if proc.stat(pid, tid).state not in "ZX"), pid)
-
-
 class WorkdirService(ProcessBase):
     name = "workdir"
     record: type[msgspec.Struct] = Workdir
 
     def survey(self, pid: int) -> Iterable[Refusal]:
-        tid = alive(pid)
+        tid = proc.face(pid)
         where = os.readlink(f"/proc/{tid}/root")
         if where != "/":
             yield Refusal(

@@ -9,6 +9,7 @@ from torpor.linux.arch.x86_64_code import ROW
 from torpor.tracee.call import LEFT_OUT, Answer, Argument, Call, Common, In, Object, Out, Word
 
 _MASK = (1 << 64) - 1
+_RESULT = struct.Struct("<q").unpack_from
 _Placed = list[tuple[int, int]]
 
 
@@ -84,13 +85,14 @@ class Batch:
         """Where an argument or a result is kept in the table."""
         return self._base + ROW * self._row[word.call] + 8 + 8 * word.arg
 
-    def answers(self, image: bytes) -> list[Answer]:
-        """The answers found in the image after the batch has run."""
+    def answers(self, image: bytes, first: int = 0, count: int | None = None) -> list[Answer]:
+        """The answers found in the image after the batch has run: all of them, or `count` from the call `first` on."""
         shift = ROW * self.count
+        last = self.count if count is None else first + count
         found = []
-        for row, outs in enumerate(self._outs):
-            (value,) = struct.unpack_from("<q", image, ROW * row + 56)
-            found.append(Answer(value, tuple(image[shift + at : shift + at + size] for at, size in outs)))
+        for row, outs in enumerate(self._outs[first:last], first):
+            filled = tuple([image[shift + at : shift + at + size] for at, size in outs])
+            found.append(Answer(_RESULT(image, ROW * row + 56)[0], filled))
         return found
 
 
@@ -98,19 +100,21 @@ def laid_out(
     base: int, room: int, calls: Sequence[Call], objects: Callable[[int], int] | None = None
 ) -> Iterable[Batch]:
     """Batches for a sequence of calls, each of at most `room` bytes. Many tasks are asked the same: what was laid out
-    last is kept, if it is not too much."""
-    global _last
+    lately is kept, if it is not too much."""
+    global _lately
     if objects is not None or len(calls) > _MOST_KEPT:
         return (Batch(base, part, objects) for part in split(calls, room))
-    place, kept, batches = _last
-    if place != (base, room) or kept != calls:
-        batches = [Batch(base, part) for part in split(calls, room)]
-        _last = (base, room), list(calls), batches
+    place = base, room
+    for known, kept, batches in _lately:
+        if known == place and kept == calls:
+            return batches
+    batches = [Batch(base, part) for part in split(calls, room)]
+    _lately = ((place, list(calls), batches), *_lately[:3])
     return batches
 
 
 _MOST_KEPT = 1000
-_last: tuple[tuple[int, int], list[Call], Sequence[Batch]] = (0, 0), [], ()
+_lately: tuple[tuple[tuple[int, int], list[Call], Sequence[Batch]], ...] = ()
 
 
 def size_of(call: Call) -> int:

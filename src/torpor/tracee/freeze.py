@@ -14,7 +14,7 @@ from torpor.linux import proc, ptrace
 from torpor.linux.arch.x86_64_code import MAGIC, SIZE
 from torpor.model.errors import CheckpointFailed, Refusal, Refused
 from torpor.tracee import padding
-from torpor.tracee.process import SLOTS, LivingProcess, rseq_abort
+from torpor.tracee.process import LivingProcess, rseq_abort
 from torpor.tracee.task import NOT_IN_CALL, Gone, Task
 
 STOP_SIGNALS = (19, 20, 21, 22)
@@ -34,9 +34,15 @@ _LOOKS = 10
 
 
 class Frozen:
-    """A stopped tree. Use as a context manager: on the way out every process that is still held goes on."""
+    """A stopped tree. found: all of it, parents before their children. since: when the first was asked to stop
+    (time.perf_counter).
+
+    Use as a context manager: on the way out every process that is still held goes on.
+    """
 
     def __init__(self) -> None:
+        self.since = 0.0
+        self.found: list[int] = []
         self.processes: dict[int, LivingProcess] = {}
         self.zombies: list[int] = []
 
@@ -74,7 +80,7 @@ class Frozen:
             except ProcessLookupError:
                 pass
         for process in self.processes.values():
-            process.close()
+            process.abandon()
             for task in process.tasks[::-1]:
                 try:
                     ptrace.wait(task.tid)
@@ -124,18 +130,39 @@ def freeze(
 def _stop_all(frozen: Frozen, find: Callable[[], Iterable[int]], deadline: float) -> list[int]:
     """Stop what `find` lists until it lists nothing new. The zombies among it."""
     looks = 0
+    ended: set[int] = set()
     while True:
         looks += 1
+        zombies: list[int] = []
+        asked: list[tuple[LivingProcess, int]] = []
         news = False
-        zombies = []
-        for pid in find():
-            try:
-                if proc.stat(pid).state in "ZX" and not _has_live_threads(pid):
-                    zombies.append(pid)
+        frozen.found = list(find())
+        frozen.since = frozen.since or time.perf_counter()
+        try:
+            for pid in frozen.found:
+                try:
+                    if pid not in frozen.processes and _has_ended(pid):
+                        zombies.append(pid)
+                        continue
+                    process = frozen.processes.get(pid) or LivingProcess(pid)
+                    known = {task.tid for task in process.tasks}
+                    tids = [tid for tid in proc.threads(pid) if tid not in known]
+                except (ProcessLookupError, FileNotFoundError):
+                    news = True  # it is ending: by the next look it is a zombie, which is saved too, or gone
                     continue
-                news |= _stop_process(frozen, pid, deadline)
-            except (ProcessLookupError, FileNotFoundError):
-                news = True  # it is ending: by the next look it is a zombie, which is saved too, or gone
+                # All are asked before the first is waited for: so they come to their stops at the same time.
+                for tid in tids:
+                    if _seize(pid, tid):
+                        news = True
+                        frozen.processes[pid] = process
+                        asked.append((process, tid))
+                    elif tid not in ended:
+                        news = True  # it may have made others before it ended
+                        ended.add(tid)
+        finally:
+            _take_in(asked, deadline)
+        for pid in [pid for pid, process in frozen.processes.items() if not process.tasks]:
+            del frozen.processes[pid]  # all of it has ended before it could be stopped
         if not news:
             return zombies
         # A machine that stood still itself (a virtual one that was moved) says nothing about the job.
@@ -143,51 +170,35 @@ def _stop_all(frozen: Frozen, find: Callable[[], Iterable[int]], deadline: float
             raise CheckpointFailed("the job makes new processes faster than they can be stopped; try again")
 
 
-def _has_live_threads(pid: int) -> bool:
-    """A leader that has exited while other threads live looks like a zombie."""
-    return len(proc.threads(pid)) > 1
+def _take_in(asked: Iterable[tuple[LivingProcess, int]], deadline: float) -> None:
+    """Take threads in that were asked to stop; also where one of them does not, since who is not taken in is not let
+    go."""
+    trouble: CheckpointFailed | None = None
+    for process, tid in asked:
+        try:
+            _stop(process, tid, deadline)
+        except CheckpointFailed as error:
+            trouble = error
+    if trouble is not None:
+        raise trouble
 
 
-def _stop_process(frozen: Frozen, pid: int, deadline: float) -> bool:
-    """Stop all threads of a process; False if there was nothing new."""
-    known = frozen.processes.get(pid)
-    if known is None:
-        tgid = int(proc.status(pid)["Tgid"])
-        known = LivingProcess(pid, proc.inner_pid(proc.status(tgid)))
-        known.tgid = tgid
+def _has_ended(pid: int) -> bool:
+    """A leader that has exited while other threads live looks like a zombie, and is none."""
+    return proc.stat(pid).state in "ZX" and len(proc.threads(pid)) == 1
+
+
+def _stop(process: LivingProcess, tid: int, deadline: float) -> None:
+    """Take in a thread that was asked to stop, once it has, and unless it has ended."""
+    stop = _await_stop(process.pid, tid, deadline)
+    if stop is None:
+        return
     try:
-        # Has all of it ended before it could be stopped? There has to be another look: it finds a zombie, or nothing.
-        return _stop_threads(frozen, known, deadline) or not known.tasks
-    finally:
-        if not known.tasks:
-            frozen.processes.pop(pid, None)
-
-
-def _stop_threads(frozen: Frozen, process: LivingProcess, deadline: float) -> bool:
-    """Stop those threads of a process that are not known yet; False if there were none. Raises ProcessLookupError or
-    FileNotFoundError if the process ends meanwhile."""
-    pid = process.pid
-    seen = {task.tid for task in process.tasks}
-    news = False
-    while True:
-        new = [tid for tid in proc.threads(pid) if tid not in seen]
-        if not new:
-            return news
-        seized = [tid for tid in new if _seize(pid, tid)]
-        seen.update(new)
-        if seized:
-            frozen.processes.setdefault(pid, process)
-        for tid in seized:
-            stop = _await_stop(pid, tid, deadline)
-            if stop is None:
-                continue
-            try:
-                task = process.add(tid)
-                task.stop_signal = stop
-                _undo_eintr(task)
-            except (ProcessLookupError, FileNotFoundError):
-                continue  # killed where it stood
-            news = True
+        task = process.add(tid)
+        task.stop_signal = stop
+        _undo_eintr(process.pid, task)
+    except (ProcessLookupError, FileNotFoundError):
+        pass  # killed where it stood
 
 
 def _seize(pid: int, tid: int) -> bool:
@@ -276,13 +287,16 @@ def _stuck(pid: int, tid: int) -> str:
 
 
 def _settle(process: LivingProcess, deadline: float) -> None:
-    """Mend what stopping did to the registers of a process' threads, before anything else looks at them."""
+    """Learn what there is to know of a process once nothing runs any more, and mend what stopping did to the registers
+    of its threads, before anything else looks at them."""
+    process.learn()
+    tails = padding.tails(process.areas)
     ours: list[int] | None = None
     for task in process.tasks:
-        if ours is None:
-            slots = padding.find(task.tid, process.areas, SLOTS)
-            ours = [slot for slot in slots if process.read(slot, len(MAGIC)) == MAGIC]
-        for slot in ours:
+        rip = task.regs.rip
+        if ours is None and any(start <= rip < end for start, end in tails):
+            ours = [slot for slot in process.places() if process.get(slot, len(MAGIC)) == MAGIC]
+        for slot in ours or ():
             tries = 0
             while slot <= task.regs.rip < slot + SIZE:
                 # A tracer of ours was killed and this thread is still on its way home: let it arrive.
@@ -301,10 +315,10 @@ def _settle(process: LivingProcess, deadline: float) -> None:
             ptrace.set_regs(task.tid, task.regs)
 
 
-def _undo_eintr(task: Task) -> None:
+def _undo_eintr(pid: int, task: Task) -> None:
     """Make a call that returns EINTR only because we stopped it start again. Done at once: until then, our own death
     would let the program see the EINTR."""
-    if task.result == -EINTR and task.in_call in EINTR_CALLS and not _deliverable(task.tgid, task.tid):
+    if task.result == -EINTR and task.in_call in EINTR_CALLS and not _deliverable(pid, task.tid):
         task.regs.rax = task.regs.orig_rax
         task.regs.orig_rax = NOT_IN_CALL
         task.regs.rip -= 2

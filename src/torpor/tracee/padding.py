@@ -33,19 +33,26 @@ def free_slots(tail: bytes, base: int) -> list[int]:
     return slots
 
 
-def find(pid: int, areas: Sequence[Area], wanted: int = 2) -> list[int]:
+def tails(areas: Sequence[Area]) -> list[tuple[int, int]]:
+    """Where slots may be: the last pages of executable areas, as (start, end). Pure."""
+    return [(area.end - PAGE, area.end) for area in areas if _runs(area)]
+
+
+def _runs(area: Area) -> bool:
+    if area.perms[2] != "x" or area.perms[1] == "w" or area.perms[3] == "s":
+        return False
+    return area.path.startswith("/") or area.path == "[vdso]"
+
+
+def find(memory: uio.Memory, areas: Sequence[Area], wanted: int = 2) -> list[int]:
     """Addresses of up to `wanted` slots in a stopped process."""
     found: list[int] = []
-    for area in areas:
-        if area.perms[2] != "x" or area.perms[1] == "w" or area.perms[3] == "s":
-            continue
-        if not (area.path.startswith("/") or area.path == "[vdso]"):
-            continue
+    for start, end in tails(areas):
         try:
-            tail = uio.force_read(pid, area.end - PAGE, PAGE)
+            tail = memory.read(start, end - start)
         except OSError:
             continue
-        found += free_slots(tail, area.end - PAGE)
+        found += free_slots(tail, start)
         if len(found) >= wanted:
             break
     return found[:wanted]

@@ -7,7 +7,8 @@ how calls are run: see `LivingProcess` here and `StubProcess` in tracee/stub.py.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 from torpor.linux import proc, ptrace, uio
 from torpor.linux.arch.x86_64 import NR
@@ -32,8 +33,16 @@ class Process:
     def __init__(self, pid: int, vpid: int) -> None:
         self.pid, self.vpid, self.tgid = pid, vpid, pid
         self.tasks: list[Task] = []
+        self.waiting: Sequence[bytes] = ()
+        """Signals (siginfo) that wait for the process as a whole, when they were `peeked`: a moment of the realtime
+        clock, in nanoseconds."""
+        self.peeked = 0
+        self.fdinfo: Mapping[int, Sequence[str]] = {}
+        """The lines of /proc/PID/fdinfo by descriptor, once they have been looked at."""
         self._copies: dict[int, int] = {}
         self._pidfd = -1
+        self._comm = ""
+        self._stat: proc.Stat | None = None
         self._status: dict[str, str] | None = None
         self._areas: list[proc.Area] | None = None
 
@@ -44,7 +53,10 @@ class Process:
 
     @property
     def comm(self) -> str:
-        return proc.comm(self.pid)
+        """Its name, read once."""
+        if not self._comm:
+            self._comm = proc.comm(self.pid)
+        return self._comm
 
     @property
     def status(self) -> dict[str, str]:
@@ -52,6 +64,13 @@ class Process:
         if self._status is None:
             self._status = proc.status(self.pid, self.leader.tid)
         return self._status
+
+    @property
+    def stat(self) -> proc.Stat:
+        """/proc/PID/stat, read once."""
+        if self._stat is None:
+            self._stat = proc.stat(self.pid)
+        return self._stat
 
     @property
     def areas(self) -> list[proc.Area]:
@@ -73,6 +92,21 @@ class Process:
     def write(self, address: int, data: bytes) -> None:
         """Write memory that the process itself could write. Raises OSError (EFAULT)."""
         uio.write(self.leader.tid, address, data)
+
+    def put(self, address: int, data: bytes) -> None:
+        """See tracee.task.Owner."""
+        self.write(address, data)
+
+    def get(self, address: int, size: int) -> bytes:
+        """See tracee.task.Owner."""
+        return self.read(address, size)
+
+    def peek(self) -> None:
+        """See which signals wait for the process and for its threads. Nothing is consumed."""
+        self.waiting = ptrace.pending(self.leader.tid, True)
+        for task in self.tasks:
+            task.waiting = ptrace.pending(task.tid, False)
+        self.peeked = time.clock_gettime_ns(time.CLOCK_REALTIME)
 
     def fd(self, number: int) -> int:
         """Our own descriptor for the open file description behind the process' descriptor `number`.
@@ -108,12 +142,21 @@ class LivingProcess(Process):
     unmaps the scratch memory and goes home. Other threads run their calls as guests in that scratch memory.
     """
 
-    def __init__(self, pid: int, vpid: int) -> None:
+    def __init__(self, pid: int, vpid: int = 0) -> None:
         super().__init__(pid, vpid)
+        self._memory = uio.Memory(pid)
         self._slots: list[int] = []
         self._signal = 0
         self._seat: Seat | None = None
         self._gated: list[tuple[Task, int]] = []
+
+    def put(self, address: int, data: bytes) -> None:
+        """See tracee.task.Owner."""
+        self._memory.write(address, data)
+
+    def get(self, address: int, size: int) -> bytes:
+        """See tracee.task.Owner; any memory of the process."""
+        return self._memory.read(address, size)
 
     def enter(self, task: Task) -> Seat:
         """See tracee.task.Owner."""
@@ -124,7 +167,7 @@ class LivingProcess(Process):
         code = assemble(
             self._slots[1], self.vpid, task.vtid, self._signal, task.regs, task.mask, SCRATCH_SIZE, guest=True
         )
-        uio.force_write(task.tid, self._slots[1], code.blob)
+        self._memory.write(self._slots[1], code.blob)
         return Seat(code.loop, code.one, code.stop, self._seat.scratch, SCRATCH_SIZE, self._signal, guest=True)
 
     def leave(self, task: Task) -> None:
@@ -132,15 +175,19 @@ class LivingProcess(Process):
         if task is not self.leader:
             task.put_back()
 
+    def places(self) -> list[int]:
+        """Where code of ours may be, or left-overs of it are."""
+        return padding.find(self._memory, self.areas, SLOTS)
+
     def hold_others(self) -> int:
         """If we die from here on, no thread goes on before the first one, which may be running calls (Task.start), has
         gone home. As many threads as there is padding for; how many there is none for."""
         seat = self.enter(self.leader)
-        slots = padding.find(self.leader.tid, self.areas, SLOTS)
+        slots = self.places()
         free = [slot for slot in slots if slot not in self._slots]
         for task, slot in zip(self.tasks[1:], free):
             code, entry = assemble_gate(slot, task.regs, task.mask, seat.scratch)
-            uio.force_write(task.tid, slot, code)
+            self._memory.write(slot, code)
             self._gated.append((task, slot))
             regs = task.regs.copy()
             regs.orig_rax, regs.rip = NOT_IN_CALL, entry
@@ -152,7 +199,7 @@ class LivingProcess(Process):
         """Put code for a copy of the process (assemble_split) where guests have theirs. Not while a thread is held."""
         seat = self.enter(self.leader)
         code = assemble_split(self._slots[1], seat.tail)
-        uio.force_write(self.leader.tid, self._slots[1], code.blob)
+        self._memory.write(self._slots[1], code.blob)
         return seat, code
 
     @property
@@ -165,14 +212,14 @@ class LivingProcess(Process):
         for task, slot in self._gated:
             try:
                 task.put_back()
-                uio.force_write(task.tid, slot, bytes(SIZE))
+                self._memory.write(slot, bytes(SIZE))
             except (ProcessLookupError, FileNotFoundError):
                 continue  # killed where it stood
         self._gated.clear()
 
     def _park(self) -> Seat:
         task = self.leader
-        self._slots = padding.find(task.tid, self.areas)
+        self._slots = padding.find(self._memory, self.areas)
         if len(self._slots) < 2:
             raise Refused(
                 [
@@ -189,7 +236,7 @@ class LivingProcess(Process):
         code = assemble(
             self._slots[0], self.vpid, task.vtid, self._signal, task.regs, task.mask, SCRATCH_SIZE, guest=False
         )
-        uio.force_write(task.tid, self._slots[0], code.blob)
+        self._memory.write(self._slots[0], code.blob)
         seat = Seat(code.loop, code.one, code.stop, 0, SCRATCH_SIZE, self._signal, tail=code.tail)
         flags = 0x02 | 0x20 | 0x4000  # MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
         regs = task.go(seat, code.one, rax=NR.mmap, rdi=0, rsi=SCRATCH_SIZE, rdx=3, r10=flags, r8=-1, r9=0)
@@ -209,29 +256,42 @@ class LivingProcess(Process):
         task.go(seat, seat.one, rax=NR.munmap, rdi=seat.scratch, rsi=SCRATCH_SIZE, rbx=0)
         task.put_back()
         for slot in self._slots:
-            uio.force_write(task.tid, slot, bytes(SIZE))
+            self._memory.write(slot, bytes(SIZE))
         self._seat = None
 
     def add(self, tid: int) -> Task:
-        """Take a freshly stopped thread in."""
-        fields = proc.status(self.pid, tid)
-        task = Task(tid, self.tgid, proc.inner_pid(fields), self, fields)
-        if fields.get("Seccomp", "0") != "0":
-            try:
-                # Or its own filters would kill it for our calls. Where we may not, the survey has refused it.
-                ptrace.request(ptrace.SETOPTIONS, tid, 0, ptrace.O_SUSPEND_SECCOMP)
-                task.options = ptrace.O_SUSPEND_SECCOMP
-            except OSError:
-                pass
+        """Take a freshly stopped thread in; `learn` is to follow."""
+        task = Task(tid, self.tgid, 0, self)
         task.look()
         self.tasks.append(task)
         return task
+
+    def learn(self) -> None:
+        """Read the status of all threads, now that all are stopped (until then one may change another: filters of all
+        threads, signals). Their numbers stand there."""
+        for task in self.tasks:
+            fields = task.learn(self.pid)
+            if fields.get("Seccomp", "0") != "0":
+                try:
+                    # Or its own filters would kill it for our calls. Where we may not, the survey has refused it.
+                    ptrace.request(ptrace.SETOPTIONS, task.tid, 0, ptrace.O_SUSPEND_SECCOMP)
+                    task.options = ptrace.O_SUSPEND_SECCOMP
+                except OSError:
+                    pass
+        self._status = self.leader.status
+        self.tgid, self.vpid = self.leader.tgid, proc.inner_pid(self._status, "NStgid")
+
+    def abandon(self) -> None:
+        """Close what we hold of a process that has ended."""
+        self.close()
+        self._memory.close()
 
     def detach(self) -> None:
         """Let every thread go on."""
         try:
             self.unpark()
         finally:
+            self._memory.close()
             for task in self.tasks:
                 try:
                     task.release()
@@ -240,20 +300,20 @@ class LivingProcess(Process):
             self.close()
 
 
-def rseq_abort(process: Process, task: Task) -> int:
-    """Where a thread that stands in a restartable sequence has to go on, or 0.
+def rseq_abort(process: LivingProcess, task: Task) -> int:
+    """Where a thread that stands in a restartable sequence has to go on, or 0. Its `rseq` is known afterwards.
 
     Running calls in the thread makes the kernel forget that it stood there (kernel/rseq.c clears rseq_cs once the
     instruction pointer is elsewhere), so the abort that the kernel would have made is made here.
     """
     try:
-        address, size, _ = ptrace.rseq_configuration(task.tid)
+        task.rseq = address, size, _ = ptrace.rseq_configuration(task.tid)
         if not address or size < 16:
             return 0
-        cs = int.from_bytes(process.read(address + 8, 8), "little")
+        cs = int.from_bytes(process.get(address + 8, 8), "little")
         if not cs:
             return 0
-        raw = process.read(cs, 32)
+        raw = process.get(cs, 32)
     except OSError:
         return 0
     start = int.from_bytes(raw[8:16], "little")

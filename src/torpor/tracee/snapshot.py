@@ -24,14 +24,14 @@ import errno
 import os
 import signal
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from torpor.linux import clone, ptrace, uio
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.arch.x86_64_code import SIZE
 from torpor.model.snapshot import COMM
-from torpor.tracee.batch import Batch
+from torpor.tracee.batch import laid_out
 from torpor.tracee.call import ANY, Call, In, call
 from torpor.tracee.process import LivingProcess
 from torpor.tracee.task import ALL_BLOCKED, NOT_IN_CALL, Gone
@@ -63,6 +63,8 @@ class Snapshot:
 
     def __init__(self) -> None:
         self.copies: dict[int, Copy] = {}
+        self._makings: list[_Making] = []
+        self._trouble: Exception | None = None
 
     def __enter__(self) -> Snapshot:
         return self
@@ -70,27 +72,40 @@ class Snapshot:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def take(self, processes: Sequence[LivingProcess], dropped: Mapping[int, Sequence[Range]]) -> dict[int, str]:
-        """Make copies. dropped: memory, by pid, that a copy is to be without. Which could not be made (pid), and why.
+    def begin(self, process: LivingProcess, dropped: Sequence[Range] = ()) -> None:
+        """Let a process begin to make a copy of itself, which goes on while we turn to others: the kernel copies page
+        tables meanwhile. Nothing can be asked in it before `finish`. dropped: memory that the copy is to be without."""
+        making = _Making(process, dropped)
+        self._makings.append(making)
+        self._step(_Making.set_out, making)
+        for before in self._makings[-2:-1]:
+            self._step(_Making.meet, before)
 
-        Raises Gone or OSError if a process ends meanwhile; then there are none.
+    def finish(self) -> dict[int, str]:
+        """Wait for all copies. Which could not be made (pid), and why.
+
+        Raises Gone or OSError if a process has ended meanwhile; then there are none.
         """
-        makings = [_Making(process, dropped.get(process.pid, ())) for process in processes]
-        trouble: Exception | None = None
-        # Step by step, so that while we turn to the next one the kernel copies page tables for the one before.
-        for step in (_Making.set_out, _Making.meet, _Making.send, _Making.arrive):
+        makings, self._makings = self._makings, []
+        for last in makings[-1:]:
+            self._step(_Making.meet, last)
+        for step in (_Making.send, _Making.arrive):
             for making in makings:
-                try:
-                    if not making.over:
-                        step(making)
-                except Exception as error:  # whatever it is, the others are brought to their ends first
-                    trouble = error
-                    making.give_up()
+                self._step(step, making)
         self.copies.update((each.process.pid, each.copy) for each in makings if each.copy is not None)
+        trouble, self._trouble = self._trouble, None
         if trouble is not None:
             self.close()
             raise trouble
         return {each.process.pid: each.why for each in makings if each.copy is None}
+
+    def _step(self, step: Callable[[_Making], None], making: _Making) -> None:
+        try:
+            if not making.over:
+                step(making)
+        except Exception as error:  # whatever it is, the others are brought to their ends first
+            self._trouble = error
+            making.give_up()
 
     def clean(self) -> None:
         """Take our code out of the copies. To be called before they are read, and may wait until the job goes on."""
@@ -122,8 +137,8 @@ class _Making:
         process, task = self.process, self._task
         self._seat, self._split = process.split()
         self._words = self._seat.scratch + 64
-        self._batch = Batch(self._words + 64, _calls(self._drop))
-        uio.write(process.pid, self._words, bytes(64) + self._batch.image)
+        (self._batch,) = laid_out(self._words + 64, self._seat.size, _calls(self._drop))
+        process.put(self._words, bytes(64) + self._batch.image)
         ptrace.request(ptrace.SETOPTIONS, task.tid, 0, task.options | ptrace.O_TRACEVFORK | ptrace.O_TRACECLONE)
         task.set_out(self._seat, self._split.entry, r12=self._words, r13=_FIRST, r14=_SECOND)
         ptrace.request(ptrace.CONT, task.tid)
@@ -205,7 +220,7 @@ class _Making:
         """The process stands in its seat again. word: the one that would tell of an error."""
         self.over = True
         ptrace.request(ptrace.SETOPTIONS, self._task.tid, 0, self._task.options)
-        words = struct.unpack("<2q", uio.read(self.process.pid, self._words, 16))
+        words = struct.unpack("<2q", self.process.get(self._words, 16))
         if words[word] < 0:
             error = -words[word]
             self.why = _WHY.get(error, f"no copy of it can be made ({os.strerror(error)})")
@@ -225,13 +240,18 @@ class _Making:
             os.close(fd)
 
 
+_ALWAYS = (
+    call(NR.close_range, 0, 0xFFFFFFFF, _CLOSE_RANGE_UNSHARE),
+    call(NR.setsid),
+    call(NR.prctl, _PR_SET_NAME, In(COMM.encode() + b"\0"), 0, 0, 0),
+    call(NR.chdir, In(b"/\0"), accept=ANY),
+)
+
+
 def _calls(drop: Sequence[Range]) -> list[Call]:
     """What a copy does before anybody else goes on."""
     return [
-        call(NR.close_range, 0, 0xFFFFFFFF, _CLOSE_RANGE_UNSHARE),
-        call(NR.setsid),
-        call(NR.prctl, _PR_SET_NAME, In(COMM.encode() + b"\0"), 0, 0, 0),
-        call(NR.chdir, In(b"/\0"), accept=ANY),
+        *_ALWAYS,
         *[call(NR.munmap, address, size, accept=ANY) for address, size in drop[:_MOST_DROPPED]],
     ]
 

@@ -13,7 +13,7 @@ import signal
 from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
-from torpor.linux import proc, ptrace, uio
+from torpor.linux import proc, ptrace
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.ptrace import Regs
 from torpor.tracee.batch import Batch, laid_out
@@ -27,8 +27,8 @@ ALL_BLOCKED = (1 << 64) - 1
 HEAD = 64
 """Bytes at the beginning of the scratch memory that are not for batches: its owner's."""
 
-BUSY = b"\x01\0\0\0"
-"""First word of the scratch memory while a guest uses it; the guest's own code counts it down."""
+_BUSY = b"\x01".ljust(HEAD, b"\0")
+"""They, while a guest uses the scratch memory; the guest's own code counts the first word down."""
 
 
 class Gone(Exception):
@@ -67,11 +67,19 @@ class Owner(Protocol):
         """The calls are done; the task is put back as it was found if its process cannot keep it parked."""
         ...
 
+    def put(self, address: int, data: bytes) -> None:
+        """Write to our scratch memory in the process."""
+        ...
+
+    def get(self, address: int, size: int) -> bytes:
+        """Read from it."""
+        ...
+
 
 class Task:
     """One stopped thread. `tid` and `tgid` are the host's numbers, `vtid` the one the thread itself sees."""
 
-    def __init__(self, tid: int, tgid: int, vtid: int, owner: Owner, status: dict[str, str] | None = None) -> None:
+    def __init__(self, tid: int, tgid: int, vtid: int, owner: Owner) -> None:
         self.tid, self.tgid, self.vtid, self.owner = tid, tgid, vtid, owner
         self.regs: Regs = Regs()
         self.mask = 0
@@ -82,7 +90,11 @@ class Task:
         self.in_signal_stop = False
         self.options = 0
         """PTRACE_O_* that were set."""
-        self._status = status
+        self.rseq = 0, 0, 0
+        """ptrace.rseq_configuration, of a task of a living job."""
+        self.waiting: Sequence[bytes] = ()
+        """Signals (siginfo) that wait for this thread alone: see Process.peek."""
+        self._status: dict[str, str] | None = None
 
     @property
     def status(self) -> dict[str, str]:
@@ -102,6 +114,12 @@ class Task:
         rax: int = self.regs.rax
         return rax - (1 << 64) if rax >> 63 else rax
 
+    def learn(self, pid: int) -> dict[str, str]:
+        """Read its status, and the numbers that stand there. pid: by which its process is found in /proc."""
+        self._status = fields = proc.status(pid, self.tid)
+        self.tgid, self.vtid = int(fields["Tgid"]), proc.inner_pid(fields)
+        return fields
+
     def look(self) -> None:
         """Read registers and mask of the freshly stopped task."""
         self.regs = ptrace.get_regs(self.tid)
@@ -114,18 +132,20 @@ class Task:
 
         check: raise CallFailed for an error that its call does not accept. objects: descriptor number of an Object.
         """
-        if not calls:
-            return []
-        seat = self.owner.enter(self)
-        try:
-            answers: list[Answer] = []
-            for batch in laid_out(seat.scratch + HEAD, seat.size - 4096, calls, objects):
-                answers += self.launch(seat, batch).finish()
-        finally:
-            self.owner.leave(self)
-        if check:
-            failed(self.tgid, calls, answers)
-        return answers
+        made = self.make(calls, objects)
+        return made.answers() if check else made.unchecked()
+
+    def make(self, calls: Sequence[Call], objects: Callable[[int], int] | None = None) -> Made:
+        """Run system calls in the task; what came of them is looked at later."""
+        images: list[tuple[Batch, bytes]] = []
+        if calls:
+            seat = self.owner.enter(self)
+            try:
+                for batch in laid_out(seat.scratch + HEAD, seat.size - 4096, calls, objects):
+                    images.append((batch, self.launch(seat, batch).image()))
+            finally:
+                self.owner.leave(self)
+        return Made(self.tgid, images)
 
     def start(self, calls: Sequence[Call]) -> Started:
         """Set a batch going without waiting for its end. It has to fit the scratch memory: it runs as one, to its end,
@@ -138,7 +158,12 @@ class Task:
 
     def launch(self, seat: Seat, batch: Batch) -> Started:
         """Set a batch going that was laid out for a seat of this task."""
-        uio.write(self.owner.pid, seat.scratch + HEAD, batch.image)
+        if seat.guest:
+            # It takes hold of the memory before it stands in our code: were it the other way round and we died in
+            # between, the memory could go while the guest is in it.
+            self.owner.put(seat.scratch, _BUSY + batch.image)
+        else:
+            self.owner.put(seat.scratch + HEAD, batch.image)
         self.set_out(seat, seat.loop, r12=seat.scratch + HEAD, r13=batch.count)
         ptrace.request(ptrace.CONT, self.tid)
         self.in_signal_stop = False
@@ -165,8 +190,6 @@ class Task:
         # Entering: registers first, then the mask. Were it the other way round, a tracer killed in between would
         # leave the program with all its signals blocked.
         ptrace.set_regs(self.tid, regs)
-        if seat.guest:
-            uio.write(self.owner.pid, seat.scratch, BUSY)
         ptrace.set_mask(self.tid, ALL_BLOCKED & ~(1 << (seat.signal - 1)))
 
     def to_stop(self, seat: Seat, runs: bool = False) -> Regs:
@@ -211,6 +234,30 @@ class Task:
         ptrace.request(ptrace.DETACH, self.tid, 0, deliver)
 
 
+class Made:
+    """Calls that have been made, and their answers as they stood in memory."""
+
+    def __init__(self, pid: int, images: Sequence[tuple[Batch, bytes]]) -> None:
+        self._pid, self._images = pid, images
+
+    def unchecked(self) -> list[Answer]:
+        """What came of them, failed ones too."""
+        return [answer for batch, image in self._images for answer in batch.answers(image)]
+
+    def answers(self, first: int = 0, count: int | None = None) -> list[Answer]:
+        """What came of them, or of `count` from the call `first` on. Raises CallFailed for an error that its call does
+        not accept."""
+        last = None if count is None else first + count
+        if len(self._images) == 1:
+            batch, image = self._images[0]
+            calls, found = batch.calls[first:last], batch.answers(image, first, count)
+        else:
+            calls = [call for batch, _ in self._images for call in batch.calls][first:last]
+            found = self.unchecked()[first:last]
+        failed(self._pid, calls, found)
+        return found
+
+
 class Started:
     """A batch that is running."""
 
@@ -223,8 +270,12 @@ class Started:
 
     def finish(self) -> list[Answer]:
         """Wait for its end; what came of the calls, failed ones too. Raises Gone."""
+        return self._batch.answers(self.image())
+
+    def image(self) -> bytes:
+        """Wait for its end; the table as it is then. Raises Gone."""
         self._task.to_stop(self._seat, runs=True)
-        return self._batch.answers(uio.read(self._task.owner.pid, self._seat.scratch + HEAD, len(self._batch.image)))
+        return self._task.owner.get(self._seat.scratch + HEAD, len(self._batch.image))
 
 
 class Asked(NamedTuple):

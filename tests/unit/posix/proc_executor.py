@@ -13,6 +13,7 @@ import pickle
 import signal
 import struct
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,6 +63,7 @@ class FakeTask:
         self.tid = self.vtid = tid
         self.tgid = tgid
         self._to, self._from = ends
+        self.waiting: Sequence[bytes] = ()
 
     @property
     def status(self) -> dict[str, str]:
@@ -157,6 +159,7 @@ class Executor:
         os.close(ready[1])
         tids = _receive(ready[0])
         os.close(ready[0])
+        self.peeked = 0
         self.ends = [(to, back) for (_, to), (back, _) in pipes]
         self.tasks = [FakeTask(tid, self.pid, ends) for tid, ends in zip(tids, self.ends)]
 
@@ -174,6 +177,14 @@ class Executor:
 
     def run(self, calls: Sequence[Call], check: bool = True) -> list[Answer]:
         return self.leader.run(calls, check)
+
+    def peek(self) -> None:
+        """What is known of a stopped process when its services make their records."""
+        self.waiting = ptrace.pending(self.leader.tid, True)
+        self.peeked = time.clock_gettime_ns(time.CLOCK_REALTIME)
+        self.fdinfo = {
+            number: proc.text(f"/proc/{self.pid}/fdinfo/{number}").splitlines() for number in proc.descriptors(self.pid)
+        }
 
     def __enter__(self) -> Executor:
         return self
@@ -196,6 +207,10 @@ def capture(service: Any, owner: Any) -> Any:
         ptrace.request(ptrace.INTERRUPT, task.tid)
         ptrace.wait(task.tid)
     try:
+        for task in tasks:
+            task.waiting = ptrace.pending(task.tid, False)
+        if isinstance(owner, Executor):
+            owner.peek()
         return service.capture(owner, answers)
     finally:
         for task in tasks:

@@ -400,6 +400,10 @@ def test_posix_locks_come_back_late(tmp_path: Path) -> None:
     class Here:
         pid = os.getpid()
 
+        @property
+        def fdinfo(self) -> dict[int, tuple[str, ...]]:
+            return {fd: look(fd).info}
+
     path = tmp_path / "db"
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.lockf(fd, fcntl.LOCK_SH, 10, 100)
@@ -415,5 +419,6 @@ def test_posix_locks_come_back_late(tmp_path: Path) -> None:
     steps = SERVICE.restore(record, Here())  # type: ignore[arg-type]
     run_here(steps[Stage.CLOCKS], [])
     assert [line.split()[2:] for line in look(fd).info if line.startswith("lock:")] == before
-    os.close(fd)
+    fcntl.lockf(fd, fcntl.LOCK_UN)
     assert SERVICE.capture(Here(), ()) is None  # type: ignore[arg-type]
+    os.close(fd)

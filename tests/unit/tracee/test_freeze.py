@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import threading
 import time
 
 import pytest
 
 from torpor.linux import proc
+from torpor.model.errors import Refusal, Refused
 from torpor.tracee import freeze as module
 from torpor.tracee.freeze import freeze
 
@@ -61,5 +64,56 @@ def test_a_child_that_ends_between_two_looks_is_a_zombie(monkeypatch: pytest.Mon
     finally:
         os.kill(parent, signal.SIGKILL)
         os.waitpid(parent, 0)
+        os.close(reading)
+        os.close(writing)
+
+
+def test_the_others_go_on_when_one_may_not_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They had been asked to stop before that turned out."""
+    pids = []
+    for _ in range(3):
+        pid = os.fork()
+        if pid == 0:
+            while True:
+                time.sleep(0.01)
+        pids.append(pid)
+    seize = module._seize
+
+    def refuse(pid: int, tid: int) -> bool:
+        if pid == pids[-1]:
+            raise Refused([Refusal(pid, "last", "may not be traced", "leave it alone")])
+        return seize(pid, tid)
+
+    monkeypatch.setattr(module, "_seize", refuse)
+    try:
+        with pytest.raises(Refused):
+            freeze(lambda: pids)
+        assert [proc.status(pid)["TracerPid"] for pid in pids] == ["0", "0", "0"]
+        assert all(proc.state(pid) in "SR" for pid in pids)
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def test_a_thread_that_has_ended_is_no_news() -> None:
+    """A first thread that has ended stays in the list of threads; the tree is whole all the same."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        threading.Thread(target=lambda: (os.write(writing, b"x"), time.sleep(600))).start()
+        ctypes.CDLL(None).syscall(60, 0)  # exit(2): this thread alone
+    try:
+        os.read(reading, 1)
+        while proc.state(pid) != "Z":
+            time.sleep(0.001)
+        looks: list[int] = []
+        with freeze(lambda: looks.append(1) or [proc.face(pid)]) as frozen:
+            (process,) = frozen.processes.values()
+            assert (process.tgid, process.vpid, len(process.tasks)) == (pid, pid, 1) and not frozen.zombies
+        assert len(looks) <= 3
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
         os.close(reading)
         os.close(writing)

@@ -77,7 +77,8 @@ def take(child: Child, snapshot: Snapshot) -> tuple[int, list[int], dict[int, st
     """(pid of the copy, what the process held when it was made, why there is none)."""
     with freeze(lambda: [child.pid]) as frozen:
         found = child.numbers(child.pid)
-        why = snapshot.take(list(frozen.processes.values()), {})
+        snapshot.begin(frozen.processes[child.pid])
+        why = snapshot.finish()
     return snapshot.copies[child.pid].pid if not why else 0, found, why
 
 
@@ -162,8 +163,10 @@ def test_a_process_that_is_killed_meanwhile(snapshot: Snapshot, monkeypatch: pyt
         with freeze(lambda: [one.pid for one in children]) as frozen:
             for process in frozen.processes.values():
                 process.run([call(NR.getpid)])
+            for process in frozen.processes.values():
+                snapshot.begin(process)
             with pytest.raises((Gone, OSError), match=r"ended|No such"):
-                snapshot.take(list(frozen.processes.values()), {})
+                snapshot.finish()
         assert snapshot.copies == {}
         numbers = children[1].numbers(children[1].pid)
         deadline = time.monotonic() + 20

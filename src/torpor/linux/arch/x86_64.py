@@ -93,6 +93,7 @@ class NR:
     capset = 126
     sigaltstack = 131
     personality = 135
+    getpriority = 140
     sched_setparam = 142
     sched_setscheduler = 144
     mlock = 149
@@ -135,6 +136,7 @@ class NR:
     set_mempolicy = 238
     get_mempolicy = 239
     ioprio_set = 251
+    ioprio_get = 252
     inotify_add_watch = 254
     inotify_rm_watch = 255
     openat = 257

@@ -22,6 +22,7 @@ the stack (rsp is never touched, so that a signal handler that runs in between f
 from __future__ import annotations
 
 import struct
+from operator import attrgetter
 from typing import NamedTuple
 
 from torpor.linux.arch.x86_64 import NR
@@ -192,26 +193,36 @@ def assemble_split(base: int, tail: int) -> Split:
 
 def _way_home(home: Regs, mask: int) -> bytes:
     """Restore the signal mask, the flags and every register, and jump to where the program was."""
-    regs, rip = {name: getattr(home, name) for name in _MOV}, home.rip
+    rax, *others, rip = _HOMEWARD(home)
     if home.orig_rax < 1 << 63:
         # Interrupted in a system call: nobody will restart it for us once we have run code of our own.
         result = home.rax - (1 << 64) if home.rax >> 63 else home.rax
         if result in (-ERESTARTSYS, -ERESTARTNOINTR, -ERESTARTNOHAND):
-            regs["rax"], rip = home.orig_rax, rip - 2
+            rax, rip = home.orig_rax, rip - 2
         elif result == -ERESTART_RESTARTBLOCK:
-            regs["rax"], rip = NR.restart_syscall, rip - 2
-    tail = b""
+            rax, rip = NR.restart_syscall, rip - 2
     flags = home.eflags
     # sahf sets SF ZF AF PF CF from ah; adding 0x7f to al sets OF if al is 1. No stack needed, unlike popfq.
-    tail += _imm32(b"\xb8", ((flags & 0xD5 | 2) << 8) | (1 if flags & 0x800 else 0)) + b"\x04\x7f\x9e"
-    tail += b"\xfd" if flags & 0x400 else b"\xfc"
-    for name, op in _MOV.items():
-        tail += op + struct.pack("<Q", regs[name])
-    tail += b"\xff\x25\x00\x00\x00\x00" + struct.pack("<Q", rip & (1 << 64) - 1)
-    sigmask = _imm32(b"\xb8", NR.rt_sigprocmask) + _imm32(b"\xbf", 2)
+    code = _UNMASK + _imm32(b"\xb8", ((flags & 0xD5 | 2) << 8) | (1 if flags & 0x800 else 0)) + b"\x04\x7f\x9e"
+    code += b"\xfd" if flags & 0x400 else b"\xfc"
+    values = [word for pair in zip(_MOV.values(), (rax, *others)) for word in pair]
+    return code + _LAST.pack(*values, _JUMP, rip & (1 << 64) - 1, mask)
+
+
+_HOMEWARD = attrgetter(*_MOV, "rip")
+_JUMP = b"\xff\x25\x00\x00\x00\x00"
+_LAST = struct.Struct("<" + "2sQ" * len(_MOV) + "6sQQ")
+"""What ends the way home: every register, the jump and where it goes, the mask."""
+
+
+def _unmask() -> bytes:
+    """Restore the signal mask, which ends the blob: rsi is rip and the distance to it."""
     after = b"\x31\xd2" + _imm32(b"\x41\xba", 8) + SYSCALL
-    # lea rsi, [rip + distance to the mask, which ends the blob]
-    return sigmask + _imm32(b"\x48\x8d\x35", len(after) + len(tail)) + after + tail + struct.pack("<Q", mask)
+    distance = len(after) + len(_imm32(b"\xb8", 0) + b"\x04\x7f\x9e\xfc") + _LAST.size - 8
+    return _imm32(b"\xb8", NR.rt_sigprocmask) + _imm32(b"\xbf", 2) + _imm32(b"\x48\x8d\x35", distance) + after
+
+
+_UNMASK = _unmask()
 
 
 SIZE = 512

@@ -33,6 +33,7 @@ from torpor.posix.memory.pages import Window, windows
 from torpor.tracee.call import ANY, Out, call
 from torpor.tracee.process import Process
 
+_APART = frozenset(("dc", "wf", "ht"))
 _NEVER_NAMED = ("/dev/zero (deleted)", "/anon_hugepage (deleted)")
 
 
@@ -45,8 +46,16 @@ class Seen(NamedTuple):
     """May it hold pages of its own (private memory present or swapped)?"""
 
 
-Flags = Mapping[proc.Area, tuple[frozenset[str], int]]
-"""By area: VmFlags, and the page size in bytes."""
+class Marks(NamedTuple):
+    """How an area is marked: VmFlags, and the page size in bytes. seen: what a `sketch` makes of it, None where that
+    has to be found out when it is made."""
+
+    flags: frozenset[str] = frozenset()
+    page: int = PAGE
+    seen: Seen | None = None
+
+
+Flags = Mapping[proc.Area, Marks]
 
 
 def look(process: Process) -> list[Seen]:
@@ -85,9 +94,25 @@ def without(area: proc.Area, hole: tuple[int, int]) -> list[proc.Area]:
 def flags_of(pid: int) -> Flags:
     """The marks of a process' areas, which may be running. It may be gone: then there are none."""
     try:
-        return {area: (_marks(fields["VmFlags"]), _page(fields)) for area, fields in proc.smaps(pid)}
+        return {area: _marked(area, fields) for area, fields in proc.smaps(pid)}
     except (OSError, KeyError):
         return {}
+
+
+def _marked(area: proc.Area, fields: dict[str, str]) -> Marks:
+    marks = Marks(_marks(fields["VmFlags"]), _page(fields))
+    if kind_of(area, marks.flags) == OBJECT:
+        return marks  # what it is called may change
+    try:
+        return marks._replace(seen=_sketched(0, "", area, marks))
+    except Refused:
+        return marks  # by whom, is told when it counts
+
+
+def _sketched(pid: int, comm: str, area: proc.Area, marks: Marks) -> Seen | None:
+    """An area by its marks alone; it may hold pages."""
+    fields = {"VmFlags": " ".join(marks.flags), "KernelPageSize": f"{marks.page // 1024} kB", "Rss": "1 kB"}
+    return _seen(pid, comm, area, fields)
 
 
 def sketch(process: Process, flags: Flags) -> list[Seen] | None:
@@ -100,13 +125,12 @@ def sketch(process: Process, flags: Flags) -> list[Seen] | None:
         return None  # locks do not show in a copy
     found = []
     for area in process.areas:
-        known = flags.get(area)
-        if known is None:
+        marks = flags.get(area)
+        if marks is None:
             if area.perms[3] == "s":
                 return None
-            known = frozenset(), PAGE
-        fields = {"VmFlags": " ".join(known[0]), "KernelPageSize": f"{known[1] // 1024} kB", "Rss": "1 kB"}
-        seen = _seen(process.pid, process.comm, area, fields)
+            marks = Marks()
+        seen = marks.seen or _sketched(process.pid, process.comm, area, marks)
         if seen is not None:
             found.append(seen)
     return None if any(apart(one) or _attached(one) for one in found) else found
@@ -128,7 +152,7 @@ def apart(seen: Seen) -> bool:
     record = seen.record
     if record.shared or record.kind in (KERNEL, DROPPABLE):
         return False
-    return bool({"dc", "wf", "ht"} & set(record.flags)) or record.page != PAGE or record.kind in (OBJECT, SYSV)
+    return not _APART.isdisjoint(record.flags) or record.page != PAGE or record.kind in (OBJECT, SYSV)
 
 
 def _attached(seen: Seen) -> bool:
@@ -182,11 +206,14 @@ def _page(fields: dict[str, str]) -> int:
 def own_windows(pid: int, seen: Iterable[Seen]) -> Iterable[tuple[Window, bool]]:
     """Windows of the private memory of a process (or of its copy) that must be saved; with each, whether it can be read
     plainly."""
+    some = [
+        one for one in seen if one.resident and not one.record.shared and one.record.kind not in (KERNEL, DROPPABLE)
+    ]
+    if not some:
+        return
     pagemap = Pagemap(pid)
     try:
-        for area, record, resident in seen:
-            if not resident or record.shared or record.kind in (KERNEL, DROPPABLE):
-                continue
+        for area, record, _ in some:
             readable = bool(record.prot & PROT_READ)
             if record.kind in (ANONYMOUS, FILE):
                 runs = pagemap.private(area.start, area.end)
@@ -201,14 +228,12 @@ def own_windows(pid: int, seen: Iterable[Seen]) -> Iterable[tuple[Window, bool]]
 
 def guards(pid: int, seen: Iterable[Seen]) -> tuple[tuple[int, int], ...]:
     """Guard pages (MADV_GUARD_INSTALL, Linux 6.13) as (address, size)."""
+    areas = [one.area for one in seen if one.record.kind not in (KERNEL, DROPPABLE)]
+    if not areas:
+        return ()
     pagemap = Pagemap(pid)
     try:
-        return tuple(
-            (start, end - start)
-            for area, record, _ in seen
-            if record.kind not in (KERNEL, DROPPABLE)
-            for start, end in pagemap.guards(area.start, area.end)
-        )
+        return tuple((start, end - start) for area in areas for start, end in pagemap.guards(area.start, area.end))
     finally:
         pagemap.close()
 

@@ -41,12 +41,11 @@ def questions() -> list[Call]:
     return [call(NR.brk, 0)]
 
 
-def capture(pid: int, tid: int, brk: int, exe: str) -> LayoutRecord:
-    """pid, tid: host numbers of a stopped process and of one of its live threads."""
-    stat = proc.stat(pid, tid)
+def capture(stat: proc.Stat, auxv: bytes, brk: int, exe: str) -> LayoutRecord:
+    """stat: of a live thread of the stopped process. auxv: its /proc/PID/auxv. Pure."""
     return LayoutRecord(
         stat.start_code, stat.end_code, stat.start_data, stat.end_data, stat.start_brk, brk, stat.start_stack,
-        stat.arg_start, stat.arg_end, stat.env_start, stat.env_end, proc.read(f"/proc/{pid}/auxv"), exe,
+        stat.arg_start, stat.arg_end, stat.env_start, stat.env_end, auxv, exe,
     )  # fmt: skip
 
 

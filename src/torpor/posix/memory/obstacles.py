@@ -11,40 +11,30 @@ from torpor.model.errors import Refusal
 HARMLESS_DEVICES = ("/dev/zero", "/dev/zero (deleted)")
 
 
-def survey(pid: int) -> Iterable[Refusal]:
-    """Look at the maps of a process (host pid); it may be running."""
-    comm = proc.comm(pid)
+def survey(pid: int, areas: Iterable[proc.Area]) -> Iterable[Refusal]:
+    """Look at the areas of a process (host pid); it may be running."""
     try:
         program = os.readlink(f"/proc/{pid}/exe")
     except OSError:
         return  # it is just ending
     if program.endswith(" (deleted)") and not os.path.exists(program):
-        yield Refusal(
-            pid, comm, f"runs a program file that has been removed or replaced, {program.removesuffix(' (deleted)')}",
-            "start it again from the file that is there now",
-        )  # fmt: skip
-    for area in proc.maps(pid):
-        path = area.path
-        where = f"at {area.start:#x}"
-        if (
-            path.startswith("/dev/")
-            and path not in HARMLESS_DEVICES
-            and not path.startswith(("/dev/shm/", "/dev/hugepages/"))
-        ):
-            yield Refusal(
-                pid,
-                comm,
-                f"maps the device {path} {where}",
-                "a device's memory cannot be saved; run without that device",
-            )
-        else:
-            found = special(path)
-            if found is not None:
-                yield Refusal(pid, comm, f"{found[0]} {where}", found[1])
+        thing = f"runs a program file that has been removed or replaced, {program.removesuffix(' (deleted)')}"
+        yield Refusal(pid, proc.comm(pid), thing, "start it again from the file that is there now")
+    first: dict[str, int] = {}
+    for area in areas:
+        first.setdefault(area.path, area.start)
+    for path, start in first.items():
+        found = special(path)
+        if found is not None:
+            yield Refusal(pid, proc.comm(pid), f"{found[0]} at {start:#x}", found[1])
 
 
 def special(path: str) -> tuple[str, str] | None:
-    """What memory of the kernel's own a path in maps stands for, and the way out; None for ordinary memory. Pure."""
+    """What memory that is not ordinary a path in maps stands for, and the way out; None for ordinary memory. Pure."""
+    if path.startswith("/dev/"):
+        if path in HARMLESS_DEVICES or path.startswith(("/dev/shm/", "/dev/hugepages/")):
+            return None
+        return f"maps the device {path}", "a device's memory cannot be saved; run without that device"
     if path.startswith("/[aio]"):
         return "has an asynchronous I/O context", "io_destroy it before the checkpoint, or run without io_setup(2)"
     if path.startswith("/secretmem"):

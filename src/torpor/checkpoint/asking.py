@@ -1,0 +1,125 @@
+"""What the services of processes and threads are told while a job is stopped, and what they make of it later.
+
+What is asked in a task goes there as one batch. What came back stays as it is until the job goes on again: most
+services (those that say so: `afterwards` in posix/service.py) make their records then.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from torpor.checkpoint import machine
+from torpor.image.manifest import ClockRecord, Services, ThreadRecord
+from torpor.linux import proc
+from torpor.linux.arch.x86_64 import NR
+from torpor.posix import cpu
+from torpor.posix.memory import layout
+from torpor.posix.process_services import PROCESS_SERVICES, THREAD_SERVICES
+from torpor.tracee.call import Call, Out, call
+from torpor.tracee.process import Process
+from torpor.tracee.task import Made, Task
+
+_OWN = (
+    *layout.questions(),
+    *(call(NR.clock_gettime, clock, Out(16)) for clock in (0, 1, machine.CLOCK_BOOTTIME)),
+)
+"""What no service asks for: the break, and the clocks as the process sees them, in a time namespace of its own
+perhaps."""
+
+
+class Told(NamedTuple):
+    """What the services have to say of a process."""
+
+    services: Services
+    threads: tuple[ThreadRecord, ...]
+    layout: layout.LayoutRecord
+
+
+class _Answered:
+    """What came of the questions of all services of one scope, for a process or a thread (`whose`). early: the records
+    of services that do not wait."""
+
+    def __init__(self, whose: Any, services: Sequence[Any], first: int) -> None:
+        self._whose = whose
+        self.questions: list[Call] = []
+        self._places: list[tuple[Any, int, int]] = []
+        self.early: Services = {}
+        for service in services:
+            asked = service.ask(whose)
+            self._places.append((service, first + len(self.questions), len(asked)))
+            self.questions += asked
+
+    def take(self, made: Made) -> None:
+        """The calls were made: what cannot wait becomes a record now."""
+        self._made = made
+        self.early = dict(self._records(one for one in self._places if not _waits(one[0])))
+
+    def records(self) -> Services:
+        """All of it, in the order of the services. Raises Refused, CallFailed."""
+        late = dict(self._records(one for one in self._places if _waits(one[0])))
+        found = self.early | late
+        return {service.name: found[service.name] for service, _, _ in self._places if service.name in found}
+
+    def _records(self, places: Iterable[tuple[Any, int, int]]) -> Iterator[tuple[str, msgspec.Raw]]:
+        for service, first, count in places:
+            record = service.capture(self._whose, self._made.answers(first, count) if count else [])
+            if record is not None:
+                yield service.name, msgspec.Raw(msgspec.msgpack.encode(record))
+
+
+def _waits(service: Any) -> bool:
+    """May it make its record when the job goes on?"""
+    return bool(getattr(service, "afterwards", False))
+
+
+class Asked:
+    """A stopped process, asked: one batch for each of its tasks. exe: the program it runs.
+
+    Raises Refused, CallFailed, Gone, OSError."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._of_process = _Answered(process, PROCESS_SERVICES, 0)
+        self._of_threads: list[tuple[Task, _Answered]] = []
+        ahead = [*self._of_process.questions, *_OWN]
+        self._own = len(self._of_process.questions)
+        for task in process.tasks:
+            answered = _Answered(task, THREAD_SERVICES, len(ahead))
+            made = task.make([*ahead, *answered.questions])
+            if ahead:
+                self._made, ahead = made, []
+            self._of_threads.append((task, answered))
+            answered.take(made)
+        process.peek()
+        self._of_process.take(self._made)
+        self._cpu = [cpu.capture(process, task) for task in process.tasks]
+        self._auxv = proc.read(f"/proc/{process.pid}/auxv")
+        self.exe = os.readlink(f"/proc/{process.pid}/exe")
+        self._stat = proc.stat(process.pid, process.leader.tid) if process.leader.tid != process.pid else process.stat
+
+    @property
+    def early(self) -> Services:
+        """The records of those services of the process that do not wait."""
+        return self._of_process.early
+
+    def clocks(self) -> ClockRecord:
+        """The clocks as the process saw them when it was asked."""
+        answers = self._made.answers(self._own + 1, 3)
+        return ClockRecord(*(s * 10**9 + ns for s, ns in (struct.unpack("<qq", one.outs[0]) for one in answers)))
+
+    def told(self) -> Told:
+        """What there is to say; the job may go on by now. Raises Refused, CallFailed."""
+        brk = self._made.answers(self._own, 1)[0].value
+        return Told(
+            self._of_process.records(),
+            tuple(
+                ThreadRecord(task.vtid, state, answered.records())
+                for (task, answered), state in zip(self._of_threads, self._cpu)
+            ),
+            layout.capture(self._stat, self._auxv, brk, self.exe),
+        )
