@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -182,7 +183,7 @@ def _attempt(
     try:
         if together is not None:
             together.surveyed()
-        with request.guard:
+        with request.guard, _no_collection(wanted=snapshot is not None):
             with freeze(request.tree.find, last=last, grace=grace) as frozen:
                 paused = frozen.since
                 try:
@@ -251,6 +252,19 @@ def _moved(request: SaveRequest) -> AddressMap:
     """Which addresses lead elsewhere for this job."""
     ledger = request.ledger() if request.tree.watched else None
     return AddressMap.parse(ledger.moved if ledger is not None else ())
+
+
+@contextlib.contextmanager
+def _no_collection(wanted: bool) -> Iterator[None]:
+    """Without collections of garbage, which take milliseconds, and would fall into the pause."""
+    wanted &= gc.isenabled()
+    if wanted:
+        gc.disable()
+    try:
+        yield
+    finally:
+        if wanted:
+            gc.enable()
 
 
 def _begin(request: SaveRequest) -> Save:

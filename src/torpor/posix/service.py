@@ -4,7 +4,8 @@ A service knows one thing the kernel keeps for a program: what it is, where it c
 It does so in five steps.
 
     survey   could it be saved?  Reads /proc only; touches nothing; the job is running.
-    capture  the frozen record of it.  The job is stopped; bulk data leaves through `job.sink`.
+    capture  the frozen record of it.  The job is stopped (or goes on already, where a service says that it can wait:
+             `ProcessService.afterwards`); bulk data leaves through `job.sink`.
     plan     (pure) which other objects must exist first.
     create   ask the kernel for it again.
     finish   what can only be done once everything else exists.
