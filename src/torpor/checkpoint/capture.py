@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -344,7 +344,7 @@ def _descriptors_of(view: View, pid: int) -> tuple[DescriptorRecord, ...]:
     return tuple(found)
 
 
-def _parent_number(ppid: int, fields: dict[str, str]) -> int:
+def _parent_number(ppid: int, fields: Mapping[str, str]) -> int:
     """What getppid() tells a process whose parent is not in the job.
 
     In a namespace of its own the parent's number there counts; a parent outside of it shows as 0.

@@ -111,7 +111,7 @@ class Survey:
         """The memory areas of a process. Raises OSError."""
         return proc.maps(pid)
 
-    def threads(self, pid: int) -> Iterable[tuple[int, dict[str, str]]]:
+    def threads(self, pid: int) -> Iterable[tuple[int, Mapping[str, str]]]:
         """The threads of a process, and the status of each. Raises OSError if one of them has ended."""
         return [(tid, proc.status(pid, tid)) for tid in proc.threads(pid)]
 

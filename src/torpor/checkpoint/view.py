@@ -94,7 +94,7 @@ class View(Survey):
     def areas(self, pid: int) -> Iterable[proc.Area]:
         return self._frozen.processes[pid].areas
 
-    def threads(self, pid: int) -> Iterable[tuple[int, dict[str, str]]]:
+    def threads(self, pid: int) -> Iterable[tuple[int, Mapping[str, str]]]:
         return [(task.tid, task.status) for task in self._frozen.processes[pid].tasks]
 
     def object_of(self, pid: int, number: int) -> int | None:

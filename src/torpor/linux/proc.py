@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -101,11 +101,34 @@ def state(pid: int, tid: int | None = None) -> str:
     return chr(shown(where).rpartition(b") ")[2][0])
 
 
-def status(pid: int, tid: int | None = None) -> dict[str, str]:
-    """/proc/PID/status (or a thread's): name of the field to its text; numbers may have spaces in front."""
+class Status(Mapping[str, str]):
+    """The text of a status file: name of the field to its text; numbers may have spaces in front.
+
+    There are sixty fields, of which a few are ever asked for: they are looked for then.
+    """
+
+    def __init__(self, raw: bytes) -> None:
+        self._text = f"\n{os.fsdecode(raw)}"
+
+    def __getitem__(self, name: str) -> str:
+        head = f"\n{name}:\t"
+        at = self._text.find(head)
+        if at < 0:
+            raise KeyError(name)
+        # Names may have any byte in them that ends a line elsewhere, but for \n, which is shown as two.
+        return self._text[at + len(head) : self._text.index("\n", at + 1)]
+
+    def __iter__(self) -> Iterator[str]:
+        return (line.partition(":\t")[0] for line in self._text[1:-1].split("\n"))
+
+    def __len__(self) -> int:
+        return self._text.count("\n") - 1
+
+
+def status(pid: int, tid: int | None = None) -> Status:
+    """/proc/PID/status (or a thread's)."""
     where = f"/proc/{pid}/status" if tid is None else f"/proc/{pid}/task/{tid}/status"
-    # Not splitlines: a name may have any byte in it that ends a line elsewhere, but for \n, which is shown as two.
-    return dict([line.split(":\t", 1) for line in os.fsdecode(shown(where))[:-1].split("\n")])
+    return Status(shown(where))
 
 
 def open_memory(pid: int, name: str, flags: int = os.O_RDONLY) -> int:
@@ -122,7 +145,7 @@ def open_memory(pid: int, name: str, flags: int = os.O_RDONLY) -> int:
         raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
 
 
-def inner_pid(fields: dict[str, str], key: str = "NSpid") -> int:
+def inner_pid(fields: Mapping[str, str], key: str = "NSpid") -> int:
     """The pid (NSpid), group (NSpgid) or session (NSsid) as the process itself sees it: in its innermost namespace."""
     return int(fields[key].split()[-1])
 

@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -78,7 +78,7 @@ class Room(NamedTuple):
     groups: bool
 
 
-def from_status(fields: dict[str, str], securebits: int = 0, dumpable: int = 1) -> Identity:
+def from_status(fields: Mapping[str, str], securebits: int = 0, dumpable: int = 1) -> Identity:
     """The identity that /proc/PID/status shows."""
 
     def ids(key: str) -> tuple[int, int, int, int]:

@@ -14,7 +14,7 @@ import ctypes
 import os
 import struct
 from _thread import get_native_id
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 
 import msgspec
@@ -34,7 +34,7 @@ _GET_SYSCALL_USER_DISPATCH = 0x4210
 class Seen:
     """A process, or one of its threads, as the functions below look at it."""
 
-    def __init__(self, pid: int, tid: int, status: dict[str, str] | None = None) -> None:
+    def __init__(self, pid: int, tid: int, status: Mapping[str, str] | None = None) -> None:
         self.pid, self.tid = pid, tid
         self.status = proc.status(pid, tid) if status is None else status
         self.name = self.status["Name"]
@@ -211,7 +211,7 @@ class ThreadObstacles(ThreadBase):
     afterwards = True
     record: type[msgspec.Struct] = Nothing
 
-    def survey(self, pid: int, tid: int, status: dict[str, str]) -> Iterable[Refusal]:
+    def survey(self, pid: int, tid: int, status: Mapping[str, str]) -> Iterable[Refusal]:
         seen = Seen(pid, tid, status)
         for look in (*PROCESS, *THREAD) if tid == pid else THREAD:
             found = list(look(seen))

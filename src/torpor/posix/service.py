@@ -321,7 +321,7 @@ class ThreadService(Protocol):
     name: str
     record: type[msgspec.Struct]
 
-    def survey(self, pid: int, tid: int, status: dict[str, str]) -> Iterable[Refusal]:
+    def survey(self, pid: int, tid: int, status: Mapping[str, str]) -> Iterable[Refusal]:
         """The same for a thread. status: its /proc/PID/task/TID/status."""
         ...
 
@@ -404,7 +404,7 @@ class ThreadBase:
 
     afterwards = False
 
-    def survey(self, pid: int, tid: int, status: dict[str, str]) -> Iterable[Refusal]:
+    def survey(self, pid: int, tid: int, status: Mapping[str, str]) -> Iterable[Refusal]:
         return ()
 
     def ask(self, task: Task) -> Sequence[Call]:

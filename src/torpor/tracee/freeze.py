@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from torpor.linux import proc, ptrace
 from torpor.linux.arch.x86_64_code import MAGIC, SIZE
@@ -229,7 +229,7 @@ def _seize(pid: int, tid: int) -> bool:
         raise Refused([Refusal(pid, name, "may not be traced by this user", why_not_traced(fields))]) from None
 
 
-def why_not_traced(fields: dict[str, str]) -> str:
+def why_not_traced(fields: Mapping[str, str]) -> str:
     """The way out where the kernel forbids attaching to a process. fields: its /proc/PID/status."""
     if os.geteuid() != 0 and int(fields["Uid"].split()[0]) != os.geteuid():
         return "it belongs to another user: do this as root"

@@ -43,7 +43,7 @@ class Process:
         self._pidfd = -1
         self._comm = ""
         self._stat: proc.Stat | None = None
-        self._status: dict[str, str] | None = None
+        self._status: Mapping[str, str] | None = None
         self._areas: list[proc.Area] | None = None
 
     @property
@@ -59,7 +59,7 @@ class Process:
         return self._comm
 
     @property
-    def status(self) -> dict[str, str]:
+    def status(self) -> Mapping[str, str]:
         """/proc/PID/status, read once."""
         if self._status is None:
             self._status = proc.status(self.pid, self.leader.tid)

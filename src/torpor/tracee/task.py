@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
 from torpor.linux import proc, ptrace
@@ -94,10 +94,10 @@ class Task:
         """ptrace.rseq_configuration, of a task of a living job."""
         self.waiting: Sequence[bytes] = ()
         """Signals (siginfo) that wait for this thread alone: see Process.peek."""
-        self._status: dict[str, str] | None = None
+        self._status: Mapping[str, str] | None = None
 
     @property
-    def status(self) -> dict[str, str]:
+    def status(self) -> Mapping[str, str]:
         """Its /proc/PID/task/TID/status, read once."""
         if self._status is None:
             self._status = proc.status(self.tgid, self.tid)
@@ -114,7 +114,7 @@ class Task:
         rax: int = self.regs.rax
         return rax - (1 << 64) if rax >> 63 else rax
 
-    def learn(self, pid: int) -> dict[str, str]:
+    def learn(self, pid: int) -> Mapping[str, str]:
         """Read its status, and the numbers that stand there. pid: by which its process is found in /proc."""
         self._status = fields = proc.status(pid, self.tid)
         self.tgid, self.vtid = int(fields["Tgid"]), proc.inner_pid(fields)
