@@ -97,7 +97,7 @@ class Command:
 
     def _last_line(self) -> str:
         lines = self._said.decode(errors="replace").strip().splitlines()
-        return "".join(each for each in lines[-1].strip() if each.isprintable()) if lines else ""
+        return lines[-1].strip() if lines else ""
 
     def renew(self) -> None:
         if self._process is None:

@@ -24,6 +24,8 @@ from torpor.seats.provider import Lost, NoneFree, NotEntitled, Request, Status, 
 TIMEOUT = 10.0
 """Seconds for an answer."""
 EVERY = 20.0
+_SELDOM = 86400.0
+"""Seconds between two renewals at most, whatever the server says."""
 _MOST = 1 << 20
 
 
@@ -42,11 +44,13 @@ class Http:
         if status == 409:
             holders = [str(each) for each in told.get("holders", ())]
             raise NoneFree(_reason(told, "all seats are taken") + (f": {'; '.join(holders)}" if holders else ""))
-        if status != 200 or not isinstance(told.get("lease"), str):
+        if status != 200:
             raise self._failed(status, told)
+        if not isinstance(told.get("lease"), str):
+            raise Unreachable(f"{self._url} answers, but gives no lease")
         self._lease = told["lease"]
         renew = told.get("renew", EVERY)
-        self.every = max(0.1, float(renew)) if isinstance(renew, int | float) else EVERY
+        self.every = min(max(0.1, float(renew)), _SELDOM) if isinstance(renew, int | float) else EVERY
 
     def renew(self) -> None:
         status, told = self._ask("renew", {"lease": self._lease})

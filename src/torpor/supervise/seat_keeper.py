@@ -40,6 +40,7 @@ from torpor.supervise.registry import Pid
 
 FD = 3
 """Where the supervisor is."""
+_REASON_MOST = 2000
 RETRY = 1.0
 """Seconds between two attempts to have a seat."""
 
@@ -168,8 +169,8 @@ class SeatKeeper:
                 if time.monotonic() >= end:
                     self._refuse(failed.name, error)
                     return
-                if str(error) != told:
-                    told = str(error)
+                if _plain(error) != told:
+                    told = _plain(error)
                     self._say({"event": "waiting", "seat": failed.name, "reason": told})
                 self._pass_time(RETRY)
             except TorporError as error:
@@ -185,9 +186,9 @@ class SeatKeeper:
     def _refuse(self, name: str, error: TorporError) -> None:
         for seat in self._seats:
             if seat.name == name:
-                self._log(seat, "acquire", Refused([Refusal(0, "", str(error), "")], "no seat"))
+                self._log(seat, "acquire", Refused([Refusal(0, "", _plain(error), "")], "no seat"))
         final = not isinstance(error, (NoneFree, Unreachable))
-        self._say({"event": "refused", "seat": name, "reason": str(error), "final": final})
+        self._say({"event": "refused", "seat": name, "reason": _plain(error), "final": final})
         self._over = True
 
     # -- as long as the job lives
@@ -214,7 +215,7 @@ class SeatKeeper:
             if seat.known:
                 seat.known = False
                 self._log(seat, "renew", error)
-                self._say({"event": "lost", "seat": seat.name, "reason": str(error)})
+                self._say({"event": "lost", "seat": seat.name, "reason": _plain(error)})
             if not isinstance(error, (Lost, NoneFree, Unreachable)):
                 seat.due += 4 * RETRY  # expired: not soon
         else:
@@ -274,6 +275,11 @@ class SeatKeeper:
 
     def _log(self, seat: Kept, do: str, error: TorporError | None = None) -> None:
         audit.record("seat", error, do=do, seat=seat.name, job=seat.request.job, identity=seat.request.identity)
+
+
+def _plain(error: TorporError) -> str:
+    """What somebody else has said, as one line for a terminal."""
+    return "".join(each if each.isprintable() else " " for each in str(error)[:_REASON_MOST])
 
 
 def main() -> None:

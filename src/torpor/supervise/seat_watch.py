@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,8 @@ _PATIENCE = 15.0
 """Seconds for the keeper to give seats back: a program that holds one may take ten to end."""
 _REVIVE = 2.0
 _BEAT = 1.0
+_SILENT = 3.0
+"""Seconds after which it is said that nobody has answered yet."""
 
 
 class SeatWatch:
@@ -41,6 +44,7 @@ class SeatWatch:
         self._pids: list[Pid] = []
         self._lost: dict[str, str] = {}
         self._serial = 0
+        self._began = 0.0
         self._over = self._held = False
         self.pause: Callable[[], None] = lambda: None
         self.resume: Callable[[], None] = lambda: None
@@ -57,13 +61,13 @@ class SeatWatch:
         Raises Refused; then nothing is held. May be interrupted by any exception; `close` then."""
         limit = max((seat.wait for seat in self.seats), default=0.0) if wait is None else wait
         self._start(limit)
-        silent = True
+        silent = 0.0
         while True:
             if not select.select([self._socket], [], [], _BEAT)[0]:
-                tell(f"waiting for an answer: {', '.join(self.names)}" if silent else "")
-                silent = False
+                silent += _BEAT
+                tell(f"waiting for an answer: {', '.join(self.names)}" if silent == _SILENT else "")
                 continue
-            silent = False
+            silent = _SILENT
             for message in self._hear():
                 if message["event"] == "held":
                     self._held = True
@@ -81,6 +85,7 @@ class SeatWatch:
         from torpor.supervise.lease import user
         from torpor.supervise.seat_keeper import first_frame
 
+        self._began = time.monotonic()
         command = ourselves.command("from torpor.supervise.seat_keeper import main; main()")
         ours, theirs = socket.socketpair()
         null = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0), *((os.POSIX_SPAWN_DUP2, 0, n) for n in (1, 2))]
@@ -169,6 +174,9 @@ class SeatWatch:
         """The keeper was killed: another one asks for the same seats, which are still this job's for a while."""
         self._forget()
         if self._over or self._loop is None:
+            return
+        if time.monotonic() - self._began < _REVIVE:
+            self._loop.later(_REVIVE, self._revive)
             return
         try:
             self._start(None)

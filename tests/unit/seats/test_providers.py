@@ -251,8 +251,9 @@ def test_a_server(server: Server, tmp_path: Any) -> None:
     [
         (403, {"reason": "expired"}, NotEntitled, "expired"),
         (500, b"<html>", Unreachable, "answers with status 500"),
-        (200, {}, Unreachable, "answers with status 200"),
-        (200, b"[]", Unreachable, "answers with status 200"),
+        (200, {}, Unreachable, "gives no lease"),
+        (200, b"[]", Unreachable, "gives no lease"),
+        (200, {"lease": 5}, Unreachable, "gives no lease"),
         (302, {}, Unreachable, "302"),
     ],
 )
@@ -262,6 +263,21 @@ def test_a_server_that_answers_otherwise(
     server.answers = [(status, told)]
     with pytest.raises(kind, match=says):
         of_server(server, "a").acquire()
+
+
+def test_a_server_that_says_much_about_time(server: Server) -> None:
+    """No wait is longer than what select(2) takes."""
+    server.answers = [(200, {"lease": "a", "renew": 1e300}), (200, {"lease": "a", "renew": "soon"})]
+    one = of_server(server, "a")
+    one.acquire()
+    assert one.every == 86400
+    one.acquire()
+    assert one.every == 20
+
+
+def test_whom_to_trust_cannot_be_read(server: Server) -> None:
+    with pytest.raises(NotEntitled, match="/no/such cannot be read: No such file"):
+        of_server(server, "a", ca_file="/no/such").acquire()
 
 
 def test_a_server_that_is_not_there(server: Server) -> None:

@@ -46,7 +46,7 @@ class Broken:
     [
         (None, [{"event": "held"}, {"event": "lost", "seat": "s", "reason": "KeyError: 'lease'"}]),
         (ValueError("x"), [{"event": "refused", "seat": "s", "reason": "ValueError: x", "final": False}]),
-        (NotEntitled("over"), [{"event": "refused", "seat": "s", "reason": "over", "final": True}]),
+        (NotEntitled("o\x1b[1mver\n"), [{"event": "refused", "seat": "s", "reason": "o [1mver ", "final": True}]),
     ],
 )
 def test_a_provider_that_is_broken(fails: Exception | None, told: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
