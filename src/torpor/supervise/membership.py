@@ -8,7 +8,6 @@ up, and another is started.
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,17 +18,17 @@ from torpor.coordinate import words
 from torpor.coordinate.phases import Kind, Phase
 from torpor.coordinate.words import Work
 from torpor.image.whole import Face
-from torpor.model.errors import CheckpointFailed, NotNow, RestartFailed, TorporError, UsageError
+from torpor.model.errors import CheckpointFailed, NotNow, RestartFailed, TorporError
 from torpor.posix import host_names
-from torpor.supervise import asked, member_start, wire
+from torpor.supervise import member_start, wire
 from torpor.supervise import part as parts
 from torpor.supervise.agreeing import Restarting, Saving
-from torpor.supervise.asked import Question
+from torpor.supervise.asked import Questions
 from torpor.supervise.keeper import Done, Order
+from torpor.supervise.leaving import PARTING, SHORTLY, Leaving
 from torpor.supervise.loop import Loop
 from torpor.supervise.part import Part
-from torpor.supervise.registry import Pid
-from torpor.supervise.saving import Progress, Worker, apart, lasting
+from torpor.supervise.saving import Progress, Worker
 from torpor.supervise.say import say
 from torpor.supervise.wire import How, Wire
 
@@ -38,16 +37,6 @@ if TYPE_CHECKING:
     from torpor.link.secret import Secret
     from torpor.link.server import Server
 
-GRACE = 5.0
-"""Seconds between SIGTERM and SIGKILL for what is left of a job that has ended."""
-LOOK = 0.1
-"""Seconds between two looks whether something is left."""
-PARTING = 30.0
-"""Seconds after which nobody waits for the member process to leave the job."""
-SHORTLY = 3.0
-"""The same for one that is of no use any more."""
-AGAIN = (0.05, 0.1, 0.2, 0.3, 0.5, 0.5, 0.5, 0.5)
-"""Seconds before each of the attempts after one that met something that passes."""
 _NO_REASON = "other hosts did not come back"
 DEATHS, SPAN, PAUSE = 5, 60.0, 10.0
 """A member process that dies so often within so many seconds is started again only after a pause."""
@@ -98,8 +87,6 @@ class Membership:
         command: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         self.part = part
-        self.gone = False
-        """Has this part left the job?"""
         self._secret, self._folder, self._server = secret, folder, server
         self._command = command or member_start.command()
         self._owner = os.urandom(8).hex()
@@ -111,21 +98,15 @@ class Membership:
         self._loop: Loop
         self._worker: Worker
         self._job: Supervised
-        self._attached = False
         self._saving: Saving | None = None
         self._waiting: Work | None = None
         """An order to begin, while something else is being done."""
-        self._asked: dict[str, Question] = {}
-        self._reports = 0
+        self._questions = Questions(part, lambda word: self._wire.send(word))
         self._face = Face(os.uname().nodename, _names(part))
         """How the job knows this host."""
-        self._status: int | None = None
-        self._ending = self._emptied = self._again = False
-        self._over = False
-        """Has the job ended everywhere?"""
-        self._waits = False
-        """Has the root ended, and others have not that have joined the job?"""
-        self._kill = 0.0
+        self._leaving = Leaving(part, lambda word: self._wire.send(word), server is not None, lambda: self._trouble,
+                                self._left)  # fmt: skip
+        self._again = False
         self._held: bool | None = None
         """What was said last of whether the job stands still."""
         self._restarting: Restarting | None = None
@@ -136,12 +117,12 @@ class Membership:
     @property
     def over(self) -> bool:
         """Is there nothing more to be done here?"""
-        return self.gone and not self._asked and not self._reports
+        return self._leaving.gone and self._questions.over
 
     @property
     def busy(self) -> bool:
         """Is a checkpoint asked for, or being made?"""
-        return bool(self._asked) or self._saving is not None or self._waiting is not None
+        return self._questions.open or self._saving is not None or self._waiting is not None
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -163,8 +144,8 @@ class Membership:
 
     def _lost(self) -> None:
         """The member process has ended."""
-        if self._emptied or self._trouble:
-            self._leave()
+        if self._leaving.emptied or self._trouble:
+            self._leaving.leave()
             return
         if self._saving is not None:
             self._saving.give_up("its member process has ended")
@@ -192,12 +173,8 @@ class Membership:
             return
         self._job.set_own(self.pids)
         self._follow()
-        if self._emptied:
-            self._wire.send(words.Emptied())
-        if self._status is not None:
-            self._wire.send(wire.RootEnded(self._status, self._waits))
-        for question in self._asked.values():
-            self._wire.send(question.word)
+        self._leaving.say_again()
+        self._questions.say_again()
 
     def _follow(self) -> None:
         self._wire.follow(self._loop, self._hear, self._lost)
@@ -237,7 +214,7 @@ class Membership:
                 self._await(lambda word: False, self.part.limits.ending, "")
         except TorporError as error:
             reason = str(error) or reason
-        self._emptied = True
+        self._leaving.emptied = True
         try:
             self._wire.send(words.Emptied())
             self._await(lambda word: isinstance(word, wire.Gone), SHORTLY if self._trouble else PARTING, "")
@@ -264,7 +241,7 @@ class Membership:
         if isinstance(word, wire.Cannot):
             self._trouble = word.reason
             raise RestartFailed(word.reason)
-        if isinstance(word, wire.End) and not self._emptied:
+        if isinstance(word, wire.End) and not self._leaving.emptied:
             raise RestartFailed("")
 
     # While it runs.
@@ -272,7 +249,8 @@ class Membership:
     def attach(self, loop: Loop, worker: Worker, job: Supervised) -> None:
         """The job runs here, and its supervisor's loop does."""
         self._loop, self._worker, self._job = loop, worker, job
-        self._attached = True
+        self._questions.attach(loop, worker, job.after)
+        self._leaving.attach(loop, worker, job.processes)
         job.set_own(self.pids)
         self._follow()
         if self._held is not None:
@@ -305,15 +283,15 @@ class Membership:
         if isinstance(word, Work):
             self._order(word)
         elif isinstance(word, words.Answer):
-            self._answer(word)
+            self._questions.answer(word)
         elif isinstance(word, wire.Exists):
             self._job.saved_as(f"{self.part.job}@{word.number}", False)
             if self._saving is not None and self._saving.number == word.number:
                 self._saving.exists()
         elif isinstance(word, wire.End):
-            self._end()
+            self._leaving.end()
         elif isinstance(word, wire.Waiting):
-            self._wait(word.parts)
+            self._leaving.wait(word.parts)
         elif isinstance(word, wire.Held):
             self._job.held(word.on)
         elif isinstance(word, wire.Ending):
@@ -321,7 +299,7 @@ class Membership:
         elif isinstance(word, wire.Cannot):
             self._cannot(word.reason)
         elif isinstance(word, wire.Gone):
-            self._leave()
+            self._leaving.leave()
 
     def _cannot(self, reason: str) -> None:
         if self._undone:
@@ -332,10 +310,9 @@ class Membership:
             say(f"torpor: {self.part.part} is cut off from {self.part.job}: {reason}; it runs on, and cannot be saved")
         if self._saving is not None:
             self._saving.give_up(reason)
-        for question in list(self._asked.values()):
-            self._fail(question, reason)
-        if self._status is not None and self.part.first:
-            self._end()
+        self._questions.fail(reason)
+        if self._leaving.status is not None and self.part.first:
+            self._leaving.end()
 
     # Orders.
 
@@ -346,11 +323,11 @@ class Membership:
         elif work.phase is Phase.UNDO:
             self._undo(work)
         elif work.phase is Phase.COMMIT:
-            self._over = True
-            self._kill_all()
+            self._leaving.over = True
+            self._leaving.kill_all()
             self._job.saved_as(f"{self.part.job}@{work.attempt}", True)
             self._finished(work)
-        elif self.part.first and self._status is not None:
+        elif self.part.first and self._leaving.status is not None:
             self._wire.send(words.Broke(work.attempt, work.phase, "its program has ended, and so the job is about to"))
         elif work.phase is not Phase.SURVEY:
             self._wire.send(words.Broke(work.attempt, work.phase, "it has let go of the job already"))
@@ -371,7 +348,7 @@ class Membership:
             self._undone = self._restarting.what
             if not self.part.first:
                 self._tell_undone(_NO_REASON)
-            self._kill_all()
+            self._leaving.kill_all()
         self._finished(work)
 
     def _tell_undone(self, why: str) -> None:
@@ -404,12 +381,11 @@ class Membership:
         how = msgspec.json.decode(work.what, type=How) if work.what else How()
         order = Order(stop, how.files, how.with_files, how.compress, how.encrypt_to, why=how.why, on=how.on,
                       forget=how.forget)  # fmt: skip
-        questions = list(self._asked.values())
+        tell = self._questions.progress()
 
         def progress(phase: str, done: int, total: int) -> None:
             saving.check()
-            for question in questions:
-                question.progress(phase, done, total)
+            tell(phase, done, total)
 
         def done(_result: Any, error: BaseException | None) -> None:
             self._saving = None
@@ -426,7 +402,7 @@ class Membership:
 
         if error is None:
             if saving.phase is Phase.COMMIT:
-                self._over = True
+                self._leaving.over = True
                 self._job.saved_as(f"{self.part.job}@{work.attempt}", True)
                 self._wire.send(words.Finished(work.attempt, Phase.COMMIT))
             elif saving.undo:
@@ -438,159 +414,27 @@ class Membership:
             passing = isinstance(error, Changed | NotNow)
             self._wire.send(words.Broke(work.attempt, saving.phase, reason, passing))
 
-    def _kill_all(self) -> None:
-        """What is here of the job is not to be any more."""
-        for pid in self._job.processes():
-            _send(pid, signal.SIGKILL)
-
-    # Questions.
-
     def ask(
         self, order: Order, progress: Progress, then: Callable[[dict[str, Any]], dict[str, Any]], done: Done
     ) -> None:
-        """Have the job saved, on all hosts. then, done: see `Question`. Raises TorporError if that cannot be asked."""
-        if order.name or order.store:
-            raise UsageError("a job over hosts is saved under its own name and into its own store")
+        """See `Questions.ask`. Raises TorporError if that cannot be asked."""
         if self._trouble:
             raise CheckpointFailed(f"{self.part.part} is cut off from the job: {self._trouble}")
-        with_files, compress = lasting(self.part.upkeep, order.with_files, order.compress)
-        how = How(order.files, with_files, compress, order.encrypt_to, order.why, order.on, order.forget)
-        what = msgspec.json.encode(how).decode()
-        word = wire.Ask(self._name(), order.stop, what)
-        self._asked[word.ask] = Question(word, order, 0, progress, then, done)
-        self._wire.send(word)
-
-    def _answer(self, answer: words.Answer) -> None:
-        question = self._asked.get(answer.ask)
-        if question is None:
-            return
-        if not answer.ok:
-            if answer.passing and question.tries < len(AGAIN):
-                self._ask_again(question)
-            else:
-                self._fail(question, answer.text)
-            return
-        del self._asked[answer.ask]
-        self._reports += 1
-        part = self.part
-
-        def finish(result: dict[str, Any] | None, error: BaseException | None) -> None:
-            self._reports -= 1
-            asked.finish(part, question, result, error)
-            self._job.after()
-
-        apart("torpor-report", lambda: asked.report(part, question, answer), finish, self._worker.post)
-
-    def _ask_again(self, question: Question) -> None:
-        """Under another name, after a while: what was in the way may have passed."""
-        del self._asked[question.word.ask]
-        word = msgspec.structs.replace(question.word, ask=self._name())
-        self._asked[word.ask] = question._replace(word=word, tries=question.tries + 1)
-
-        def ask() -> None:
-            if word.ask in self._asked:
-                self._wire.send(word)
-
-        self._loop.later(AGAIN[question.tries], ask)
-
-    def _name(self) -> str:
-        """Of a question."""
-        return f"{self.part.part}/{os.urandom(8).hex()}"
-
-    def _fail(self, question: Question, reason: str) -> None:
-        del self._asked[question.word.ask]
-        asked.finish(self.part, question, None, CheckpointFailed(f"{self.part.job} was not saved: {reason}"))
+        self._questions.ask(order, progress, then, done)
 
     # The end.
 
     def root_ended(self, status: int) -> None:
-        """The root has ended here. That of the first part is the job's, and so its end is everybody's."""
-        if self._status is not None:
-            return
-        self._status = status
-        if self.part.first:
-            self._wire.send(wire.RootEnded(status))
-            self._loop.later(SHORTLY, self._not_told)
-            if self._trouble:
-                self._end()
-        else:
-            self._look()
+        """The root has ended here."""
+        self._leaving.root_ended(status)
 
-    def _not_told(self) -> None:
-        """The member process does not say whether the job is over: there is nobody else to wait for."""
-        if not self._waits:
-            self._end()
-
-    def _wait(self, parts: tuple[str, ...]) -> None:
-        if not self._waits:
-            joined = ", ".join(parts)
-            say(f"torpor: {self.part.job}: the first program has ended; waiting for what has joined it ({joined})")
-        self._waits = True
-
-    def _look(self) -> None:
-        """A part is there as long as something of the job is."""
-        if not self._ending and not self._emptied:
-            if self._worker.busy or self._living():
-                self._loop.later(LOOK, self._look)
-            else:
-                self._empty()
-
-    def _end(self) -> None:
-        """Everything of the job is to end here: first it is asked to."""
-        self._over = True
-        if self._emptied:
-            self._loop.later(PARTING, self._leave)
-        elif not self._ending:
-            self._ending = True
-            self._end_all()
-
-    def _end_all(self) -> None:
-        left = [] if self._worker.busy else self._living()
-        now = time.monotonic()
-        if self._worker.busy:
-            pass  # what is stopped now would find the signal when it comes back
-        elif not left:
-            self._empty()
-            return
-        elif not self._kill:
-            self._kill = now + GRACE
-            for pid in left:
-                _send(pid, signal.SIGTERM)
-                _send(pid, signal.SIGCONT)
-        elif now > self._kill:
-            for pid in left:
-                _send(pid, signal.SIGKILL)
-        self._loop.later(LOOK / 5, self._end_all)
-
-    def _living(self) -> list[int]:
-        return [pid for pid in self._job.processes() if Pid.of(pid).alive]
-
-    def _empty(self) -> None:
-        self._emptied = True
-        if self._trouble:
-            self._leave()
-            return
-        self._wire.send(words.Emptied())
-        if self._over or self._server is None:  # a server is there to the end
-            self._loop.later(PARTING, self._leave)
-
-    def _leave(self) -> None:
-        if self.gone:
-            return
-        self.gone = True
+    def _left(self) -> None:
+        """This part has left the job."""
         self._tell_undone(_NO_REASON)
-        for question in list(self._asked.values()):
-            self._fail(question, "the job has ended")
+        self._questions.fail("the job has ended")
         self._job.after()
 
 
 def _names(part: Part) -> tuple[str, ...]:
     """Under which this host is known."""
     return host_names.names_of(host_names.read(), part.address, part.part, os.uname().nodename)
-
-
-def _send(pid: int, number: int) -> None:
-    try:
-        os.kill(pid, number)
-    except OSError:
-        pass

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from torpor.link import secret as secrets
+from torpor.supervise.asked import AGAIN
 from torpor.supervise.keeper import Order
 from torpor.supervise.loop import Loop
-from torpor.supervise.membership import AGAIN, Membership
+from torpor.supervise.membership import Membership
 from torpor.supervise.part import Part
 from torpor.supervise.saving import Worker
 
