@@ -52,12 +52,12 @@ class Tree(msgspec.Struct, frozen=True):
 def _face(pid: int) -> int:
     """proc.face; 0 for a copy of one of the processes, made to be saved."""
     try:
-        stat = proc.stat(pid)
+        name, state = proc.name_and_state(pid)
     except OSError:
         return pid
-    if is_copy(stat.comm, stat.state):
+    if is_copy(name, state):
         return 0
-    return proc.face(pid) if stat.state in "ZX" else pid
+    return proc.face(pid) if state in "ZX" else pid
 
 
 def of_pid(pid: int) -> Tree:

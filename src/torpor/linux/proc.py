@@ -97,8 +97,14 @@ def stat(pid: int, tid: int | None = None) -> Stat:
 
 def state(pid: int, tid: int | None = None) -> str:
     """The letter of its state in /proc/PID/stat, or a thread's."""
+    return name_and_state(pid, tid)[1]
+
+
+def name_and_state(pid: int, tid: int | None = None) -> tuple[str, str]:
+    """What comes first in /proc/PID/stat, or a thread's: the name, and the letter of the state."""
     where = f"/proc/{pid}/stat" if tid is None else f"/proc/{pid}/task/{tid}/stat"
-    return chr(shown(where).rpartition(b") ")[2][0])
+    head, _, tail = os.fsdecode(shown(where)).rpartition(") ")
+    return head.partition(" (")[2], tail[0]
 
 
 class Status(Mapping[str, str]):

@@ -87,9 +87,10 @@ class Members:
         """When the first process of the job started, seconds since the epoch."""
         return _began(self.first.stat)
 
-    def before(self, when: int) -> bool:
-        """Was `when` before any of them had started? Then none of them did what was done then."""
-        return when + 1 < self.oldest
+    def are_younger(self, when: int) -> bool:
+        """Had nobody of them started yet when an object in a namespace that others share was used last? Then it is not
+        theirs."""
+        return not self.private and when + 1 < self.oldest
 
     @cached_property
     def oldest(self) -> float:

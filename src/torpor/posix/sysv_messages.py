@@ -60,6 +60,8 @@ class MessageService(JobBase):
         found = []
         for number, raw in listed(members, NR.msgctl, sysvipc.MSG_STAT_ANY, sysvipc.QUEUE_SIZE):
             queue = sysvipc.queue(raw)
+            if number not in waiting and members.are_younger(max(queue.stime, queue.rtime, queue.ctime)):
+                continue
             mine = identity(number, queue.perm)
             used = ((queue.lspid, queue.stime), (queue.lrpid, queue.rtime))
             if members.own("the message queue", mine, queue.perm, queue.ctime, used, waiting):

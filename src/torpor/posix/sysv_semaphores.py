@@ -71,7 +71,7 @@ class SemaphoreService(JobBase):
         found = []
         for number, raw in listed(members, NR.semctl, sysvipc.SEM_STAT_ANY, sysvipc.SET_SIZE):
             seen = sysvipc.set_(raw)
-            if not members.private and number not in waiting and members.before(max(seen.otime, seen.ctime)):
+            if number not in waiting and members.are_younger(max(seen.otime, seen.ctime)):
                 continue
             mine = identity(number, seen.perm)
             places = range(seen.semaphores)

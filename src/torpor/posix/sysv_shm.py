@@ -78,6 +78,8 @@ class SharedMemoryService(JobBase):
         for number, raw in listed(members, NR.shmctl, sysvipc.SHM_STAT_ANY, sysvipc.SEGMENT_SIZE):
             segment = sysvipc.segment(raw)
             here = attached.pop(number, [])
+            if not here and members.are_younger(max(segment.ctime, segment.atime, segment.dtime)):
+                continue
             if belongs(members, number, segment, here):
                 mine = identity(number, segment.perm)
                 check_owner(members, "the shared memory segment", mine)
