@@ -83,20 +83,21 @@ class Asked:
     Raises Refused, CallFailed, Gone, OSError."""
 
     def __init__(self, process: Process) -> None:
-        self._process = process
         self._of_process = _Answered(process, PROCESS_SERVICES, 0)
         self._of_threads: list[tuple[Task, _Answered]] = []
         ahead = [*self._of_process.questions, *_OWN]
         self._own = len(self._of_process.questions)
+        made: list[Made] = []
         for task in process.tasks:
             answered = _Answered(task, THREAD_SERVICES, len(ahead))
-            made = task.make([*ahead, *answered.questions])
-            if ahead:
-                self._made, ahead = made, []
+            made.append(task.make([*ahead, *answered.questions]))
             self._of_threads.append((task, answered))
-            answered.take(made)
+            ahead = []
+        self._made = made[0]
         process.peek()
         self._of_process.take(self._made)
+        for (_, answered), one in zip(self._of_threads, made):
+            answered.take(one)
         self._cpu = [cpu.capture(process, task) for task in process.tasks]
         self._auxv = proc.read(f"/proc/{process.pid}/auxv")
         self.exe = os.readlink(f"/proc/{process.pid}/exe")
