@@ -186,6 +186,12 @@ def test_a_job_below_a_listener_runs_unwatched(bench: harness.Bench) -> None:
     job = bench.run([*inner, *command("c", bench)], flags=["--watch"])
     job.ready()
     assert "runs unwatched: somebody above us listens already" in harness.text(job.out + ".err")
+    # It was torpor's own attempt here; of a sandbox in the job the ledger says the same.
+    said = bench.must("inspect", job.name, "--services")
+    assert said.out.count(" wanted to see system calls itself, and could not") == 1, said.out
+    name = f"{job.name}@{bench.checkpoint(job)['number']}"
+    listeners = bench.must("inspect", name, "--services", "--json", "--store", bench.store).json()["listeners"]
+    assert [os.path.basename(one)[:6] for one in listeners] == ["python"]
     job.verified()
     bench.gone("after the job has ended")
 

@@ -114,6 +114,7 @@ def _services(options: argparse.Namespace) -> int:
     since, late = min(ledger.since for _, ledger in watched), any(ledger.late for _, ledger in watched)
     dropped = sum(ledger.dropped for _, ledger in watched)
     contacts = [(part, contact, names) for part, ledger in watched for contact, names in ledger.named()]
+    listeners = dict.fromkeys(program for _, ledger in watched for program in ledger.listeners)
     if options.json:
         say_json({
             "name": what,
@@ -121,6 +122,7 @@ def _services(options: argparse.Namespace) -> int:
             "with_sendmsg": any(ledger.with_sendmsg for _, ledger in watched),
             "with_answers": any(ledger.with_answers for _, ledger in watched),
             "late": late,
+            "listeners": list(listeners),
             "dropped": dropped,
             "services": [
                 {
@@ -157,6 +159,8 @@ def _services(options: argparse.Namespace) -> int:
         say(table(("PART", *head), rows, right=(6, 7)) if over_hosts else table(head, rows, right=(5, 6)))
     else:
         say("no outside address was asked for")
+    for program in listeners:
+        say(f"{program or '?'} wanted to see system calls itself, and could not: the job is watched (docs/watch.md)")
     if dropped:
         say(f"and {plural(dropped, 'call')} to further addresses, for which there was no room")
     return 0

@@ -67,8 +67,9 @@ class Notice(NamedTuple):
     args: tuple[int, ...]
 
 
-def program(calls: Iterable[int], with_fifth: Iterable[int] = ()) -> bytes:
+def program(calls: Iterable[int], with_fifth: Iterable[int] = (), listeners: bool = False) -> bytes:
     """The filter that picks `calls`, and those of `with_fifth` whose fifth argument is not 0 (struct sock_filter each).
+    listeners: and calls that would make a listener, which fail: there is one already.
 
     All else passes; so do calls made in another way than a 64-bit program makes them (32 bits, x32).
     """
@@ -81,7 +82,11 @@ def program(calls: Iterable[int], with_fifth: Iterable[int] = ()) -> bytes:
         ("", _LOAD, "", "", _AT_NR),
         *(("", _JUMP_EQUAL, "pick", "", nr) for nr in calls),
         *(("", _JUMP_EQUAL, "fifth", "", nr) for nr in with_fifth),
+        *((("", _JUMP_EQUAL, "flags", "", NR.seccomp),) if listeners else ()),
         ("pass", _RETURN, "", "", _RET_ALLOW),
+        ("flags", _LOAD, "", "", _AT_ARGS + 8),
+        ("", _AND, "", "", _FILTER_FLAG_NEW_LISTENER),
+        ("", _JUMP_EQUAL, "null", "pick", 0),
         ("fifth", _LOAD, "", "", fifth),
         ("", _JUMP_EQUAL, "", "pick", 0),
         ("", _LOAD, "", "", fifth + 4),

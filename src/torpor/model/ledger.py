@@ -39,7 +39,8 @@ class Ledger(msgspec.Struct, frozen=True):
     with_sendmsg: sendmsg(2) and sendmmsg(2) are wrapped too. dropped: calls to addresses for which there was no room.
     moved: 'OLD=NEW' for addresses that are elsewhere since a restart (model/address_map.py). late: the job had run
     before; what it asked for until then is not known. with_answers: answers of name servers are looked at. names: an
-    address that was looked up, and the name, in that order.
+    address that was looked up, and the name, in that order. listeners: programs that wanted to see system calls
+    themselves (seccomp(2) user notification), which they cannot in a job that is watched.
     """
 
     since: float
@@ -50,6 +51,7 @@ class Ledger(msgspec.Struct, frozen=True):
     late: bool = False
     with_answers: bool = False
     names: tuple[tuple[str, str], ...] = ()
+    listeners: tuple[str, ...] = ()
 
     def looked_up(self) -> dict[str, tuple[str, ...]]:
         """The names by address."""

@@ -74,11 +74,14 @@ class Book:
         self._end = lines.START
         self._names: dict[str, set[str]] = {}
         self._names_left = lines.MOST_NAMES
+        self._listeners: set[str] = set()
         self.moves = moves(text(fd))
         for each in text(fd).splitlines(keepends=True):
             ((_, calls, _, protocol, host, port, _, program, name),) = lines.parse(each)
             if protocol == lines.CALLED:
                 self._know(host, name)
+            elif protocol == lines.LISTENER:
+                self._listeners.add(program)
             elif protocol != lines.MOVED:
                 self._at[protocol, host, port, program] = [self._end, calls]
             self._end += len(each)
@@ -103,6 +106,12 @@ class Book:
         """A name was looked up, and has that address."""
         if self._know(host, name):
             self._append(lines.called(host, name))
+
+    def listen(self, program: str) -> None:
+        """A program wants to see system calls itself."""
+        if program not in self._listeners and len(self._listeners) < lines.MOST_LISTENERS:
+            self._listeners.add(program)
+            self._append(lines.listener(program))
 
     def _know(self, host: str, name: str) -> bool:
         """Remember it; False if it is known, or there is no room."""

@@ -156,6 +156,9 @@ class Holder:
         """Write down what the call asks for; make it, if it asks for an address that is elsewhere now."""
         if notice.nr == NR.recvfrom:
             return self._receives(notice)
+        if notice.nr == NR.seccomp:
+            self._book.listen(_program(notice.task))
+            return None
         socket = -1
         try:
             asked = self._addresses(notice)

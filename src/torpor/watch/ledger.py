@@ -25,15 +25,17 @@ def read(fd: int) -> Ledger:
     """The ledger behind a descriptor of the file."""
     about = book.about(fd)
     text = book.text(fd)
-    contacts, names = [], []
+    contacts, names, listeners = [], [], []
     for last, calls, first, protocol, host, port, pid, program, name in lines.parse(text):
         if protocol == lines.CALLED:
             names.append((host, name))
+        elif protocol == lines.LISTENER:
+            listeners.append(program)
         elif protocol != lines.MOVED:
             contacts.append(Contact(protocol, host, port, first, last, calls, pid, program, name))
     return Ledger(
         about.since, tuple(contacts), about.with_sendmsg, about.dropped, book.moves(text), about.late,
-        about.with_answers, tuple(names),
+        about.with_answers, tuple(names), tuple(listeners),
     )  # fmt: skip
 
 
@@ -53,6 +55,7 @@ def write(ledger: Ledger) -> int:
     """A new file that goes on from a ledger; its descriptor."""
     text = b"".join(lines.move(word) for word in ledger.moved)
     text += b"".join(lines.called(host, name) for host, name in ledger.names)
+    text += b"".join(map(lines.listener, ledger.listeners))
     text += b"".join(
         lines.line(c.last, c.calls, c.first, c.protocol, c.host, c.port, c.pid, c.program, c.name)
         for c in ledger.contacts

@@ -17,11 +17,12 @@ MOST_LINES = 20_000
 """A job that asks for more addresses than this is a scanner; the rest is only counted."""
 
 HEAD = "{:17.6f} {:12d}"
-MOVED, CALLED = "=", "@"
-"""The protocol in lines of `move` and `called`."""
+MOVED, CALLED, LISTENER = "=", "@", "!"
+"""The protocol in lines of `move`, `called` and `listener`."""
 MOST_NAMES = 20_000
 MOST_NAMES_OF_ONE = 16
 """Names that are kept: in all, and for one address."""
+MOST_LISTENERS = 64
 V4_IN_V6 = bytes(10) + b"\xff\xff"
 
 
@@ -67,6 +68,11 @@ def host_and_port(address: bytes) -> tuple[str, int] | None:
 def called(host: str, name: str) -> bytes:
     """A line that says that this name was looked up, and has that address."""
     return line(0, 0, 0, CALLED, host, 0, 0, "", name)
+
+
+def listener(program: str) -> bytes:
+    """A line that says that a program wanted to see system calls itself."""
+    return line(0, 0, 0, LISTENER, "", 0, 0, program, "")
 
 
 def move(word: str) -> bytes:

@@ -151,4 +151,6 @@ class Wrapper:
 def program(prior: Ledger) -> bytes:
     """The filter."""
     more = ((NR.sendmsg, NR.sendmmsg) if prior.with_sendmsg else ()) + ((NR.bind,) if prior.moved else ())
-    return seccomp_notify.program((NR.connect, *more), (NR.sendto, *((NR.recvfrom,) if prior.with_answers else ())))
+    return seccomp_notify.program(
+        (NR.connect, *more), (NR.sendto, *((NR.recvfrom,) if prior.with_answers else ())), listeners=True
+    )

@@ -18,9 +18,9 @@ from torpor.linux.libc import syscall
 ALLOW, PICK = 0x7FFF0000, 0x7FC00000
 
 
-def verdict(program: bytes, nr: int, arch: int = AUDIT_ARCH, fifth: int = 0) -> int:
+def verdict(program: bytes, nr: int, arch: int = AUDIT_ARCH, fifth: int = 0, second: int = 2) -> int:
     """Run a filter as the kernel would."""
-    data = struct.pack("<iIQ6Q", nr, arch, 0, 1, 2, 3, 4, fifth, 6)
+    data = struct.pack("<iIQ6Q", nr, arch, 0, 1, second, 3, 4, fifth, 6)
     accumulator, at = 0, 0
     while True:
         code, yes, no, operand = struct.unpack_from("<HBBI", program, at * 8)
@@ -47,6 +47,16 @@ def test_which_calls_are_picked(plain: tuple[int, ...], fifth: tuple[int, ...]) 
             assert verdict(program, nr, fifth=address) == (PICK if nr in (*plain, *fifth) else ALLOW)
         assert verdict(program, nr, arch=0x40000003, fifth=1) == ALLOW
         assert verdict(program, nr | 0x40000000, fifth=1) == ALLOW
+
+
+@pytest.mark.parametrize("fifth", [(), (NR.sendto, NR.recvfrom)])
+def test_calls_for_another_listener_are_picked(fifth: tuple[int, ...]) -> None:
+    program = seccomp_notify.program((NR.connect,), fifth, listeners=True)
+    for nr in range(500):
+        assert verdict(program, nr, second=8 | 1) == (PICK if nr in (NR.connect, NR.seccomp) else ALLOW)
+        assert verdict(program, nr, second=~8 & 0xFF) == (PICK if nr == NR.connect else ALLOW)
+        assert verdict(program, nr, fifth=1, second=0) == (PICK if nr in (NR.connect, *fifth) else ALLOW)
+    assert verdict(seccomp_notify.program((NR.connect,), fifth), NR.seccomp, second=8) == ALLOW
 
 
 def test_other_filters_are_not_ours() -> None:

@@ -92,9 +92,11 @@ def test_names_go_along(monkeypatch: pytest.MonkeyPatch) -> None:
         kept.call("10.0.0.1", "a.b")
         kept.call("10.0.0.1", "c")
         kept.call("10.0.0.2", "c")
+        kept.listen("/bin/b")
         kept.note("tcp", "10.0.0.1", 80, "/bin/a", 1)
     read = ledger.read(fd)
     assert read.names == (("10.0.0.1", "a.b"), ("10.0.0.1", "c"), ("10.0.0.2", "c")) and read.with_answers
+    assert read.listeners == ("/bin/b",)
     assert read.looked_up() == {"10.0.0.1": ("a.b", "c"), "10.0.0.2": ("c",)}
     assert [one.calls for one in read.contacts] == [2]
     assert ledger.read(ledger.write(read)) == read
