@@ -37,7 +37,7 @@ read = capture.Reader.read
 stop = shortage.Shortage._stop
 
 
-def short(self, pid, window, plainly):
+def short(self, pid, window):
     if proc.comm(pid) == "torpor-snapshot":
         with lock:
             if not takers:
@@ -45,7 +45,7 @@ def short(self, pid, window, plainly):
                 takers.append(subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
                 assert takers[0].stdout.readline() == b"taken\n"
         assert stopped.wait(20), "the job was not stopped"
-    return read(self, pid, window, plainly)
+    return read(self, pid, window)
 
 
 def times(self):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from torpor.checkpoint.dropping import Dropping, Work, code_first
 from torpor.checkpoint.shortage import INTERVAL, Shortage
 from torpor.linux import proc
 from torpor.linux.proc import Area
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from torpor.checkpoint.tracking import Unchanged
 
 WORKERS = 2
+_BATCH = 16
+"""Windows that a thread takes at once."""
 
 Progress = Callable[[str, int, int], None]
 Flags = dict[int, capture.Flags]
@@ -52,15 +55,6 @@ class Saved(NamedTuple):
     areas: dict[int, tuple[AreaRecord, ...]]
     pages: dict[int, PagesRecord]
     guards: dict[int, tuple[tuple[int, int], ...]]
-
-
-class Work(NamedTuple):
-    """A window to be read. source: the host pid to read it from. plainly: see capture.own_windows."""
-
-    pid: int
-    source: int
-    window: Window
-    plainly: bool
 
 
 def flags(pids: Iterable[int]) -> Flags:
@@ -178,13 +172,13 @@ class Held:
         work = []
         for pid, (seen, _) in self._looks.items():
             chosen = [one for one in seen if capture.apart(one)] if pid in self._copies else seen
-            work += [Work(pid, pid, window, plainly) for window, plainly in self._windows(pid, pid, chosen)]
+            work += [Work(pid, pid, window) for window in self._windows(pid, pid, chosen)]
             # A copy has neither what is apart nor all of what is shared; guard pages go with their areas.
             lacking = [one for one in seen if pid not in self._copies or one.record.shared or capture.apart(one)]
             self._guards[pid] = capture.guards(pid, lacking)
             if pid in self._copies:
                 self._comm[pid] = frozen.processes[pid].comm
-        self._take(work)
+        self._take(self._unknown(work)[0])
 
     def finish(self, shortage: Shortage | None) -> Saved:
         """Save the rest, from the copies, and end these. shortage: looks after the memory that they need; None if there
@@ -202,7 +196,14 @@ class Held:
         try:
             snapshot.clean()
             work = [each for pid, copy in self._copies.items() for each in self._of_copy(pid, copy)]
-            self._take(work, shortage.mind)
+            work, known = self._unknown(code_first(work, self._copies))
+            dropping = Dropping(snapshot, work, known)
+
+            def mind(done: int) -> None:
+                shortage.mind()
+                dropping.saved(done)
+
+            self._take(work, mind)
         except (OSError, Refused, CheckpointFailed) as error:
             self._mind_dead()
             if isinstance(error, CheckpointFailed):
@@ -242,9 +243,9 @@ class Held:
         self._guards[pid] = tuple(
             sorted((*self._guards[pid], *capture.guards(copy.pid, (one for one in seen if not one.record.shared))))
         )
-        return [Work(pid, copy.pid, window, plainly) for window, plainly in self._windows(pid, copy.pid, seen)]
+        return [Work(pid, copy.pid, window) for window in self._windows(pid, copy.pid, seen)]
 
-    def _windows(self, pid: int, source: int, seen: Iterable[capture.Seen]) -> Iterable[tuple[Window, bool]]:
+    def _windows(self, pid: int, source: int, seen: Iterable[capture.Seen]) -> Iterable[Window]:
         """What there is to save of these areas of a process. source: it, or its copy."""
         return capture.own_windows(source, [one for one in seen if self.forget.kept(pid, one.record)])
 
@@ -255,9 +256,21 @@ class Held:
             for one, old in zip(found, self.areas[pid])
         )
 
-    def _take(self, work: list[Work], mind: Callable[[], None] | None = None) -> None:
-        if self.unchanged is not None:
-            work = [each for each in work if not self._known(each)]
+    def _unknown(self, work: list[Work]) -> tuple[list[Work], list[Work]]:
+        """What has to be read; and what the store has already: then there is nothing to do for it."""
+        unknown: list[Work] = []
+        known: list[Work] = []
+        for each in work:
+            ref = None if self.unchanged is None else self.unchanged.ref(each.pid, each.window)
+            if ref is None:
+                unknown.append(each)
+            else:
+                known.append(each)
+                self._found[each.pid].append((each.window, ref))
+        return unknown, known
+
+    def _take(self, work: list[Work], mind: Callable[[int], None] | None = None) -> None:
+        """mind: see _pump."""
         total = sum(each.window.size for each in work)
         self.bytes_read += total
         progress = self._progress
@@ -265,15 +278,6 @@ class Held:
         refs = _pump(work, self._sink, told, self.forget, mind)
         for each, ref in zip(work, refs):
             self._found[each.pid].append((each.window, ref))
-
-    def _known(self, each: Work) -> bool:
-        """Has the store what is in that window? Then there is nothing to do for it."""
-        assert self.unchanged is not None
-        ref = self.unchanged.ref(each.pid, each.window)
-        if ref is None:
-            return False
-        self._found[each.pid].append((each.window, ref))
-        return True
 
 
 def _file(process: Process, area: Area, file_number: Callable[[str], int]) -> int:
@@ -328,34 +332,37 @@ def _pump(
     sink: Sink,
     progress: Callable[[int], None] | None,
     forget: Forget,
-    mind: Callable[[], None] | None,
+    mind: Callable[[int], None] | None,
 ) -> list[int]:
     """Read every window and put it into the sink, with a few threads; the chunks in the order of the work. mind: called
-    in this one meanwhile, now and then, if there is much to do."""
+    in this one meanwhile, now and then, if there is much to do, with how many windows from the first on are done."""
     refs = [0] * len(work)
     lock = threading.Lock()
-    queue: Iterator[int] = iter(range(len(work)))
-    done = 0
+    begun = done = 0
+    underway: set[int] = set()
     failures: list[BaseException] = []
 
     def drain() -> None:
-        nonlocal done
-        reader = capture.Reader()
+        nonlocal begun, done
         try:
-            while not failures:
-                with lock:
-                    batch = [i for i in (next(queue, None) for _ in range(16)) if i is not None]
-                if not batch:
-                    return
-                for i in batch:
-                    pid, source, window, plainly = work[i]
-                    data = reader.read(source, window, plainly)
-                    forget.blot(pid, window, data)
-                    refs[i] = sink.put(data)
-                if progress is not None:
+            with capture.Reader() as reader:
+                while not failures:
                     with lock:
-                        done += sum(work[i].window.size for i in batch)
-                        progress(done)
+                        first = begun
+                        begun = end = min(first + _BATCH, len(work))
+                        underway.add(first)
+                    for i in range(first, end):
+                        pid, source, window = work[i]
+                        data = reader.read(source, window)
+                        forget.blot(pid, window, data)
+                        refs[i] = sink.put(data)
+                    with lock:
+                        underway.discard(first)
+                        if first == end:
+                            return
+                        done += sum(work[i].window.size for i in range(first, end))
+                        if progress is not None:
+                            progress(done)
         except BaseException as error:
             failures.append(error)
 
@@ -368,7 +375,9 @@ def _pump(
         try:
             while any(helper.is_alive() for helper in helpers):
                 helpers[0].join(INTERVAL)
-                mind()
+                with lock:
+                    until = min(underway, default=begun)
+                mind(until)
         except BaseException as error:
             failures.append(error)
     for helper in helpers:

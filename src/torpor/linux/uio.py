@@ -48,11 +48,6 @@ def read(pid: int, address: int, size: int) -> bytes:
     return room.raw
 
 
-def read_into(pid: int, ranges: list[tuple[int, int]], local: int, size: int) -> None:
-    """Gather at most 1024 (address, size) ranges into `size` bytes of our memory at address `local`."""
-    _move(_readv, "reading", pid, local, size, ranges)
-
-
 def write(pid: int, address: int, data: bytes) -> None:
     """Write to memory that the process itself could write. Raises OSError (EFAULT)."""
     if data:

@@ -24,14 +24,14 @@ import errno
 import os
 import signal
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from torpor.linux import clone, ptrace, uio
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.arch.x86_64_code import SIZE
 from torpor.model.snapshot import COMM
-from torpor.tracee.batch import laid_out
+from torpor.tracee.batch import Batch, laid_out
 from torpor.tracee.call import ANY, Call, In, call
 from torpor.tracee.process import LivingProcess
 from torpor.tracee.task import ALL_BLOCKED, NOT_IN_CALL, Gone
@@ -41,7 +41,7 @@ Range = tuple[int, int]
 
 _FIRST = clone.VM | clone.VFORK | clone.FILES | clone.FS
 _SECOND = clone.FILES
-_CLOSE_RANGE_UNSHARE, _PR_SET_NAME = 2, 15
+_CLOSE_RANGE_UNSHARE, _PR_SET_NAME, _MADV_DONTNEED = 2, 15, 4
 _MOST_DROPPED = 400
 _WHY = {
     errno.EAGAIN: "it may have no more processes (RLIMIT_NPROC, or a limit of its control group)",
@@ -51,11 +51,18 @@ _WHY = {
 
 class Copy(NamedTuple):
     """pid: the host's. scratch: memory that the process did not have before it was steered. slots: where our code is;
-    it was not there either."""
+    it was not there either. rows: its part that makes the calls of a table, which is at `table`."""
 
     pid: int
     scratch: Range
     slots: tuple[int, ...]
+    rows: int
+    table: int
+
+    def code_ends(self) -> Iterator[int]:
+        """Addresses of the first and last bytes of our code."""
+        for slot in self.slots:
+            yield from (slot, slot + SIZE - 1)
 
 
 class Snapshot:
@@ -65,6 +72,8 @@ class Snapshot:
         self.copies: dict[int, Copy] = {}
         self._makings: list[_Making] = []
         self._trouble: Exception | None = None
+        self._code: dict[int, list[tuple[int, bytes]]] = {}
+        """By pid: what was taken out."""
 
     def __enter__(self) -> Snapshot:
         return self
@@ -109,9 +118,30 @@ class Snapshot:
 
     def clean(self) -> None:
         """Take our code out of the copies. To be called before they are read, and may wait until the job goes on."""
-        for copy in self.copies.values():
+        for pid, copy in self.copies.items():
+            self._code[pid] = [(slot, uio.force_read(copy.pid, slot, SIZE)) for slot in copy.slots]
             for slot in copy.slots:
                 uio.force_write(copy.pid, slot, bytes(SIZE))
+
+    def drop(self, pid: int, ranges: Sequence[Range]) -> None:
+        """The copy of that process gives up private memory, which must not be read again; nor may the pages that our
+        code was in, since it is put back for this. Raises OSError if the copy is gone."""
+        copy = self.copies[pid]
+        for slot, code in self._code.pop(pid, ()):
+            uio.force_write(copy.pid, slot, code)
+        for at in range(0, len(ranges), _MOST_DROPPED):
+            batch = Batch(
+                copy.table,
+                [call(NR.madvise, *one, _MADV_DONTNEED, accept=ANY) for one in ranges[at : at + _MOST_DROPPED]],
+            )
+            uio.write(copy.pid, copy.table, batch.image)
+            regs = ptrace.get_regs(copy.pid)
+            regs.orig_rax, regs.rip = NOT_IN_CALL, copy.rows
+            regs.r12, regs.r13 = copy.table, batch.count
+            ptrace.set_regs(copy.pid, regs)
+            ptrace.request(ptrace.CONT, copy.pid)
+            if not _stands(copy.pid):
+                raise ProcessLookupError(errno.ESRCH, "its copy was killed")
 
     def close(self) -> None:
         """End the copies."""
@@ -194,21 +224,17 @@ class _Making:
         self._seated(0)
         if not self._child:
             return
-        while True:
-            status = ptrace.wait(self._child)
-            if not os.WIFSTOPPED(status):
-                self.why = "its copy was killed"
-                return
-            if os.WSTOPSIG(status) == signal.SIGTRAP and not status >> 16:
-                break
-            ptrace.request(ptrace.CONT, self._child)
+        if not _stands(self._child):
+            self.why = "its copy was killed"
+            return
         try:
             self._set_apart()
         except OSError as error:
             self.why = f"a copy of it cannot be set apart ({error.strerror})"
             _end(self._child)
             return
-        self.copy = Copy(self._child, (self._seat.scratch, self._seat.size), self.process.slots)
+        scratch = self._seat.scratch, self._seat.size
+        self.copy = Copy(self._child, scratch, self.process.slots, self._split.rows, self._words + 64)
 
     def give_up(self) -> None:
         """The process has ended, or something is wrong that nobody thought of."""
@@ -254,6 +280,17 @@ def _calls(drop: Sequence[Range]) -> list[Call]:
         *_ALWAYS,
         *[call(NR.munmap, address, size, accept=ANY) for address, size in drop[:_MOST_DROPPED]],
     ]
+
+
+def _stands(pid: int) -> bool:
+    """Wait until a copy has made its calls; False if it was killed."""
+    while True:
+        status = ptrace.wait(pid)
+        if not os.WIFSTOPPED(status):
+            return False
+        if os.WSTOPSIG(status) == signal.SIGTRAP and not status >> 16:
+            return True
+        ptrace.request(ptrace.CONT, pid)
 
 
 def _born(tid: int) -> bool:

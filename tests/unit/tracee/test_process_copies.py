@@ -179,3 +179,25 @@ def test_a_process_that_is_killed_meanwhile(snapshot: Snapshot, monkeypatch: pyt
             except (ProcessLookupError, ChildProcessError):
                 pass
             os.close(one.end)
+
+
+def test_a_copy_gives_memory_up(child: Child, snapshot: Snapshot) -> None:
+    copy, found, _ = take(child, snapshot)
+    snapshot.clean()
+    page, half = mmap.PAGESIZE, PAGES // 2
+    for _ in range(2):  # our code is there again from the first time on
+        snapshot.drop(child.pid, [(child.address, half * page), (child.address + (PAGES - 1) * page, page)])
+        assert child.numbers(copy) == [0] * half + found[half:-1] + [0]
+    assert proc.stat(copy).state == "t"
+    before = child.numbers(child.pid)
+    deadline = time.monotonic() + 20
+    while min(child.numbers(child.pid)) <= max(before):
+        assert time.monotonic() < deadline, "the process does not go on"
+
+
+def test_a_copy_that_is_gone_gives_nothing_up(child: Child, snapshot: Snapshot) -> None:
+    copy, _, _ = take(child, snapshot)
+    snapshot.clean()
+    os.kill(copy, signal.SIGKILL)
+    with pytest.raises(OSError):
+        snapshot.drop(child.pid, [(child.address, mmap.PAGESIZE)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import mmap
 import os
@@ -23,7 +24,6 @@ from torpor.posix.memory.area import (
     KERNEL,
     MAY_WRITE,
     OBJECT,
-    PROT_READ,
     SYSV,
     AreaRecord,
     kind_of,
@@ -203,9 +203,8 @@ def _page(fields: dict[str, str]) -> int:
     return int(fields["KernelPageSize"].split()[0]) * 1024
 
 
-def own_windows(pid: int, seen: Iterable[Seen]) -> Iterable[tuple[Window, bool]]:
-    """Windows of the private memory of a process (or of its copy) that must be saved; with each, whether it can be read
-    plainly."""
+def own_windows(pid: int, seen: Iterable[Seen]) -> Iterable[Window]:
+    """Windows of the private memory of a process (or of its copy) that must be saved."""
     some = [
         one for one in seen if one.resident and not one.record.shared and one.record.kind not in (KERNEL, DROPPABLE)
     ]
@@ -214,14 +213,12 @@ def own_windows(pid: int, seen: Iterable[Seen]) -> Iterable[tuple[Window, bool]]
     pagemap = Pagemap(pid)
     try:
         for area, record, _ in some:
-            readable = bool(record.prot & PROT_READ)
             if record.kind in (ANONYMOUS, FILE):
                 runs = pagemap.private(area.start, area.end)
             else:
                 # A private mapping of an object that has no path: what was not copied is read through it as well.
                 runs = pagemap.present(area.start, area.end)
-            for window in windows(runs):
-                yield window, readable
+            yield from windows(runs)
     finally:
         pagemap.close()
 
@@ -239,37 +236,44 @@ def guards(pid: int, seen: Iterable[Seen]) -> tuple[tuple[int, int], ...]:
 
 
 class Reader:
-    """Reads windows of one process into a buffer of its own; one per thread."""
+    """Reads windows of processes into a buffer of its own; one per thread. A context manager.
+
+    Through /proc/PID/mem, and not by process_vm_readv(2): that pins pages, and so makes a process that shares them with
+    another (a copy with what it was made of, a child with its parent) get ones of its own, as if it had written to them
+    (mm/gup.c, gup_must_unshare). It takes twice the time, splits huge pages, and all memory would be there twice. Page
+    protection is passed over (FOLL_FORCE).
+    """
 
     def __init__(self) -> None:
-        self._room = mmap.mmap(-1, CHUNK_SIZE)
-        self._view = memoryview(self._room)
-        self._address = uio.address_of(self._room)
+        self._view = memoryview(mmap.mmap(-1, CHUNK_SIZE))
+        self._pid, self._fd = 0, -1
 
-    def read(self, pid: int, window: Window, plainly: bool) -> memoryview:
-        """The pages of a window, one after the other. The view is valid until the next call."""
-        size = window.size
-        if plainly:
-            try:
-                uio.read_into(pid, window.ranges(), self._address, size)
-                return self._view[:size]
-            except OSError:
-                pass  # protection may differ inside; /proc/PID/mem passes over it
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._let_go()
+
+    def read(self, pid: int, window: Window) -> memoryview:
+        """The pages of a window, one after the other. The view is valid until the next call. Raises OSError."""
+        if pid != self._pid:
+            self._let_go()
+            self._fd, self._pid = proc.open_memory(pid, "mem"), pid
         at = 0
-        fd = proc.open_memory(pid, "mem")
-        try:
-            for address, length in window.ranges():
-                done = 0
-                while done < length:
-                    part = os.pread(fd, length - done, address + done)
-                    if not part:
-                        raise OSError(14, f"reading {length} bytes at {address:#x} of process {pid}")
-                    self._view[at + done : at + done + len(part)] = part
-                    done += len(part)
-                at += length
-        finally:
-            os.close(fd)
-        return self._view[:size]
+        for address, length in window.ranges():
+            end = at + length
+            while at < end:
+                done = os.preadv(self._fd, [self._view[at:end]], address)
+                if not done:
+                    raise OSError(errno.EFAULT, f"reading {end - at} bytes at {address:#x} of process {pid}")
+                at += done
+                address += done
+        return self._view[:at]
+
+    def _let_go(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._pid, self._fd = 0, -1
 
 
 def object_chunks(

@@ -1,0 +1,85 @@
+"""Copies of processes give up what has been saved of them, so that the processes have it to themselves again.
+
+A page that a process and its copy share is copied when the process writes to it; one that only the process has is not,
+and huge pages stay whole. And what was doubled already is there once again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from torpor.posix.memory.pages import WINDOW, Window
+from torpor.tracee.snapshot import Copy, Range, Snapshot
+
+PORTION = 32 << 20
+"""Bytes that are given up at once."""
+LEAST = 64 << 10
+"""Bytes in a row that are worth a call in the copy."""
+
+
+class Work(NamedTuple):
+    """A window to be read. source: the host pid to read it from."""
+
+    pid: int
+    source: int
+    window: Window
+
+
+class Dropping:
+    """Has copies give up their memory. work: what is read from them, in this order (`code_first`). known: what is not
+    read. To be used by the thread that made the copies."""
+
+    def __init__(self, snapshot: Snapshot, work: Sequence[Work], known: Sequence[Work]) -> None:
+        self._snapshot, self._work, self._known = snapshot, work, known
+        self._code = _with_code(snapshot.copies)
+        self._given = 0
+        while self._given < len(work) and _place(work[self._given]) in self._code:
+            self._given += 1
+
+    def saved(self, done: int) -> None:
+        """The first `done` windows are saved. Raises OSError if a copy is gone."""
+        while (end := portion(self._work, self._given, done)) > self._given:
+            part, self._given, self._known = [*self._known, *self._work[self._given : end]], end, ()
+            for pid in dict.fromkeys(each.pid for each in part):
+                ranges = spans(each.window for each in part if each.pid == pid)
+                if ranges:
+                    self._snapshot.drop(pid, ranges)
+
+
+def code_first(work: Iterable[Work], copies: Mapping[int, Copy]) -> list[Work]:
+    """What is read, those windows first that our code stood in: it can be put back when these are saved. Pure."""
+    code = _with_code(copies)
+    return sorted(work, key=lambda each: _place(each) not in code)
+
+
+def portion(work: Sequence[Work], start: int, done: int) -> int:
+    """Up to which window a portion goes that begins with window `start`, if the first `done` may be given up; `start`
+    if they are too few. Pure."""
+    size = 0
+    for at in range(start, done):
+        size += work[at].window.size
+        if size >= PORTION:
+            return at + 1
+    return start
+
+
+def spans(windows: Iterable[Window]) -> list[Range]:
+    """(address, bytes) of what ascending windows have in a row, if it is worth it. Pure."""
+    found: list[Range] = []
+    for window in windows:
+        for address, size in window.ranges():
+            if found and sum(found[-1]) == address:
+                found[-1] = found[-1][0], found[-1][1] + size
+            else:
+                found.append((address, size))
+    return [one for one in found if one[1] >= LEAST]
+
+
+def _with_code(copies: Mapping[int, Copy]) -> Container[tuple[int, int]]:
+    """Windows (pid, address) in which our code was."""
+    return {(pid, at - at % WINDOW) for pid, copy in copies.items() for at in copy.code_ends()}
+
+
+def _place(work: Work) -> tuple[int, int]:
+    return work.pid, work.window.address

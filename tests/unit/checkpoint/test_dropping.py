@@ -1,0 +1,66 @@
+"""What copies give up, and when."""
+
+from __future__ import annotations
+
+from torpor.checkpoint import dropping
+from torpor.checkpoint.dropping import PORTION, Dropping, Work, code_first, portion, spans
+from torpor.posix.memory.pages import PAGE, WINDOW, Window
+from torpor.tracee.snapshot import Copy, Range, Snapshot
+
+FULL = (1 << 64) - 1
+MANY = 2 * PORTION // WINDOW
+
+
+class Told(Snapshot):
+    """Writes down what is to be given up."""
+
+    def __init__(self, *slots: int) -> None:
+        super().__init__()
+        self.copies[1] = Copy(11, (0, 0), slots, 0, 0)
+        self.copies[2] = Copy(12, (0, 0), (), 0, 0)
+        self.dropped: list[tuple[int, list[Range]]] = []
+
+    def drop(self, pid: int, ranges: object) -> None:
+        self.dropped.append((pid, list(ranges)))  # type: ignore[call-overload]
+
+
+def row(pid: int, first: int, count: int) -> list[Work]:
+    return [Work(pid, 10 + pid, Window(n * WINDOW, FULL)) for n in range(first, first + count)]
+
+
+def test_runs_are_joined_and_small_ones_left() -> None:
+    least = dropping.LEAST // PAGE
+    windows = [Window(0, 1), Window(2 * WINDOW, FULL), Window(3 * WINDOW, FULL), Window(5 * WINDOW, (1 << least) - 1)]
+    assert spans(windows) == [(2 * WINDOW, 2 * WINDOW), (5 * WINDOW, dropping.LEAST)]
+    assert spans([Window(0, (1 << least - 1) - 1)]) == []
+
+
+def test_a_portion_is_whole_or_none() -> None:
+    work = row(1, 0, MANY)
+    assert portion(work, 0, 0) == portion(work, 0, MANY // 2 - 1) == 0
+    assert portion(work, 0, MANY // 2) == portion(work, 0, MANY) == MANY // 2
+    assert portion(work, MANY // 2, MANY) == MANY
+    assert portion(work, MANY, MANY) == MANY
+
+
+def test_windows_with_our_code_come_first_and_stay() -> None:
+    snapshot = Told(7 * WINDOW + 8, 9 * WINDOW - 8)
+    work = code_first([*row(1, 0, MANY), *row(2, 0, 2)], snapshot.copies)
+    assert [each.window.address // WINDOW for each in work[:4]] == [7, 8, 9, 0]
+    giving = Dropping(snapshot, work, ())
+    giving.saved(3)
+    assert snapshot.dropped == []
+    giving.saved(len(work))
+    (pid, ranges), *_ = snapshot.dropped
+    assert (pid, ranges) == (1, [(0, 7 * WINDOW), (10 * WINDOW, PORTION - 7 * WINDOW)])
+    assert len(snapshot.dropped) == 1, "less than a portion is left to its end"
+
+
+def test_what_is_not_read_goes_with_the_first_portion() -> None:
+    snapshot = Told()
+    giving = Dropping(snapshot, row(1, 0, MANY), row(2, 5, 4))
+    giving.saved(MANY // 2)
+    giving.saved(MANY)
+    assert snapshot.dropped == [
+        (2, [(5 * WINDOW, 4 * WINDOW)]), (1, [(0, PORTION)]), (1, [(PORTION, PORTION)]),
+    ]  # fmt: skip
