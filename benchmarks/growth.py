@@ -93,7 +93,9 @@ def draw(axis: str, points: list[Any]) -> str:
 
     times = [
         line("save", "#1f77b4", "save"),
+        line("save: processor time", "#9ec5e8", "save_cpu"),
         line("restart", "#d9730d", "restart"),
+        line("restart: processor time", "#f0bd8d", "restart_cpu"),
         line("pause", "#2a9d4e", "pause"),
     ]
     memory = [line("save", "#1f77b4", "save_memory"), line("restart", "#d9730d", "restart_memory")]

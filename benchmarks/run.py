@@ -16,16 +16,16 @@ import shutil
 import sys
 import tempfile
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from measure import lost, table
+from measure import lost, rate, second, steady, table
 from measure.cases import CASES, QUICK, WEAR, Case, compiled, no_room, program
 from measure.limits import Limits
 from measure.machine import machine
 from measure.ours import Figures, Torpor
 from measure.peer import Peer
 
-WEAR_CASE = "wear"
 RESULTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "results")
 
 
@@ -38,7 +38,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="3 rounds, without the 4 GiB")
     parser.add_argument("--rounds", type=int, help="rounds for each case (default: 5)")
     parser.add_argument(
-        "--case", action="append", choices=[*(case.name for case in CASES), WEAR_CASE], help="only this one"
+        "--case", action="append", choices=[*(case.name for case in CASES), *APART], help="only this one"
     )
     parser.add_argument("--folder", help="where stores are made (default: /var/tmp); it should be on a real disk")
     parser.add_argument("--peer", default=os.environ.get("PEER_CRIU", ""), help="a CRIU 4.x (default: $PEER_CRIU)")
@@ -76,24 +76,58 @@ def measure(case: Case, words: list[str], rounds: int, ours: Torpor, limits: Lim
     }
 
 
-def wear(rounds: int, ours: Torpor, folder: str) -> list[Any]:
-    """Time lost, with small pages and with huge ones."""
-    program = compiled("wear", folder)
-    out = []
-    for name, huge in (("4K pages", False), ("huge pages", True)) if program else ():
+class Apart(NamedTuple):
+    """For cases with programs of their own: how often, and with what."""
+
+    rounds: int
+    ours: Torpor
+    limits: Limits
+    folder: str
+    program: str
+
+    def repeat(self, name: str, one: Callable[..., Figures], *given: object) -> Any:
+        """All rounds of something, each with an empty store."""
         found = []
-        for number in range(rounds):
-            print(f"wear, {name}: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
-            found.append(lost.measure(ours, program, WEAR, huge))
-            shutil.rmtree(f"{folder}/store", ignore_errors=True)
-        out.append({"case": name, "medians": table.medians(found), "rounds": found})
-    return out
+        for number in range(self.rounds):
+            print(f"{name}: round {number + 1} of {self.rounds}", file=sys.stderr, flush=True)
+            found.append(one(self.ours, self.program, *given))
+            shutil.rmtree(f"{self.ours.folder}/store", ignore_errors=True)
+        return {"case": name, "medians": table.medians(found), "rounds": found}
+
+
+def wear(to: Apart) -> list[Any]:
+    """Time lost, with small pages and with huge ones."""
+    return [to.repeat(name, lost.measure, WEAR, huge) for name, huge in (("4K pages", False), ("huge pages", True))]
+
+
+def rates(to: Apart) -> list[Any]:
+    """How fast a save is, on one processor and on two."""
+    return [to.repeat(f"{n} processors", rate.measure, to.limits, n) for n in (1, 2)]
+
+
+def seconds(to: Apart) -> list[Any]:
+    """Second checkpoints."""
+    lacking = no_room(Case("", second.SHARE), to.folder)
+    if lacking:
+        print(f"second: left out, {lacking}", file=sys.stderr)
+        return []
+    ways = (("tracked", True), ("hashed", False))
+    return [to.repeat(name, second.measure, second.SHARE, track) for name, track in ways]
+
+
+def calls(to: Apart) -> list[Any]:
+    """System calls between checkpoints."""
+    return [to.repeat("steady", steady.measure)]
+
+
+APART = {"wear": ("wear", wear), "rate": ("grow", rates), "second": ("share", seconds), "steady": ("calls", calls)}
+"""Cases with programs of their own."""
 
 
 def main() -> int:
     given = options()
     rounds = given.rounds or (3 if given.quick else 5)
-    wanted = given.case or [*(QUICK if given.quick else [case.name for case in CASES]), WEAR_CASE]
+    wanted = given.case or [*(QUICK if given.quick else [case.name for case in CASES]), *APART]
     base = given.folder or "/var/tmp"
     folder = tempfile.mkdtemp(prefix="torpor-bench-", dir=base)
     about = machine()
@@ -102,7 +136,11 @@ def main() -> int:
         words = program(folder)
         ours, limits = Torpor(folder), Limits(folder)
         peer = Peer(given.peer, folder) if given.peer else None
-        worn = wear(rounds, ours, folder) if WEAR_CASE in wanted else []
+        beside = {
+            name: run(Apart(rounds, ours, limits, folder, own))
+            for name, (source, run) in APART.items()
+            if name in wanted and (own := compiled(source, folder))
+        }
         for case in CASES:
             if case.name not in wanted:
                 continue
@@ -120,13 +158,18 @@ def main() -> int:
         f"{'root' if not about['user'] else 'ordinary user'}; medians of {rounds}; "
         f"program: {os.path.basename(words[-1])}; load {os.getloadavg()[0]:.1f}\n"
     )
-    print("\n\n".join(filter(None, (table.report(results, version) if results else "", table.lost(worn, WEAR)))))
+    tables = [
+        table.report(results, version) if results else "",
+        table.lost(beside.get("wear", []), WEAR),
+        table.rates(beside.get("rate", []), rate.RATE),
+        table.second(beside.get("second", []), second.SHARE),
+        table.steady(beside.get("steady", [])),
+    ]
+    print("\n\n".join(filter(None, tables)))
     os.makedirs(RESULTS, exist_ok=True)
     path = os.path.join(RESULTS, time.strftime("%Y%m%d-%H%M%S.json"))
     with open(path, "w", encoding="utf-8") as file:
-        json.dump(
-            {"machine": about, "rounds": rounds, "peer": version, "results": results, "wear": worn}, file, indent=1
-        )
+        json.dump({"machine": about, "rounds": rounds, "peer": version, "results": results, **beside}, file, indent=1)
     print(f"\nwritten to {os.path.relpath(path)}")
     return 1 if any(result["trouble"] for result in results) else 0
 

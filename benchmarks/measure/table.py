@@ -110,3 +110,49 @@ def lost(worn: Sequence[Mapping[str, Any]], mib: int) -> str:
         ])  # fmt: skip
     head = [f"rewrites {mib} MiB", "pause", "save", "time lost", "by a plain fork", "ratio"]
     return columns(head, rows)
+
+
+def rates(found: Sequence[Mapping[str, Any]], mib: int) -> str:
+    """The table of save rates; '' without any. mib: that are saved."""
+    if not found:
+        return ""
+    rows = []
+    for one in found:
+        get = one["medians"].get
+        stages = [get("read"), get("hash"), get("write")]
+        rows.append([
+            one["case"], *map(seconds, stages), seconds(get("save")), seconds(get("save_cpu")),
+            ratio(get("save"), sum(stages)), seconds(get("dd")), ratio(get("save"), get("dd")),
+        ])  # fmt: skip
+    head = [f"saves {mib} MiB", "read", "hash", "write", "save", "CPU", "/stages", "dd", "/dd"]
+    return columns(head, rows)
+
+
+def second(found: Sequence[Mapping[str, Any]], mib: int) -> str:
+    """The table of second checkpoints; '' without any. mib: of the program."""
+    if not found:
+        return ""
+    rows = []
+    for one in found:
+        get = one["medians"].get
+        rows.append([
+            one["case"], seconds(get("first")),
+            *(
+                cell
+                for name in ("row", "scattered")
+                for cell in (seconds(get(name)), size(get(f"{name}_bytes")), f"{get(f'{name}_ratio', 0):.2f}x")
+            ),
+        ])  # fmt: skip
+    head = [f"1 % of {mib} MiB", "first", "in a row", "new", "/written", "scattered", "new", "/touched"]
+    return columns(head, rows)
+
+
+def steady(found: Sequence[Mapping[str, Any]]) -> str:
+    """The table of system calls; '' without any."""
+    if not found:
+        return ""
+    get = found[0]["medians"].get
+    rows = [
+        ["getppid", f"{get('native') * 1e9:.1f} ns", f"{get('run') * 1e9:.1f} ns", ratio(get("run"), get("native"))]
+    ]
+    return columns(["a system call", "by itself", "under torpor run", "ratio"], rows)

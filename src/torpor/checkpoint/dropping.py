@@ -6,7 +6,8 @@ and huge pages stay whole. And what was doubled already is there once again.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 from torpor.posix.memory.pages import WINDOW, Window
@@ -28,10 +29,17 @@ class Work(NamedTuple):
 
 class Dropping:
     """Has copies give up their memory. work: what is read from them, in this order (`code_first`). known: what is not
-    read. To be used by the thread that made the copies."""
+    read. guard: what is to be held where stops of tracees are waited for (SaveRequest). To be used by the thread that
+    made the copies."""
 
-    def __init__(self, snapshot: Snapshot, work: Sequence[Work], known: Sequence[Work]) -> None:
-        self._snapshot, self._work, self._known = snapshot, work, known
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        work: Sequence[Work],
+        known: Sequence[Work],
+        guard: Callable[[], AbstractContextManager[object]],
+    ) -> None:
+        self._snapshot, self._work, self._known, self._guard = snapshot, work, known, guard
         self._code = _with_code(snapshot.copies)
         self._given = 0
         while self._given < len(work) and _place(work[self._given]) in self._code:
@@ -44,7 +52,8 @@ class Dropping:
             for pid in dict.fromkeys(each.pid for each in part):
                 ranges = spans(each.window for each in part if each.pid == pid)
                 if ranges:
-                    self._snapshot.drop(pid, ranges)
+                    with self._guard():
+                        self._snapshot.drop(pid, ranges)
 
 
 def code_first(work: Iterable[Work], copies: Mapping[int, Copy]) -> list[Work]:

@@ -197,7 +197,7 @@ class Held:
             snapshot.clean()
             work = [each for pid, copy in self._copies.items() for each in self._of_copy(pid, copy)]
             work, known = self._unknown(code_first(work, self._copies))
-            dropping = Dropping(snapshot, work, known)
+            dropping = Dropping(snapshot, work, known, shortage.guard)
 
             def mind(done: int) -> None:
                 shortage.mind()

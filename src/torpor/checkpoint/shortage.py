@@ -70,6 +70,10 @@ class Shortage:
             self._since = now
             self._stop()
 
+    def guard(self) -> AbstractContextManager[object]:
+        """What is to be held where stops of tracees are waited for: it is held already while the job is stopped."""
+        return contextlib.nullcontext() if self.why else self._guard
+
     @property
     def note(self) -> str:
         """What there is to be said of it, '' if nothing."""

@@ -125,7 +125,8 @@ class Snapshot:
 
     def drop(self, pid: int, ranges: Sequence[Range]) -> None:
         """The copy of that process gives up private memory, which must not be read again; nor may the pages that our
-        code was in, since it is put back for this. Raises OSError if the copy is gone."""
+        code was in, since it is put back for this. Nobody else waits for our children meanwhile: he would take away the
+        stop that we wait for. Raises OSError if the copy is gone."""
         copy = self.copies[pid]
         for slot, code in self._code.pop(pid, ()):
             uio.force_write(copy.pid, slot, code)

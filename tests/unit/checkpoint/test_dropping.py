@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from torpor.checkpoint import dropping
 from torpor.checkpoint.dropping import PORTION, Dropping, Work, code_first, portion, spans
 from torpor.posix.memory.pages import PAGE, WINDOW, Window
@@ -9,6 +12,17 @@ from torpor.tracee.snapshot import Copy, Range, Snapshot
 
 FULL = (1 << 64) - 1
 MANY = 2 * PORTION // WINDOW
+
+
+held = False
+
+
+@contextlib.contextmanager
+def guard() -> Iterator[None]:
+    global held
+    held = True
+    yield
+    held = False
 
 
 class Told(Snapshot):
@@ -21,6 +35,7 @@ class Told(Snapshot):
         self.dropped: list[tuple[int, list[Range]]] = []
 
     def drop(self, pid: int, ranges: object) -> None:
+        assert held
         self.dropped.append((pid, list(ranges)))  # type: ignore[call-overload]
 
 
@@ -47,7 +62,7 @@ def test_windows_with_our_code_come_first_and_stay() -> None:
     snapshot = Told(7 * WINDOW + 8, 9 * WINDOW - 8)
     work = code_first([*row(1, 0, MANY), *row(2, 0, 2)], snapshot.copies)
     assert [each.window.address // WINDOW for each in work[:4]] == [7, 8, 9, 0]
-    giving = Dropping(snapshot, work, ())
+    giving = Dropping(snapshot, work, (), guard)
     giving.saved(3)
     assert snapshot.dropped == []
     giving.saved(len(work))
@@ -58,7 +73,7 @@ def test_windows_with_our_code_come_first_and_stay() -> None:
 
 def test_what_is_not_read_goes_with_the_first_portion() -> None:
     snapshot = Told()
-    giving = Dropping(snapshot, row(1, 0, MANY), row(2, 5, 4))
+    giving = Dropping(snapshot, row(1, 0, MANY), row(2, 5, 4), guard)
     giving.saved(MANY // 2)
     giving.saved(MANY)
     assert snapshot.dropped == [
