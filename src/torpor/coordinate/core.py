@@ -29,11 +29,13 @@ import msgspec
 
 from torpor.coordinate import requests, words
 from torpor.coordinate.attempt import Attempt, Ending, names
+from torpor.coordinate.endings import Endings
 from torpor.coordinate.journal import Journal, Then
 from torpor.coordinate.members import Members
-from torpor.coordinate.phases import ENDINGS, SOON, Kind, Limits, Phase
+from torpor.coordinate.phases import ENDINGS, Kind, Limits, Phase
 from torpor.coordinate.record import Open, Over, Record, Stage
-from torpor.coordinate.words import Announce, Answer, Instruction, Order, Tell, Wake
+from torpor.coordinate.voice import Voice
+from torpor.coordinate.words import Announce, Instruction, Order
 
 _changed = msgspec.structs.replace
 
@@ -49,17 +51,15 @@ class Coordinator:
         self.members = Members(found)
         self.limits = limits or Limits()
         self.attempt: Attempt | None = None
-        self.ending: Ending | None = None
         self.retired = False
         self._journal = Journal(found, revision, self.members)
-        self._term = term
+        self._voice = Voice(term)
+        self._endings = Endings(self._voice, lambda: self.limits, self.members, self._save)
         self._inherited = False
         """Was the decision to commit taken by a coordinator before this one?"""
         self._commit_again = 0.0
         self._early: list[words.Event] | None = []
         """What came before the job was taken over."""
-        self._out: list[Instruction] = []
-        self._now = 0.0
         self._on: dict[type, Callable[[Any], None]] = {
             words.Did: self._did, words.Alive: self._alive, words.Failed: self._failed, words.Joined: self._joined,
             words.Left: self._left, words.Lost: self._lose, words.Found: self._found,
@@ -69,30 +69,31 @@ class Coordinator:
         }  # fmt: skip
 
     @property
+    def ending(self) -> Ending | None:
+        """The attempt that is about to be over."""
+        return self._endings.current
+
+    @property
     def record(self) -> Record:
         """What is written down, or will be."""
         return self._journal.record
 
     def start(self, now: float) -> list[Instruction]:
         """Take the job over, or begin one."""
-        self._now = now
+        self._voice.now = now
         self._save(self._take_up)
-        return self._taken()
+        return self._voice.taken()
 
     def handle(self, event: words.Event, now: float) -> list[Instruction]:
         """What is to be done about an event. now: seconds on a clock that never goes back."""
-        self._now = now
+        self._voice.now = now
         if self.retired:
             return []
         if self._early is not None and not isinstance(event, words.Saved | words.Outrun):
             self._early.append(event)
         else:
             self._on[type(event)](event)
-        return self._taken()
-
-    def _taken(self) -> list[Instruction]:
-        out, self._out = self._out, []
-        return out
+        return self._voice.taken()
 
     # The record.
 
@@ -102,7 +103,7 @@ class Coordinator:
 
     def _write(self, save: words.Save | None) -> None:
         if save is not None:
-            self._out.append(save)
+            self._voice.say(save)
 
     def _saved(self, event: words.Saved) -> None:
         for then in self._journal.saved(event.revision):
@@ -111,7 +112,7 @@ class Coordinator:
 
     def _outrun(self, _: words.Outrun) -> None:
         self.retired = True
-        self._out = [words.Retire()]
+        self._voice.only(words.Retire())
 
     def _take_up(self) -> None:
         """Go on where the coordinator before this one was, and then with what was said meanwhile."""
@@ -119,7 +120,7 @@ class Coordinator:
         if found is not None:
             self._take_up_attempt(found)
         elif self.record.last is not None:
-            self._end(self.record.last, tuple(self.members.present), told=True)
+            self._endings.begin(self.record.last, tuple(self.members.present), told=True)
         early, self._early = self._early or [], None
         for event in early:
             self._on[type(event)](event)
@@ -130,7 +131,7 @@ class Coordinator:
             phase = Phase.RELEASE
         elif found.stage is not Stage.BEGUN:
             phase = Phase.STORE if found.stage is Stage.DECIDED or found.kind is Kind.STOP else Phase.RESUME
-        self.attempt = Attempt(found, self._now, phase)
+        self.attempt = Attempt(found, self._voice.now, phase)
         self.attempt.written = True
         if found.stage is Stage.BEGUN:
             self._abort("the coordinator was lost, and another took over")
@@ -175,7 +176,7 @@ class Coordinator:
                 self._admit(hosts)
                 return
             for host, incarnation in hosts.items():
-                self._tell(host, words.Dismissed(self._term, host, incarnation, requests.ENDED))
+                self._voice.tell(host, words.Dismissed(self._voice.term, host, incarnation, requests.ENDED))
 
     def _admit(self, hosts: dict[str, int]) -> None:
         self.members.admit(hosts)
@@ -190,7 +191,7 @@ class Coordinator:
     def _tell_admitted(self, host: str, incarnation: int, number: int) -> None:
         record = self.record
         ended = record.last.number if record.ended and record.last is not None else 0
-        self._tell(host, words.Admitted(self._term, host, incarnation, number, record.undone, ended))
+        self._voice.tell(host, words.Admitted(self._voice.term, host, incarnation, number, record.undone, ended))
 
     def _returned(self, host: str) -> None:
         """The supervisor of a host was started again: it has stopped nothing, and whatever was stopped there runs."""
@@ -203,7 +204,7 @@ class Coordinator:
         members, attempt = self.members, self.attempt
         if self.members.gone.get(host, -1) >= incarnation:
             if self._journal.settled:
-                self._tell(host, words.Dismissed(self._term, host, incarnation))
+                self._voice.tell(host, words.Dismissed(self._voice.term, host, incarnation))
             return
         if members.late(host, incarnation):
             return
@@ -216,8 +217,8 @@ class Coordinator:
             else:
                 self._abort(f"{host}: it left the job during the phase {attempt.phase}")
         members.forget(host, incarnation)
-        self._save(lambda: self._tell(host, words.Dismissed(self._term, host, incarnation)))
-        self._answered(host)
+        self._save(lambda: self._voice.tell(host, words.Dismissed(self._voice.term, host, incarnation)))
+        self._endings.answered(host)
         self._go_on()
 
     def _found(self, event: words.Found) -> None:
@@ -232,9 +233,8 @@ class Coordinator:
         attempt = self.attempt
         if attempt is not None and host in attempt.done and not self._safe(attempt, host):
             self._abort(f"{host}: it was lost during the phase {attempt.phase}", (host,))
-        elif self.ending is not None and host in self.ending.awaited:
-            self.ending.trouble.append(f"{host} was lost")
-            self._answered(host)
+        else:
+            self._endings.lost(host)
 
     def _safe(self, attempt: Attempt, host: str) -> bool:
         """Does an attempt come to a good end without that host, because all is done that it had to do?"""
@@ -256,25 +256,19 @@ class Coordinator:
             return
         if last is not None and last.ask == ask:
             if self.ending is None:
-                self._answer(ask, last.ending is not Phase.UNDO, last.reason, last.number, passing=last.passing)
+                self._voice.answer(ask, last.ending is not Phase.UNDO, last.reason, last.number, passing=last.passing)
             return
         found = requests.busy(record, self.attempt, self.ending) or request()
         if isinstance(found, str):
-            self._answer(ask, False, found)
+            self._voice.answer(ask, False, found)
         else:
             self._begin(found)
-
-    def _answer(
-        self, ask: str, ok: bool, text: str, number: int = 0, seconds: tuple[tuple[str, float], ...] = (),
-        passing: bool = False,
-    ) -> None:  # fmt: skip
-        self._out.append(Answer(ask, ok, text, number, seconds, passing))
 
     # One attempt.
 
     def _begin(self, found: Open) -> None:
-        self.ending = None
-        attempt = self.attempt = Attempt(found, self._now)
+        self._endings.current = None
+        attempt = self.attempt = Attempt(found, self._voice.now)
         self._save(lambda: self._order(attempt), open=found, number=found.number)
 
     def _order(self, attempt: Attempt) -> None:
@@ -282,7 +276,7 @@ class Coordinator:
         if self.attempt is not attempt:
             return
         attempt.written = True
-        attempt.since = self._now
+        attempt.since = self._voice.now
         if attempt.phase is Phase.RECREATE:
             parts: dict[str, list[str]] = {}
             for old, new in attempt.open.plan:
@@ -292,23 +286,23 @@ class Coordinator:
 
     def _say(self, attempt: Attempt, hosts: list[str]) -> None:
         """The order, to hosts that have not done it: to each by itself if it has something of its own to be told."""
-        attempt.said = self._now
+        attempt.said = self._voice.now
         found = attempt.open
-        word = Order(self._term, found.number, found.kind, attempt.phase, b"", found.what)
+        word = Order(self._voice.term, found.number, found.kind, attempt.phase, b"", found.what)
         if len(attempt.handed) < len(attempt.done) or not attempt.handed:
-            self._out.append(Announce(word, tuple(host for host in hosts if host not in attempt.handed)))
+            self._voice.say(Announce(word, tuple(host for host in hosts if host not in attempt.handed)))
         if attempt.handed:
             for host in hosts:
                 if host in attempt.handed:
-                    self._tell(host, _changed(word, part=attempt.handed[host]))
-        self._wake(self.limits.pace(found.kind, attempt.phase))
+                    self._voice.tell(host, _changed(word, part=attempt.handed[host]))
+        self._voice.wake(self.limits.pace(found.kind, attempt.phase))
 
     def _did(self, event: words.Did) -> None:
         attempt = self._current(event)
         if attempt is None or not self._heard(event, attempt):
             return
         try:
-            attempt.did(event.host, event.phase, event.part, self._now)
+            attempt.did(event.host, event.phase, event.part, self._voice.now)
         except ValueError as error:
             self._abort(f"{event.host}: {error}")
         else:
@@ -317,7 +311,7 @@ class Coordinator:
     def _alive(self, event: words.Alive) -> None:
         attempt = self._current(event)
         if attempt is not None and self._heard(event, attempt):
-            attempt.heard[event.host] = self._now
+            attempt.heard[event.host] = self._voice.now
 
     def _failed(self, event: words.Failed) -> None:
         attempt = self._current(event)
@@ -329,7 +323,7 @@ class Coordinator:
         if event.host in attempt.done:
             return True
         if isinstance(event, words.Alive) or event.phase not in ENDINGS:
-            self._tell(event.host, Order(self._term, event.attempt, attempt.kind, Phase.UNDO))
+            self._voice.tell(event.host, Order(self._voice.term, event.attempt, attempt.kind, Phase.UNDO))
         return False
 
     def _current(self, event: words.Did | words.Alive | words.Failed) -> Attempt | None:
@@ -344,19 +338,19 @@ class Coordinator:
         last = self.record.last
         if ending is not None and event.attempt == ending.over.number:
             if isinstance(event, words.Did) and event.phase is ending.over.ending:
-                self._answered(event.host)
+                self._endings.answered(event.host)
             elif isinstance(event, words.Failed) and event.phase in ENDINGS:
-                self._not_ended(event, ending)
+                self._endings.failed(event)
             elif ending.said is not None:
-                self._tell(event.host, self._last_word(ending.over))
+                self._voice.tell(event.host, self._endings.last_word(ending.over))
         elif isinstance(event, words.Did | words.Failed) and event.phase in ENDINGS:
             pass
         elif last is not None and event.attempt == last.number:
-            self._tell(event.host, self._last_word(last))
+            self._voice.tell(event.host, self._endings.last_word(last))
         elif event.attempt == self.record.running:
-            self._tell(event.host, Order(self._term, event.attempt, Kind.RESTART, Phase.DONE))
+            self._voice.tell(event.host, Order(self._voice.term, event.attempt, Kind.RESTART, Phase.DONE))
         elif event.attempt < self.record.number:
-            self._tell(event.host, Order(self._term, event.attempt, Kind.CHECKPOINT, Phase.UNDO))
+            self._voice.tell(event.host, Order(self._voice.term, event.attempt, Kind.CHECKPOINT, Phase.UNDO))
         return None
 
     def _go_on(self) -> None:
@@ -368,7 +362,7 @@ class Coordinator:
                 return
             captured = attempt.phase is Phase.CAPTURE
             try:
-                attempt.advance(self._now)
+                attempt.advance(self._voice.now)
             except ValueError as error:
                 self._abort(str(error))
                 return
@@ -389,12 +383,12 @@ class Coordinator:
     def _all_done(self, attempt: Attempt) -> None:
         """All hosts have done the last phase."""
         if attempt.kind is Kind.RESTART:
-            attempt.seconds.append((attempt.phase.value, self._now - attempt.since))
+            attempt.seconds.append((attempt.phase.value, self._voice.now - attempt.since))
             self._over(attempt, Phase.DONE)
         elif not attempt.decided:
             attempt.decided = True
-            attempt.seconds.append((attempt.phase.value, self._now - attempt.since))
-            attempt.since = self._now
+            attempt.seconds.append((attempt.phase.value, self._voice.now - attempt.since))
+            attempt.since = self._voice.now
             parts = tuple(attempt.stored[host] for host in attempt.done)
             self._stage(attempt, Stage.DECIDED, self._commit, parts)
 
@@ -403,14 +397,14 @@ class Coordinator:
         assert attempt is not None
         found = attempt.open
         self._commit_again = 0.0
-        self._out.append(words.Commit(found.number, found.ask, tuple(zip(found.hosts, found.parts, strict=True))))
+        self._voice.say(words.Commit(found.number, found.ask, tuple(zip(found.hosts, found.parts, strict=True))))
         if found.kind is Kind.STOP:
-            self._wake(self.limits.repeat)
+            self._voice.wake(self.limits.repeat)
 
     def _committed(self, event: words.Committed) -> None:
         attempt = self.attempt
         if attempt is not None and attempt.decided and attempt.number == event.attempt:
-            attempt.seconds.append((Phase.COMMIT.value, self._now - attempt.since))
+            attempt.seconds.append((Phase.COMMIT.value, self._voice.now - attempt.since))
             self._over(attempt, Phase.COMMIT)
 
     def _not_committed(self, event: words.NotCommitted) -> None:
@@ -419,8 +413,8 @@ class Coordinator:
             return
         if self._inherited:
             # The coordinator that decided may have asked the store already, and what it asked for may still happen.
-            self._commit_again = self._now + self.limits.repeat
-            self._wake(self.limits.repeat)
+            self._commit_again = self._voice.now + self.limits.repeat
+            self._voice.wake(self.limits.repeat)
         else:
             self._over(attempt, Phase.UNDO, f"{event.reason} ({Phase.COMMIT})")
 
@@ -440,115 +434,43 @@ class Coordinator:
         self.attempt, self._inherited, self._commit_again = None, False, 0.0
         final = attempt.decided and attempt.kind is not Kind.RESTART
         early = ending is Phase.UNDO and attempt.written and not final
-        self._end(over, tuple(host for host in attempt.done if host not in without), early=early)
-        assert self.ending is not None
-        self.ending.seconds = tuple(attempt.seconds)
+        hosts = tuple(host for host in attempt.done if host not in without)
+        now_told = self._endings.begin(over, hosts, early=early)
+        now_told.seconds = tuple(attempt.seconds)
         changes: dict[str, Any] = {"open": None, "last": over}
         if found.kind is Kind.RESTART:
             changes["running" if ending is Phase.DONE else "undone"] = found.number
         if ending is Phase.COMMIT and found.kind is Kind.STOP:
             changes["ended"] = True
-        now_told = self.ending
-        self._save(lambda: self._written(now_told), **changes)
+        self._save(lambda: self._endings.written(now_told), **changes)
         self._open_door()
 
-    def _end(self, over: Over, hosts: tuple[str, ...], told: bool = False, early: bool = False) -> None:
-        """All hosts are told how it ended. told: it is written down.  early: they are told before that. So it is with
-        UNDO, as long as nothing is decided: where one host has heard it, no successor can decide otherwise."""
-        quiet = over.ending is Phase.COMMIT and over.kind is Kind.CHECKPOINT
-        ending = self.ending = Ending(over, () if quiet else hosts, self._now, self.limits)
-        ending.told = told
-        if told or early:
-            self._say_ending(ending)
-        if told and not ending.awaited:
-            self._ended(ending)
-
-    def _last_word(self, over: Over) -> Order:
-        return Order(self._term, over.number, over.kind, over.ending)
-
-    def _say_ending(self, ending: Ending) -> None:
-        ending.said = self._now
-        self._out.append(Announce(self._last_word(ending.over), tuple(ending.awaited)))
-        if ending.awaited:
-            self._wake(self.limits.repeat)
-
-    def _written(self, ending: Ending) -> None:
-        if ending is not self.ending:
-            return
-        ending.told = True
-        if ending.said is None:
-            self._say_ending(ending)
-        if not ending.awaited:
-            self._ended(ending)
-
-    def _answered(self, host: str) -> None:
-        """That host has said that it has ended the attempt, or will not."""
-        ending = self.ending
-        if ending is not None and host in ending.awaited:
-            del ending.awaited[host]
-            if ending.told and not ending.awaited:
-                self._ended(ending)
-
-    def _not_ended(self, event: words.Failed, ending: Ending) -> None:
-        if ending.over.ending is Phase.DONE and ending.told and event.host in ending.awaited:
-            # It has given up what it had just released: the job is not whole anywhere.
-            over = _changed(ending.over, ending=Phase.UNDO, reason=f"{event.host}: {event.reason} ({event.phase})")
-            self._end(over, tuple(self.members.present), early=True)
-            redone = self.ending
-            assert redone is not None
-            self._save(lambda: self._written(redone), last=over, running=0, undone=over.number)
-        elif event.host in ending.awaited:
-            ending.trouble.append(f"{event.host}: {event.reason} ({event.phase})")
-            self._answered(event.host)
-
-    def _ended(self, ending: Ending) -> None:
-        over = ending.over
-        self.ending = None
-        self._answer(over.ask, over.ending is not Phase.UNDO, ending.text(), over.number, ending.seconds, over.passing)
-
-    # What is said, and when.
-
-    def _tell(self, host: str, word: words.Spoken) -> None:
-        self._out.append(Tell(host, word))
-
-    def _wake(self, seconds: float) -> None:
-        self._out.append(Wake(max(seconds, SOON)))
+    # Time.
 
     def _tick(self, _: words.Tick) -> None:
         if self.attempt is not None:
             self._tick_attempt(self.attempt)
-        if self.ending is not None:
-            self._tick_ending(self.ending)
+        self._endings.tick()
 
     def _tick_attempt(self, attempt: Attempt) -> None:
         limits = self.limits
         if attempt.decided and attempt.kind is not Kind.RESTART:
-            if self._commit_again and self._now >= self._commit_again:
+            if self._commit_again and self._voice.now >= self._commit_again:
                 self._commit()
-            if attempt.kind is Kind.STOP and self._now - attempt.since < limits.commit:
+            if attempt.kind is Kind.STOP and self._voice.now - attempt.since < limits.commit:
                 self._say(attempt, list(attempt.done))
             elif self._inherited:
-                self._wake(limits.repeat)
+                self._voice.wake(limits.repeat)
             return
         if attempt.said is None:
             return
-        silent = attempt.silent(self._now, limits.silence)
+        silent = attempt.silent(self._voice.now, limits.silence)
         if silent:
             self._abort(f"{names(silent)}: not a word for {limits.silence:.0f} s ({attempt.phase})", tuple(silent))
-        elif self._now - attempt.since > limits.of(attempt.phase):
+        elif self._voice.now - attempt.since > limits.of(attempt.phase):
             missing = attempt.missing()
             self._abort(f"{names(missing)}: not done after {limits.of(attempt.phase):.0f} s ({attempt.phase})")
-        elif self._now - attempt.said >= limits.pace(attempt.kind, attempt.phase):
+        elif self._voice.now - attempt.said >= limits.pace(attempt.kind, attempt.phase):
             self._say(attempt, attempt.missing())
         else:
-            self._wake(attempt.said + limits.pace(attempt.kind, attempt.phase) - self._now)
-
-    def _tick_ending(self, ending: Ending) -> None:
-        if not ending.awaited:
-            return
-        if self._now >= ending.until and ending.told:
-            self._ended(ending)
-        elif ending.said is not None and self._now - ending.said >= self.limits.repeat:
-            self._say_ending(ending)
-        else:
-            self._wake(self.limits.repeat)
+            self._voice.wake(attempt.said + limits.pace(attempt.kind, attempt.phase) - self._voice.now)
