@@ -32,6 +32,7 @@ from torpor.tracee.task import Gone
 from torpor.tracee.together import together
 
 if TYPE_CHECKING:
+    from torpor.checkpoint.lazy.hand_over import Late, Where
     from torpor.checkpoint.ports import Held
     from torpor.checkpoint.rehearse import Rehearsal
     from torpor.checkpoint.takeover import Takeover
@@ -56,7 +57,8 @@ class RestartRequest(msgspec.Struct, kw_only=True):
     yet; it returns connections that were made anew to outside, by inode number, and raises Refused. rehearsal: what is
     restarted is cut loose from the world outside; `before_release` then has to raise. together: the other hosts of the
     job, if this is a part of one. whereabouts: where they all are, None for where they were. names: where a file with
-    their names may be made. stopped: the job is stopped, as by SIGSTOP, before its first instruction.
+    their names may be made. stopped: the job is stopped, as by SIGSTOP, before its first instruction. lazy: where
+    memory is fetched from that may arrive while the job runs, None if all of it is to be there.
     """
 
     load: Load
@@ -80,6 +82,7 @@ class RestartRequest(msgspec.Struct, kw_only=True):
     whereabouts: Whereabouts | None = None
     names: str = ""
     stopped: bool = False
+    lazy: Where | None = None
 
 
 class Restarted(msgspec.Struct, kw_only=True):
@@ -99,6 +102,8 @@ class Restarted(msgspec.Struct, kw_only=True):
     held: tuple[int, ...] = ()
     foreground: int = 0
     """Host number of the process group that was put in front of the terminal, 0 for none."""
+    bringer: tuple[int, int] = (0, -1)
+    """Who brings memory that is not there yet: its pid, and a descriptor on which it tells how far it is."""
 
 
 def read(load: Load) -> Manifest:
@@ -137,7 +142,9 @@ def restart(request: RestartRequest) -> Restarted:
         (lambda: plant.early(births, manifest, footing, wrapping)) if footing.chooses else None,
     )  # fmt: skip
     planted: Planted | None = None
+    late: Late | None = None
     try:
+        late = _late(manifest, request, footing, notes.append)
         inventory.connected = met.connected
         # By the addresses that it had: what it has asked for is written down by these.
         inventory.connected.update(request.admit(saved, notes.append))
@@ -147,7 +154,7 @@ def restart(request: RestartRequest) -> Restarted:
         planted = plant.plant(births, manifest, ground, footing, inventory.pioneer, wrapping, _bring)
         notes += planted.notes
         inventory.hosts = planted.hosts
-        takeovers = _take_over(manifest, inventory, births, planted, footing, request)
+        takeovers = _take_over(manifest, inventory, births, planted, footing, request, late)
         root = planted.hosts[manifest.root]
         job = Restarted(
             root=root,
@@ -161,6 +168,7 @@ def restart(request: RestartRequest) -> Restarted:
             held=tuple(each.process.pid for each in takeovers if each.held),
             parent_is_reaper=births.parent.subreaper or births.parent is births.init,
             foreground=_to_the_front(request.terminal, manifest, planted) if keep_session else 0,
+            bringer=(late.pid, late.link.detach()) if late is not None else (0, -1),
         )
         if request.before_release is not None:
             request.before_release(job)
@@ -175,6 +183,8 @@ def restart(request: RestartRequest) -> Restarted:
         elif inventory.pioneer is not None:
             footing.uproot(inventory.pioneer.pid)
         met.release()
+        if late is not None:
+            late.close()
         inventory.undo()
         if isinstance(error, (CallFailed, Gone, ProcessLookupError, FileNotFoundError)):
             raise RestartFailed(f"{name} could not be recreated: {error}") from error
@@ -333,8 +343,9 @@ def _bring() -> None:
 
 
 def _take_over(
-    manifest: Manifest, inventory: Inventory, births: Plan, planted: Planted, footing: Footing, request: RestartRequest
-) -> list[Takeover]:
+    manifest: Manifest, inventory: Inventory, births: Plan, planted: Planted, footing: Footing, request: RestartRequest,
+    late_memory: Late | None,
+) -> list[Takeover]:  # fmt: skip
     """Every step for all processes, then the next, up to the last before the release."""
     from torpor.checkpoint.fill import fill
     from torpor.checkpoint.takeover import Takeover
@@ -374,10 +385,19 @@ def _take_over(
         each.attach()
     together(each.map() for each in takeovers)
     progress = request.progress
+    records = [each.record if late_memory is None else late_memory.early(each.record) for each in takeovers]
     fill(
-        [(each.record, each.process.pid) for each in takeovers], request.load,
+        [(record, each.process.pid) for record, each in zip(records, takeovers)], request.load,
         (lambda done, total: progress("memory", done, total)) if progress else None,
     )  # fmt: skip
+    if late_memory is not None:
+        at_once = {each.record.pid: (each.record, each.process.pid) for each in takeovers}
+        late_memory.begin(
+            stubs, planted.init,
+            lambda number, pages: fill(
+                [(msgspec.structs.replace(at_once[number][0], pages=pages), at_once[number][1])], request.load
+            ),
+        )  # fmt: skip
     together(each.furnish() for each in takeovers)
     footing.make_threads([(each.process, each.others()) for each in takeovers])
     together(each.threaded() for each in takeovers)
@@ -406,6 +426,19 @@ def _take_over(
     # Were our copies still open when the job runs, it would see pipes with a writer that is not there.
     inventory.close()
     return takeovers
+
+
+def _late(manifest: Manifest, request: RestartRequest, footing: Footing, say: Callable[[str], None]) -> Late | None:
+    """Memory that comes later, if that was asked for and can be had."""
+    if request.lazy is None:
+        return None
+    from torpor.checkpoint.lazy import hand_over
+
+    why = hand_over.refused(footing, request.together is None and request.rehearsal is None)
+    if why:
+        say(f"all memory is there already (--lazy): {why}")
+        return None
+    return hand_over.prepare(manifest, request.lazy, say)
 
 
 def _let_go(takeovers: list[Takeover]) -> None:

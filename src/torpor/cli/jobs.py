@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from torpor.cli.options import add_json
+
+if TYPE_CHECKING:
+    from torpor.supervise.job import Job
 
 HELP = """List the running jobs: name, state, pid of the first process as the job sees it and on the host,
 processes, start, newest checkpoint of this run. What dead supervisors left behind is cleaned up."""
@@ -36,6 +40,7 @@ def command(options: argparse.Namespace) -> int:
                 "restarted_from": job.entry.origin,
                 "saved": job.entry.saved,
                 "saved_at": job.entry.saved_at,
+                "arriving": job.arriving._asdict() if job.arriving is not None else None,
                 "store": job.entry.store,
                 "upkeep": upkeep.options(upkeep.decode(job.entry.upkeep)),
                 "log": job.log,
@@ -49,7 +54,7 @@ def command(options: argparse.Namespace) -> int:
     rows = [
         [
             job.name,
-            job.state,
+            _state(job),
             str(job.pid_inside or "-"),
             str(job.pid or "-"),
             str(len(processes)),
@@ -59,4 +64,15 @@ def command(options: argparse.Namespace) -> int:
         for job, processes in running
     ]
     say(table(("NAME", "STATE", "PID", "HOST PID", "PROCESSES", "STARTED", "SAVED"), rows, right=(2, 3, 4)))
+    for job, _ in running:
+        if (arriving := job.arriving) is not None and arriving.why:
+            say(f"{job.name}: memory does not come, and is waited for: {arriving.why}")
     return 0
+
+
+def _state(job: Job) -> str:
+    """Its state, and how much of its memory is there yet (`restart --lazy`)."""
+    arriving = job.arriving
+    if arriving is None:
+        return job.state
+    return f"{job.state}, {min(99, 100 * arriving.done // max(1, arriving.total))} % of its memory"

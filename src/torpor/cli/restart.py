@@ -41,6 +41,7 @@ EXAMPLE = """  torpor restart train
   torpor restart train@3 --clone --name what-if --detach
   torpor restart train --clone --count 5
   torpor restart train --stopped
+  torpor restart train --lazy
   torpor restart --stdout out.txt
   torpor restart sim --hosts node1,node7,node8"""
 
@@ -62,6 +63,11 @@ def options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="stop it, as SIGSTOP does, before its first instruction, so that a debugger can be attached; what lets it "
         "go on is said",
+    )
+    parser.add_argument(
+        "--lazy",
+        action="store_true",
+        help="let it go on before all of its memory is there: the rest arrives while it runs (root; docs/lazy.md)",
     )
     parser.add_argument("--name", help="name of the restarted job (default: the saved one)")
     for stream in ("stdin", "stdout", "stderr"):
@@ -146,6 +152,7 @@ def command(options: argparse.Namespace) -> int:
         map_path=tuple(options.map_path),
         map_host=tuple(options.map_host),
         stopped=options.stopped,
+        lazy=options.lazy,
         pid_budget=options.pid_budget,
         in_place=True if options.in_place else None,
         progress=progress,
@@ -196,7 +203,7 @@ def _copies(options: argparse.Namespace, wishes: Wishes, progress: Progress) -> 
 
     if options.count < 1 or not options.clone:
         raise UsageError("restart: --count is a number of copies, with --clone")
-    for flag in ("hosts", "in_place", "engine", "remote_torpor"):
+    for flag in ("hosts", "in_place", "engine", "remote_torpor", "lazy"):
         if getattr(options, flag):
             raise UsageError(f"restart: --count does not go with --{flag.replace('_', '-')}")
     try:
@@ -216,7 +223,7 @@ def _over_hosts(options: argparse.Namespace, wishes: Wishes) -> int:
     from torpor.launch import hosts
     from torpor.supervise.signals import exit_with
 
-    for flag in ("in_place", "map_host"):
+    for flag in ("in_place", "map_host", "lazy"):
         if getattr(options, flag, None):
             raise UsageError(f"restart: --{flag.replace('_', '-')} is not for a job over hosts")
     names = [host.strip() for host in options.hosts.split(",") if host.strip()]

@@ -91,6 +91,7 @@ def restart(
     pid_budget: float | None = None,
     in_place: bool | None = None,
     stopped: bool = False,
+    lazy: bool = False,
     policy: str | None = None,
     new_policy: str | None = None,
     wait: str | None = None,
@@ -104,9 +105,9 @@ def restart(
     untrusted: also if it is not signed, or by nobody whose key is trusted here.
     map_path: files and folders by the path they had, and where they are now.  map_host: the same for addresses.
     pid_budget: seconds that finding the old pids may take in place.  in_place: without a namespace.  stopped: before
-    its first instruction; SIGCONT to its supervisor lets it go on.  policy, new_policy, wait: as
-    `--policy`, `--new-policy` and `--wait` (docs/policy.md).  unasked: see `Unasked`; in place of what the job was
-    started with. Raises NotFound, Damaged, Untrusted, Sealed, Refused, RestartFailed.
+    its first instruction; SIGCONT to its supervisor lets it go on.  lazy: its memory arrives while it runs
+    (docs/lazy.md).  policy, new_policy, wait: as `--policy`, `--new-policy` and `--wait` (docs/policy.md).  unasked:
+    see `Unasked`; in place of what the job was started with. Raises NotFound, Damaged, Untrusted, Sealed, Refused, RestartFailed.
     """
     words = [
         "restart",
@@ -120,6 +121,7 @@ def restart(
     words += ["--untrusted"] if untrusted else []
     words += ["--in-place"] if in_place else []
     words += ["--stopped"] if stopped else []
+    words += ["--lazy"] if lazy else []
     words += _options(policy=policy, wait=wait, **{"new-policy": new_policy})
     words += [f"--pid-budget={pid_budget}"] if pid_budget is not None else []
     words += _unasked(unasked)

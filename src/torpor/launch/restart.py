@@ -15,6 +15,7 @@ from torpor.supervise.registry import Entry, Pid
 from torpor.supervise.say import say
 
 if TYPE_CHECKING:
+    from torpor.checkpoint.lazy.hand_over import Where
     from torpor.checkpoint.restart import Restarted
     from torpor.checkpoint.whereabouts import Whereabouts
     from torpor.image.manifest import Manifest
@@ -40,11 +41,11 @@ class Wishes(NamedTuple):
     in_place: without a namespace (None: where there is none to be had).  upkeep: what is to be done for it unasked, in
     place of what the checkpoint says (`upkeep.changed`).  map_path: 'OLD=NEW'
     each, for files that are elsewhere now.  map_host: the same for addresses (model/address_map.py).  stopped: it
-    shall stand still before its first instruction.  policy: what was given for this job, as `terms.encode` writes it;
-    new_policy: in place of the sealed one.  wait: seconds to wait for seats, and for the end of the same job elsewhere;
-    None for what the policy says.  tell: told what is waited for.  seats: a descriptor of whoever
-    keeps its seats (`SeatWatch.hand_over`), -1 for none.  held: of a part of a job over hosts, the seats that are held
-    for the whole job.  why: for the log.
+    shall stand still before its first instruction.  lazy: memory may arrive while it runs.  policy: what was given for
+    this job, as `terms.encode` writes it; new_policy: in place of the sealed one.  wait: seconds to wait for seats, and
+    for the end of the same job elsewhere; None for what the policy says.  tell: told what is waited for.  seats: a
+    descriptor of whoever keeps its seats (`SeatWatch.hand_over`), -1 for none.  held: of a part of a job over hosts,
+    the seats that are held for the whole job.  why: for the log.
     notes: what is to be said once the job runs; before, the restart might cut it off a file again.
     """
 
@@ -63,6 +64,7 @@ class Wishes(NamedTuple):
     map_path: tuple[str, ...] = ()
     map_host: tuple[str, ...] = ()
     stopped: bool = False
+    lazy: bool = False
     policy: str = ""
     new_policy: bool = False
     wait: float | None = None
@@ -339,6 +341,7 @@ def begin(
                 root_vpid=job.root_vpid,
                 reaper=Pid.of(job.reaper) if job.reaper else registry.NOBODY,
                 helpers=tuple(job.helpers),
+                bringer=Pid.of(job.bringer[0]) if job.bringer[0] else registry.NOBODY,
                 keeper=Pid.of(standing.seats.pid) if standing.seats is not None else registry.NOBODY,
                 seats=standing.seats.names if standing.seats is not None else (),
                 policy=admit.policy,
@@ -403,6 +406,7 @@ def begin(
                     whereabouts=whereabouts,
                     names=os.path.join(entry.folder, "hosts"),
                     stopped=wishes.stopped,
+                    lazy=_later(store, info, wishes, entry) if wishes.lazy else None,
                 )
             )
         if standing.kept is not None and standing.seats is None:
@@ -415,6 +419,14 @@ def begin(
     finally:
         load.close()
         store.close()
+
+
+def _later(store: Store, info: RootInfo, wishes: Wishes, entry: Entry) -> Where:
+    """From where memory comes that arrives while the job runs."""
+    from torpor.checkpoint.lazy.hand_over import Where
+    from torpor.supervise.arriving import FILE
+
+    return Where(store.location, info.job, info.number, wishes.untrusted, f"{entry.folder}/{FILE}")
 
 
 def tell_of(wishes: Wishes) -> Callable[[str], None]:
@@ -454,7 +466,10 @@ def supervise(
     known = info.label.get("seconds")
     seconds = (float(known),) if isinstance(known, (int, float)) else ()
     streams = dict(enumerate(standard))
-    supervisor = Supervisor(entry, signals, terminal, streams, job.events, seconds, crashes, wrapper, membership)
+    supervisor = Supervisor(
+        entry, signals, terminal, streams, job.events, seconds, crashes, wrapper, membership,
+        job.bringer[1],
+    )  # fmt: skip
     supervisor.stand(standing)
     supervisor.root.held = tuple(Pid.of(pid) for pid in job.held)
     if report is not None:

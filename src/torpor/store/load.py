@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from array import array
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from torpor.store.backend import Backend
     from torpor.store.sealing import Cipher, Opener
 
+NEAR = 1 << 16
+"""Bytes between two chunks that are rather read than left out."""
 MAPPED = 4
 """Packs kept mapped: what is read of them counts as this process' resident memory until they are let go."""
 
@@ -82,7 +85,36 @@ class Load:
         if view is None:
             view = self._map(number)
         start = table.offset[ref]
-        stored = view[start : start + table.stored[ref]]
+        return self._verified(ref, view[start : start + table.stored[ref]])
+
+    def fetch(self, refs: Sequence[Ref]) -> list[Buffer]:
+        """The bytes of some chunks, as `get` gives one, but read for the caller alone, and nothing is kept: for whoever
+        takes a chunk now and then, of a store that may change or go away meanwhile. Neighbours are read at once."""
+        table = self._table
+        found: dict[Ref, Buffer] = {}
+        stored = [ref for ref in refs if 0 <= ref < table.count and table.pack[ref] != NOWHERE]
+        stored.sort(key=lambda ref: (table.pack[ref], table.offset[ref]))
+        while stored:
+            first, together = stored[0], [stored[0]]
+            start, number = table.offset[first], table.pack[first]
+            end = start + table.stored[first]
+            for ref in stored[1:]:
+                if table.pack[ref] != number or table.offset[ref] > end + NEAR:
+                    break
+                end = max(end, table.offset[ref] + table.stored[ref])
+                together.append(ref)
+            data = memoryview(self._read(number, start, end - start))
+            for ref in together:
+                at = table.offset[ref] - start
+                found[ref] = self._verified(ref, data[at : at + table.stored[ref]])
+            del stored[: len(together)]
+        return [found[ref] if ref in found else self.get(ref) for ref in refs]
+
+    def _verified(self, ref: Ref, stored: memoryview) -> Buffer:
+        """The bytes of a chunk, from what the store has. Raises Damaged."""
+        table = self._table
+        number, start = table.pack[ref], table.offset[ref]
+        encoding, length = table.encoding[ref], table.length[ref]
         if len(stored) != table.stored[ref]:
             raise self._damaged(number, "is truncated")
         name = table.names[ref * NAME : ref * NAME + NAME]
@@ -151,6 +183,15 @@ class Load:
     def _damaged(self, number: int, how: str) -> Damaged:
         name = pack.path(self._table.packs[number])
         return Damaged(f"{self._where()}: pack {self._backend.place}/{name} {how}")
+
+    def _read(self, number: int, start: int, size: int) -> bytes:
+        """A range of a pack. Raises Damaged."""
+        try:
+            return self._backend.get(pack.path(self._table.packs[number]), start, size)
+        except FileNotFoundError:
+            raise self._damaged(number, "is missing") from None
+        except OSError as error:
+            raise self._damaged(number, f"cannot be read: {error.strerror or error}") from None
 
     def _map(self, number: int) -> memoryview:
         """The bytes of a pack. A map goes when nothing refers to it any more, which is what makes forgetting

@@ -17,6 +17,7 @@ from torpor.supervise.tree import Member, Reach, describe, members, reach
 
 if TYPE_CHECKING:
     from torpor.model.ledger import Ledger
+    from torpor.supervise.arriving import Arrival
     from torpor.supervise.hooks import Hooks
 
 
@@ -113,6 +114,13 @@ class Job:
         words = {"": "ended", "Z": "ended", "X": "ended", "T": "stopped"}
         word = words.get(letter, "running") if self.entry.root.pid else "starting"
         return word if self.entry.supervisor.alive else f"{word}, unsupervised"
+
+    @property
+    def arriving(self) -> Arrival | None:
+        """How far its memory is, if it was restarted with --lazy and not all is there."""
+        from torpor.supervise import arriving
+
+        return arriving.progress(self.entry)
 
     def processes(self) -> list[Member]:
         """Its processes now, parents first."""

@@ -79,7 +79,8 @@ class Entry(NamedTuple):
     what is left of it, after its supervisor's death.  holder: who answers for the filter of a job that is
     watched (watch/).  upkeep: what is done for it unasked, as `upkeep.encode` writes it.
     inside: how it speaks with torpor (inside.py), '' if it does not.  policy: its own, as `terms.encode` writes it.
-    seats: that it holds, by name; keeper: who keeps them (seat_keeper.py).  identity: see lease.py.
+    seats: that it holds, by name; keeper: who keeps them (seat_keeper.py).  bringer: who brings memory that was not
+    there at its restart (arriving.py).  identity: see lease.py.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Entry(NamedTuple):
     policy: str = ""
     seats: tuple[str, ...] = ()
     keeper: Pid = NOBODY
+    bringer: Pid = NOBODY
     identity: str = ""
     part: str = ""
     door: Pid = NOBODY
@@ -263,7 +265,7 @@ def read(folder: str) -> Entry | None:
     try:
         plain: dict[str, Any] = json.loads(proc.read(f"{folder}/info.json"))
         known = {key: value for key, value in plain.items() if key in Entry._fields}
-        for key in ("supervisor", "root", "reaper", "holder", "keeper", "door", "heir"):
+        for key in ("supervisor", "root", "reaper", "holder", "keeper", "bringer", "door", "heir"):
             known[key] = Pid(*known.get(key, NOBODY))
         for key in ("helpers", "skip", "argv", "seats"):
             known[key] = tuple(known.get(key, ()))

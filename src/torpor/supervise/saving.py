@@ -103,6 +103,10 @@ def save(
     told: dict[str, Any] = {"job": name, "why": why, "store": store, "part": together.part if together else ""}
     hooked = _Hooked((*upkeeping(upkeep).hooks, *on) if first else (), where, told, guard, together)
     try:
+        if where.bringer.pid:
+            from torpor.supervise import arriving
+
+            arriving.await_all(where.bringer, where.arriving, progress)
         opened = open_store(store or None)
         told["store"] = opened.location
         hooked.before()

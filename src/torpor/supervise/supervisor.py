@@ -30,6 +30,7 @@ from torpor.supervise.tree import Reach, members, reach
 if TYPE_CHECKING:
     from torpor.checkpoint.tracking import Tracker
     from torpor.supervise.agreeing import Saving
+    from torpor.supervise.arriving import ArrivalWatch
     from torpor.supervise.inside import Inside
     from torpor.supervise.membership import Membership
     from torpor.supervise.part import Part
@@ -62,8 +63,11 @@ class Supervisor:
         crashes: int = 0,
         wrapper: Wrapper | None = None,
         membership: Membership | None = None,
+        arrivals: int = -1,
     ) -> None:
         self.entry = entry
+        self._arrivals = arrivals
+        self._arriving: ArrivalWatch | None = None
         self.stopped_as = ""
         """The checkpoint, `train@3`, after which the job was ended on request; '' if it was not."""
         self.crashes = crashes if membership is None else membership.part.crashes
@@ -114,6 +118,10 @@ class Supervisor:
         self._reap()
         self._loop.later(TICK_SECONDS, self._tick)
         self._watch_holder()
+        if self._arrivals >= 0:
+            from torpor.supervise.arriving import ArrivalWatch
+
+            self._arriving = ArrivalWatch(self._loop, self._arrivals, self.entry)
         if self._standing is not None:
             self._standing.attach(self._loop)
         if self._membership is not None:
@@ -253,6 +261,8 @@ class Supervisor:
 
     def _end(self) -> int:
         status = self.root.status if self.root.status is not None else 255 << 8
+        if self._arriving is not None:
+            self._arriving.ended()
         if self._restartable(status):
             self.again = True
             self.crashes += 1
@@ -313,6 +323,7 @@ class Supervisor:
             skip=(),
             holder=registry.NOBODY,
             door=registry.NOBODY,
+            bringer=registry.NOBODY,
         )
         self._write_down()
 

@@ -41,6 +41,9 @@ class Reach(NamedTuple):
     """There is a filter of torpor's on it."""
     aside: int = 0
     """See Tree."""
+    bringer: Pid = NOBODY
+    """Who brings memory that is not there yet, and where is written how far that is (arriving.py)."""
+    arriving: str = ""
 
     def tree(self) -> Tree:
         """The same as the pipelines want it."""
@@ -55,12 +58,13 @@ class Reach(NamedTuple):
 def reach(entry: Entry) -> Reach:
     """The extent of a job. While the supervisor lives it is a subreaper, so that orphans are below it; after
     its death, what is left is found below the root (or the namespace's PID 1)."""
-    watched, aside = entry.holder != NOBODY, entry.keeper.pid
+    watched, aside, bringer = entry.holder != NOBODY, entry.keeper.pid, entry.bringer
     # Where a job was restarted in place, it outlives the holder that plays the part of PID 1.
     if entry.anchor and (entry.anchor != entry.reaper.pid or entry.reaper.alive):
         return Reach(
-            entry.anchor, entry.include_anchor, entry.skip, entry.root.pid, entry.parent_is_reaper, watched, aside
-        )
+            entry.anchor, entry.include_anchor, entry.skip, entry.root.pid, entry.parent_is_reaper, watched, aside,
+            bringer, f"{entry.folder}/arriving" if bringer != NOBODY else "",
+        )  # fmt: skip
     if entry.supervisor.alive:
         return Reach(entry.supervisor.pid, False, entry.skip, entry.root.pid, True, watched, aside)
     return Reach(entry.root.pid, True, entry.skip, entry.root.pid, watched=watched)

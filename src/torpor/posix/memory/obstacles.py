@@ -56,7 +56,12 @@ def refuse_flags(pid: int, comm: str, area: proc.Area, fields: dict[str, str], f
     if flags & {"io", "pf", "mm"} and not area.path.startswith("[") and area.path not in HARMLESS_DEVICES:
         return Refusal(pid, comm, f"{where} belongs to a device", "a device's memory cannot be saved; run without it")
     if flags & {"um", "ui"}:
-        return Refusal(pid, comm, f"{where} is handled by a userfaultfd of the program", "not supported")
+        return Refusal(
+            pid,
+            comm,
+            f"{where} is handled by a userfaultfd of the program, or has not arrived yet",
+            "not supported; after a restart with --lazy wait until all memory is there",
+        )
     if "ht" in flags and area.path.startswith("/SYSV"):
         thing = f"{where} is System V memory of huge pages"
         return Refusal(pid, comm, thing, "not supported yet; run it without SHM_HUGETLB")

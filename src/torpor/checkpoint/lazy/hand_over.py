@@ -1,0 +1,262 @@
+"""The restarting process' side: what comes later is decided, a process is started that brings it, and gets the
+userfaultfd of each process of the job."""
+
+from __future__ import annotations
+
+import array
+import os
+import select
+import signal
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from torpor.checkpoint.lazy.choose import Chosen, choose
+from torpor.image.manifest import Manifest, ProcessRecord
+from torpor.linux import pidfd, uio, userfaultfd
+from torpor.linux.arch.x86_64 import NR
+from torpor.model import ourselves
+from torpor.model.errors import RestartFailed
+from torpor.posix.memory.pages import PagesRecord, unpack
+from torpor.posix.process_file import ProcessFile, ProcessFileService
+from torpor.tracee.call import call
+
+if TYPE_CHECKING:
+    from torpor.checkpoint.lazy.books import Run
+    from torpor.checkpoint.lazy.server import Space
+    from torpor.checkpoint.plant import Footing
+    from torpor.tracee.stub import StubProcess
+
+WATCHES = b"watches"
+_CODE = "from torpor.checkpoint.lazy.server import main; main()"
+_TOGETHER = 200
+"""Descriptors in one message (SCM_MAX_FD is 253)."""
+_PIECE = 65536
+_PATIENCE = 30.0
+"""Seconds until it has to watch."""
+
+
+class Where(msgspec.Struct, frozen=True):
+    """What is brought from where. store: its location. path: a file for how far it is."""
+
+    store: str
+    job: str
+    number: int
+    untrusted: bool
+    path: str
+
+
+class _Space(msgspec.Struct, frozen=True):
+    pid: int
+    areas: list[tuple[int, int]]
+    late: PagesRecord
+
+
+class _Given(msgspec.Struct, frozen=True):
+    spaces: list[_Space]
+    total: int
+
+
+def refused(footing: Footing, alone: bool) -> str:
+    """Why all memory has to be there before the release, '' if it has not. alone: the job is whole, and is going to
+    run."""
+    if not alone:
+        return "it is one part of a job over hosts"
+    if footing.first != 1:
+        return "the job has no PID namespace of its own, whose end would be its own"
+    able, why = userfaultfd.probe_missing()
+    return "" if able else f"the kernel lets nobody bring it later here: {why}"
+
+
+class Late:
+    """The memory of one job that comes later. `pid` and `link` are those of the process that brings it.
+
+    Raises RestartFailed; `close` then, and nothing of it stays once the job's PID 1 is gone."""
+
+    def __init__(self, where: Where, chosen: Mapping[int, Chosen]) -> None:
+        """chosen: by number of the process."""
+        self._chosen = chosen
+        self._bringer = Bringer(where)
+        self.pid, self.link = self._bringer.pid, self._bringer.link
+
+    def early(self, record: ProcessRecord) -> ProcessRecord:
+        """A process with no more contents than are to be there at once."""
+        chosen = self._chosen.get(record.pid)
+        return record if chosen is None else msgspec.structs.replace(record, pages=chosen.early)
+
+    def begin(self, stubs: Mapping[int, StubProcess], init: int, fill: Callable[[int, PagesRecord], object]) -> None:
+        """All early contents are there: have the kernel ask for the rest. stubs: by number. init: pid of the job's PID
+        1.  fill: puts contents into a process after all."""
+        for number, chosen in self._chosen.items():
+            if _holds(stubs[number].pid, chosen.robust):
+                fill(number, chosen.late)
+            else:
+                self._bringer.watch(stubs[number], chosen)
+        self._bringer.begin(init)
+
+    def close(self) -> None:
+        self._bringer.close()
+
+
+def prepare(manifest: Manifest, where: Where, say: Callable[[str], None]) -> Late | None:
+    """Begin, if there is enough memory that can come later, and nobody looks at it in a way in which the kernel does
+    not ask for it: /proc/PID/mem gives EIO."""
+    if _looks_from_outside(manifest):
+        say("all memory is there already (--lazy): the job has /proc/PID/mem open")
+        return None
+    found = {record.pid: chosen for record in manifest.processes if (chosen := choose(record)) is not None}
+    if not found:
+        say("all memory is there already (--lazy): the job has no large areas of memory that could come later")
+        return None
+    return Late(where, found)
+
+
+def _looks_from_outside(manifest: Manifest) -> bool:
+    return any(
+        msgspec.msgpack.decode(kept.state, type=ProcessFile).name.endswith(b"/mem")
+        for kept in manifest.objects
+        if kept.service == ProcessFileService.name
+    )
+
+
+def _holds(pid: int, heads: Sequence[int]) -> bool:
+    """Does a thread hold robust mutexes? The kernel looks for these when it ends, and does not ask for memory then. (An
+    empty list is a head that points to itself, get_robust_list(2).)"""
+    return any(int.from_bytes(uio.read(pid, head, 8), "little") != head for head in heads)
+
+
+class Bringer:
+    """A process that is going to bring memory. Raises RestartFailed where it ends too early; `close` then, and nothing
+    of it stays once the job's PID 1 is gone."""
+
+    def __init__(self, where: Where) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        words = ourselves.command(_CODE)
+        try:
+            self.pid = os.posix_spawn(
+                words[0], words, os.environb,
+                file_actions=[
+                    *((os.POSIX_SPAWN_DUP2, null, number) for number in (0, 1, 2)),
+                    (os.POSIX_SPAWN_DUP2, theirs.fileno(), 3),
+                ],
+                setsid=True,
+                setsigmask=(),
+                setsigdef=set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP},
+            )  # fmt: skip
+        finally:
+            os.close(null)
+            theirs.close()
+        self.link = ours
+        self._fds: list[int] = []
+        self._spaces: list[_Space] = []
+        self._total = 0
+        self._send(msgspec.msgpack.encode(where))
+
+    def watch(self, stub: StubProcess, chosen: Chosen) -> None:
+        """Have the kernel ask for memory of a taken-over process that has its areas and early contents. Raises
+        RestartFailed."""
+        made = stub.run([call(NR.userfaultfd, os.O_CLOEXEC | os.O_NONBLOCK)])[0].value
+        process = os.pidfd_open(stub.pid)
+        try:
+            fd = pidfd.copy(process, made)
+        finally:
+            os.close(process)
+        self._fds.append(fd)
+        stub.run([call(NR.close, made)])
+        try:
+            userfaultfd.hand_out_missing(fd)
+            for start, end in chosen.areas:
+                userfaultfd.register_missing(fd, start, end - start)
+        except OSError as error:
+            raise RestartFailed(f"memory cannot be brought later ({error.strerror}); without --lazy it works") from None
+        self._spaces.append(_Space(stub.pid, chosen.areas, chosen.late))
+        self._total += chosen.size
+
+    def begin(self, init: int) -> None:
+        """Hand everything over. init: pid of the job's PID 1; returns once it is watched. Raises RestartFailed."""
+        process = os.pidfd_open(init)
+        fds = [process, *self._fds]
+        try:
+            self._send(msgspec.msgpack.encode(_Given(self._spaces, self._total)))
+            for at in range(0, len(fds), _TOGETHER):
+                some = array.array("i", fds[at : at + _TOGETHER])
+                self.link.sendmsg([b"f"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, some)])
+            poll = select.poll()
+            poll.register(self.link, select.POLLIN)
+            if not poll.poll(_PATIENCE * 1000) or self.link.recv(64) != WATCHES:
+                raise RestartFailed("the process that is to bring the memory does not answer")
+        except OSError as error:
+            raise RestartFailed(f"the process that is to bring the memory has ended ({error.strerror})") from None
+        finally:
+            for fd in fds:
+                os.close(fd)
+            self._fds.clear()
+
+    def close(self) -> None:
+        """The restart has failed."""
+        for fd in self._fds:
+            os.close(fd)
+        self._fds.clear()
+        self.link.close()
+
+    def _send(self, data: bytes) -> None:
+        """In pieces that fit into a message, its size first."""
+        self.link.send(len(data).to_bytes(8, "little"))
+        for at in range(0, len(data), _PIECE):
+            self.link.send(data[at : at + _PIECE])
+
+
+def _receive(link: socket.socket) -> bytes:
+    """What `_send` has sent; empty if the other side is gone."""
+    size = int.from_bytes(link.recv(8), "little")
+    data = bytearray()
+    while len(data) < size:
+        piece = link.recv(_PIECE)
+        if not piece:
+            return b""
+        data += piece
+    return bytes(data)
+
+
+def receive_where(link: socket.socket) -> Where | None:
+    """In the process that brings: what from where; None if nothing is to be brought."""
+    data = _receive(link)
+    return msgspec.msgpack.decode(data, type=Where) if data else None
+
+
+def receive_spaces(link: socket.socket) -> tuple[int, list[Space], int] | None:
+    """In the process that brings: the job's PID 1 (a descriptor), its address spaces, and the bytes in all; None if
+    nothing is to be brought."""
+    from torpor.checkpoint.lazy.server import Space, books
+
+    data = _receive(link)
+    if not data:
+        return None
+    given = msgspec.msgpack.decode(data, type=_Given)
+    fds: list[int] = []
+    while len(fds) <= len(given.spaces):
+        piece, ancillary, _, _ = link.recvmsg(1, socket.CMSG_SPACE(4 * _TOGETHER), socket.MSG_CMSG_CLOEXEC)
+        if not piece:
+            return None
+        for _, _, received in ancillary:
+            fds += array.array("i", received[: len(received) // 4 * 4])
+    spaces = [
+        Space(fd, space.pid, books(fd, space.areas, runs(space.late))) for fd, space in zip(fds[1:], given.spaces)
+    ]
+    return fds[0], spaces, given.total
+
+
+def runs(late: PagesRecord) -> Sequence[Run]:
+    """What is missing at first. Pure."""
+    from torpor.checkpoint.lazy.books import Run
+
+    found = []
+    for window, ref in unpack(late):
+        skip = 0
+        for address, size in window.ranges():
+            found.append(Run(address, address + size, ref, skip))
+            skip += size
+    return found
