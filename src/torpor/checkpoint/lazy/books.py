@@ -1,17 +1,17 @@
 """What of a process' memory has not arrived yet, and where it has to go: pure bookkeeping.
 
 The kernel tells what the process does with its memory (linux/userfaultfd.py): ranges are dropped, unmapped, moved, and
-copied into children. As long as something was done that we have not read of, it puts nothing into the process (EAGAIN),
-so the books are right whenever something is put in. But the deeds of two threads may be told in another order than they
-were done in, since each is told after it was done (all but dropping, which is told before). So between two moments at
-which all was told (`settle`):
+copied into children. As long as something was done that we have not read of, it puts nothing into the process (EAGAIN).
+So what is heard is only kept, until all was told; then the books are brought up to date (`settle`), and are right
+whenever something is put in. Until then the deeds of two threads may be told in another order than they were done in,
+since each is told after it was done (all but dropping, which is told before):
 
-- What moves to a place that is taken by our books comes after what is there has left: it waits for that (`_late`). If
-  more leaves that place than was there, the order cannot be known: `Unclear`.
-- What has moved away may be unmapped later than something else has moved there: that stays.
-- What a child has is decided at the next `settle`: what there was before is moved and unmapped in it as its own memory
-  shows. Dropped is what was dropped before it was told of the child: if that was done at the same time, nobody can know
-  which came first, and the child may find zeros; if later, it was told later.
+- What moves to a place that is taken comes after what is there has left: it waits for that. If more has left a place
+  than was there before, nobody knows which was which: `Unclear`.
+- What a child has is what there was after the first so many of these deeds. Its own memory shows how many: what is
+  mapped in it, and what is not. If that leaves a choice that matters, or none: `Unclear`. Dropped is what was dropped
+  before it was told of the child: if that was done at the same time, nobody can know which came first, and the child
+  may find zeros; if later, it was told later.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from torpor.model.data import Ref
 
 Range = tuple[int, int]
 """(start, end)"""
+_ASKEW = 4
+"""How many others one deed may be told before or after that were done the other way round."""
 
 
 class Run(NamedTuple):
@@ -138,34 +140,25 @@ def moved(runs: Iterable[Run], by: int) -> list[Run]:
 class Unclear(Exception):
     """What has happened cannot be told from what was heard."""
 
-
-class _Move(NamedTuple):
-    """`size` bytes of memory that go from `start` to `to`, and what is missing of them there."""
-
-    start: int
-    to: int
-    size: int
-    runs: list[Run]
+    def __str__(self) -> str:
+        return "what threads did to its memory at the same time cannot be told apart; restart it without --lazy"
 
 
-REMOVED, UNMAPPED, REMAPPED, FORKED = range(4)
+REMOVED, UNMAPPED, MOVED, FORKED = range(4)
 
 
 class _Deed(NamedTuple):
-    """What was heard: of `start` to `end`, which went to `to`."""
+    """What was done to `start` to `end`, which may have gone to `to`. left: it is not at the old place any more."""
 
     what: int
     start: int = 0
     end: int = 0
     to: int = 0
+    left: bool = True
 
-    def arrives(self, start: int, end: int) -> bool:
-        """Has something come to a range?"""
-        return self.what == REMAPPED and self.to < end and start < self.to + self.end - self.start
-
-    def leaves(self, start: int, end: int) -> bool:
-        """Has something left it?"""
-        return self.what in (UNMAPPED, REMAPPED) and self.start < end and start < self.end
+    @property
+    def arrives(self) -> Range:
+        return (self.to, self.to + self.end - self.start) if self.what == MOVED else (0, 0)
 
 
 class _Child(NamedTuple):
@@ -176,6 +169,62 @@ class _Child(NamedTuple):
     wiped: list[Range]
 
 
+class _World:
+    """Areas and what is missing in them, as deeds change them."""
+
+    def __init__(self, areas: Iterable[Range], runs: Iterable[Run]) -> None:
+        self.areas, self.missing = Ranges(areas), Missing(runs)
+        self._waiting: list[tuple[Range, list[Run]]] = []
+        self._assumed = Ranges()
+        """Places that something has left while something else was waiting for them."""
+
+    def do(self, deed: _Deed) -> None:
+        if deed.what == REMOVED:
+            self._remove(deed.start, deed.end)
+        elif deed.what in (UNMAPPED, MOVED):
+            runs = self._leave(deed)
+            if deed.what == MOVED:
+                self._waiting.append((deed.arrives, moved(runs, deed.to - deed.start)))
+        self._land()
+
+    def end(self) -> None:
+        """What still waits comes: what was there has left without a word, since that an area has grown is not told."""
+        for (start, end), runs in self._waiting:
+            self.missing.take(start, end)
+            self.missing.add(runs)
+            self.areas.add(start, end)
+        self._waiting.clear()
+
+    def _leave(self, deed: _Deed) -> list[Run]:
+        if self._assumed.touches(deed.start, deed.end):
+            raise Unclear
+        if any(low < deed.end and deed.start < high for (low, high), _ in self._waiting):
+            self._assumed.add(deed.start, deed.end)
+        runs = self.missing.take(deed.start, deed.end)
+        if deed.left:
+            self.areas.drop(deed.start, deed.end)
+        return runs
+
+    def _land(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for place, runs in waiting:
+            if self.areas.touches(*place):
+                self._waiting.append((place, runs))
+            else:
+                self.missing.add(runs)
+                self.areas.add(*place)
+
+    def _remove(self, start: int, end: int) -> None:
+        there = Ranges([(start, end)])
+        for place, runs in self._waiting:
+            late = Missing(runs)
+            late.take(start, end)
+            runs[:] = late
+            there.drop(*place)
+        for low, high in there.ranges:
+            self.missing.take(low, high)
+
+
 class Books:
     """The memory of one process. areas: the ranges that the kernel asks for. asked_for: does it ask for the page at an
     address? It tells the truth of the moment."""
@@ -184,163 +233,118 @@ class Books:
         self.missing = Missing(runs)
         self._areas = Ranges(areas)
         self._asked_for = asked_for
-        self._begin()
-
-    def _begin(self) -> None:
-        """All was told; from here on it is kept what is."""
-        self._late: list[_Move] = []
-        """What has moved to places that are taken."""
-        self._left = Ranges()
-        """From where something has moved; it may be unmapped, or not."""
-        self._doubtful = Ranges()
-        """What was unmapped, but may have been so before something has moved there."""
-        self._arrived = Ranges()
-        self._assumed = Ranges()
-        """From where what was there first has moved, if it was not what came late."""
         self._heard: list[_Deed] = []
         self._children: list[_Child] = []
-        self._past: tuple[list[Range], list[Run]] | None = None
-        """Areas and missing runs as they were before."""
-
-    def _hear(self, deed: _Deed) -> None:
-        if self._past is None:
-            self._past = list(self._areas.ranges), list(self.missing)
-        self._heard.append(deed)
 
     @property
     def empty(self) -> bool:
         """Has everything arrived?"""
         return not self.missing and not self._heard
 
+    @property
+    def settled(self) -> bool:
+        """Is all that was heard in them?"""
+        return not self._heard
+
     def removed(self, start: int, end: int) -> None:
         """The range reads as zeros from now on."""
-        self._hear(_Deed(REMOVED, start, end))
-        self._remove(start, end)
+        self._heard.append(_Deed(REMOVED, start, end))
 
     def unmapped(self, start: int, end: int) -> None:
         """The range is gone."""
-        self._hear(_Deed(UNMAPPED, start, end))
-        self._unmap(start, end)
+        self._heard.append(_Deed(UNMAPPED, start, end))
 
     def remapped(self, start: int, to: int, size: int) -> None:
-        """A range has moved. It may still be there, and reads as zeros then. Raises Unclear."""
-        self._hear(_Deed(REMAPPED, start, start + size, to))
-        self._remap(start, to, size)
+        """A range has moved. It may still be there, and reads as zeros then."""
+        self._heard.append(_Deed(MOVED, start, start + size, to))
 
     def forked(self, asked_for: Callable[[int], bool], wiped: Iterable[Range] = ()) -> Books:
         """The books of a child that was just made; nothing is in them before `settle`. wiped: ranges that are empty in
         children (MADV_WIPEONFORK)."""
-        self._hear(_Deed(FORKED))
         child = Books((), (), asked_for)
         self._children.append(_Child(child, len(self._heard), list(wiped)))
+        self._heard.append(_Deed(FORKED))
         return child
 
     def settle(self) -> list[Books]:
         """Everything that was done so far has been told; the books of the children that can be read now. Raises
         Unclear."""
+        deeds = _paired(self._heard)
+        touched = Ranges()
+        for deed in deeds:
+            touched.add(deed.start, deed.end)
+            touched.add(*deed.arrives)
+        near = [run for low, high in touched.ranges for run in self.missing.take(low, high)]
+        areas = list(self._areas.ranges)
         for child in self._children:
-            assert self._past is not None
-            child.books._become(*self._past, self._heard, child)
-        self._close()
+            child.books.missing = Missing([*self.missing, *child.books._cut(areas, near, deeds, child.heard)])
+            for low, high in child.wiped:
+                child.books.missing.take(low, high)
+        world = _World(areas, near)
+        for deed in deeds:
+            world.do(deed)
+        world.end()
+        self._compare(world.areas, deeds)
+        self.missing.add(world.missing)
+        self._areas = world.areas
         ready = [child.books for child in self._children]
-        self._begin()
+        self._heard.clear()
+        self._children.clear()
         return ready
 
-    def _close(self) -> None:
-        for low, high in self._doubtful.ranges:
-            if not self._asked_for(low):
-                self._areas.drop(low, high)
-                self.missing.take(low, high)
-        for move in self._late:
-            self._arrive(move)  # what was there has left without a word: that an area has grown is not told
-        for low, high in self._left.ranges:
-            self._areas.add(low, high)  # it is there still (MREMAP_DONTUNMAP)
-
-    def _become(self, areas: list[Range], runs: list[Run], heard: list[_Deed], child: _Child) -> None:
-        """What a child has: what there was, and what has happened to it as far as it shows."""
-        self._areas, self.missing = Ranges(areas), Missing(runs)
-        for number, deed in enumerate(heard):
-            if deed.what == REMOVED and number < child.heard:
-                self._remove(deed.start, deed.end)
-            elif deed.what == UNMAPPED and self._was_unmapped(deed, heard):
-                self._unmap(deed.start, deed.end)
-            elif deed.what == REMAPPED and self._areas.touches(deed.start, deed.end) and self._has_moved(deed, heard):
-                self._remap(deed.start, deed.to, deed.end - deed.start)
-        self._close()
-        self._begin()
-        for start, end in child.wiped:
-            self.missing.take(start, end)
-
-    def _was_unmapped(self, deed: _Deed, heard: Sequence[_Deed]) -> bool:
-        if any(other.what == REMAPPED and other.start < deed.end and deed.start < other.end for other in heard):
-            return not self._asked_for(deed.start) or self._left.touches(deed.start, deed.end)
-        if any(other.arrives(deed.start, deed.end) for other in heard):
-            raise Unclear
-        return not self._asked_for(deed.start)
-
-    def _has_moved(self, deed: _Deed, heard: Sequence[_Deed]) -> bool:
-        """The old place shows it, if nothing else came there and it was unmapped; or the new one, if nothing was there,
-        and nothing left it."""
-        stayed = not any(other.what == UNMAPPED and other.leaves(deed.start, deed.end) for other in heard)
-        if not stayed and not any(other.arrives(deed.start, deed.end) for other in heard):
-            return not self._asked_for(deed.start)
-        end = deed.to + deed.end - deed.start
-        if self._areas.touches(deed.to, end) or any(other.leaves(deed.to, end) for other in heard):
-            raise Unclear
-        return self._asked_for(deed.to)
-
-    def _remove(self, start: int, end: int) -> None:
-        there = Ranges([(start, end)])
-        for move in self._late:
-            by = move.to - move.start
-            late = Missing(move.runs)
-            late.take(start - by, end - by)
-            move.runs[:] = late
-            there.drop(move.to, move.to + move.size)
-        for low, high in there.ranges:
-            self.missing.take(low, high)
-
-    def _unmap(self, start: int, end: int) -> None:
-        gone = Ranges([(start, end)])
-        for low, high in self._left.within(start, end):
-            # Something else may be there since: this is told of what was there before.
-            gone.drop(low, high)
-        self._left.drop(start, end)
-        if any(self._assumed.touches(low, high) for low, high in gone.ranges):
-            raise Unclear
-        for low, high in self._arrived.within(start, end):
-            self._doubtful.add(low, high)
-            gone.drop(low, high)
-        for low, high in gone.ranges:
-            self.missing.take(low, high)
-            self._areas.drop(low, high)
-        late, self._late = self._late, []
-        for move in late:
-            if self._areas.touches(move.to, move.to + move.size):
-                self._late.append(move)
-            else:
-                self._arrive(move)
-
-    def _remap(self, start: int, to: int, size: int) -> None:
-        if self._assumed.touches(start, start + size):
-            raise Unclear
-        if any(move.to < start + size and start < move.to + move.size for move in self._late):
-            if self._doubtful.touches(start, start + size):
+    def _compare(self, areas: Ranges, deeds: Iterable[_Deed]) -> None:
+        """Is what the books say the truth? What was unmapped before something else moved there may be told later."""
+        came = Ranges(deed.arrives for deed in deeds if deed.what == MOVED)
+        for start, _ in came.ranges:
+            if not areas.touches(start, start + 1) and self._asked_for(start):
                 raise Unclear
-            self._assumed.add(start, start + size)
-        move = _Move(start, to, size, self.missing.take(start, start + size))
-        self._areas.drop(start, start + size)
-        self._arrived.drop(start, start + size)
-        self._left.add(start, start + size)
-        if self._areas.touches(to, to + size):
-            self._late.append(move)
-        else:
-            self._arrive(move)
 
-    def _arrive(self, move: _Move) -> None:
-        start, end = move.to, move.to + move.size
-        self.missing.take(start, end)
-        self.missing.add(moved(move.runs, move.to - move.start))
-        self._areas.add(start, end)
-        self._arrived.add(start, end)
-        self._doubtful.drop(start, end)
+    def _cut(self, areas: list[Range], runs: list[Run], deeds: list[_Deed], heard: int) -> list[Run]:
+        """What of `runs` is missing in this child, and where. Sets its areas."""
+        points = {point for deed in deeds if deed.what != REMOVED for point in (deed.start, deed.arrives[0]) if point}
+        truth = {point: self._asked_for(point) for point in points}
+        found: list[list[Run]] = []
+        for done in _cuts(deeds):
+            world = _World(areas, runs)
+            try:
+                for number, deed in enumerate(deeds):
+                    if number < heard if deed.what == REMOVED else number in done:
+                        world.do(deed)
+            except Unclear:
+                continue
+            world.end()
+            if all(world.areas.touches(point, point + 1) == there for point, there in truth.items()):
+                missing = list(world.missing)
+                if missing not in found:
+                    found.append(missing)
+                    self._areas = world.areas
+        if len(found) != 1:
+            raise Unclear
+        return found[0]
+
+
+def _paired(heard: Sequence[_Deed]) -> list[_Deed]:
+    """What was moved is unmapped at the old place, which is told apart: made one. What is not unmapped is still there
+    (MREMAP_DONTUNMAP)."""
+    deeds = list(heard)
+    for number, deed in enumerate(deeds):
+        if deed.what == MOVED:
+            unmapped = _Deed(UNMAPPED, deed.start, deed.end)
+            try:
+                deeds[deeds.index(unmapped, number)] = _Deed(FORKED)
+            except ValueError:
+                deeds[number] = deed._replace(left=False)
+    return deeds
+
+
+def _cuts(deeds: Sequence[_Deed]) -> Iterator[frozenset[int]]:
+    """Which deeds may have been done before a child was made: the first of them, but one of these may have been told of
+    a little late, or early."""
+    moves = [number for number, deed in enumerate(deeds) if deed.what in (UNMAPPED, MOVED)]
+    for count in range(len(moves) + 1):
+        done = frozenset(moves[:count])
+        yield done
+        for number in moves[max(0, count - _ASKEW) : count - 1]:
+            yield done - {number}
+        for number in moves[count + 1 : count + _ASKEW]:
+            yield done | {number}

@@ -51,6 +51,8 @@ _KEPT = 64
 """Chunks that are kept for whoever else wants them: at most 16 MiB."""
 _AGAIN = 2.0
 """Seconds until the store is asked again for what it could not give."""
+_SPINS = 30
+"""How often it is looked whether all that was done was told: whoever has just been heard needs a moment."""
 _TELL = 0.25
 """Seconds between two reports of how far it is."""
 
@@ -170,7 +172,7 @@ class Server:
                 elif event.kind == userfaultfd.REMAP:
                     books.remapped(event.first, event.second, event.third)
             space.stirred = False
-            if userfaultfd.settled(space.fd):
+            if any(userfaultfd.settled(space.fd) for _ in range(_SPINS)):
                 for child in books.settle():
                     self._read(child)
             else:
@@ -223,6 +225,9 @@ class Server:
         """Have the page at an address brought, and what is around it; False if the process is gone."""
         if space.fd not in self._spaces or self._spaces[space.fd] is not space:
             return False
+        if not space.books.settled:
+            space.again.add(address)
+            return True
         run = space.books.missing.find(address)
         try:
             if run is None:
@@ -498,7 +503,7 @@ def main() -> None:
     try:
         ended = server.serve((init, pair.twin))
     except BaseException as error:
-        telling.say({"broken": f"{type(error).__name__}: {error}"})
+        telling.say({"broken": str(error) or type(error).__name__})
         pair.kill()
         raise
     if ended == pair.twin:
