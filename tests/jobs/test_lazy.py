@@ -180,14 +180,20 @@ def test_where_it_may_not(user_bench: Bench) -> None:
 
 @pytest.mark.exam
 def test_a_storm(bench: Bench) -> None:
-    """Threads that move, drop and fork at once, while it arrives."""
+    """Threads that move, drop and fork at once, while it arrives: every byte is right. Where it cannot be known what came
+    first, the job is killed, and that is said (docs/lazy.md)."""
     name = saved(bench, "0", "storm")
     bench.tell()
-    for _ in range(5):
+    well = 0
+    for _ in range(8):
         pace(bench, "held")
         job = bench.restart(name, "--lazy")
-        assert late(job) == 1
-        assert job.finish() == 0, job.trace()
+        status = job.finish()
+        assert "FAIL" not in job.output(), job.trace()
+        assert status == 0 or "cannot be told apart" in harness.text(job.out + ".err"), job.trace()
+        well += status == 0
+        bench.gone("after a storm")
+    assert well
 
 
 @pytest.mark.exam
@@ -195,11 +201,11 @@ def test_it_is_killed_at_any_moment(bench: Bench) -> None:
     """It brings all, or the job is killed: wrong bytes are never seen."""
     name = saved(bench)
     bench.tell()
-    for step in range(24):
+    for step in range(12):
         pace(bench, "0.02")
         job = bench.restart(name, "--lazy")
         pids = harness.until(lambda: len(found := bringers(bench)) == 2 and found, "two bring it")
-        time.sleep(step * 0.02)
+        time.sleep(step * 0.04)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pids[step % 2], signal.SIGKILL)
         status = job.finish()

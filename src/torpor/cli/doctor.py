@@ -152,7 +152,7 @@ def facilities(location: str | None) -> list[Facility]:
         Facility("pagemap_scan", "find used memory fast", pagemap.probe, mask="pagemap_scan"),
         Facility("userfaultfd", "track writes, fill memory late", userfaultfd.probe, mask="userfaultfd"),
         Facility(
-            "userfaultfd_kernel", "fill memory after the restart", userfaultfd.probe_kernel, mask="userfaultfd_kernel"
+            "userfaultfd_kernel", "fill memory after the restart", userfaultfd.probe_missing, mask="userfaultfd_kernel"
         ),
         Facility(
             "userfaultfd_wp", "know what changed since the last checkpoint", userfaultfd.probe_wp, mask="userfaultfd_wp"

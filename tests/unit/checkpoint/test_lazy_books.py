@@ -166,7 +166,7 @@ class Kernel:
             self.stale.clear()
 
 
-@pytest.mark.parametrize("seed", range(200))
+@pytest.mark.parametrize("seed", range(60))
 def test_the_books_are_right_whenever_all_was_told(seed: int) -> None:
     kernel = Kernel(seed)
     with contextlib.suppress(Unclear):
@@ -177,10 +177,10 @@ def test_the_books_are_right_whenever_all_was_told(seed: int) -> None:
 def test_it_is_rarely_unclear() -> None:
     """Even where three threads do nothing else, in a space that is almost full."""
     clear = 0
-    for seed in range(100):
+    for seed in range(20):
         kernel = Kernel(seed)
         with contextlib.suppress(Unclear):
             for _ in range(60):
                 kernel.step()
                 clear += 1
-    assert clear > 3000
+    assert clear > 20 * 60 * 3 // 4

@@ -187,6 +187,11 @@ class _World:
                 self._waiting.append((deed.arrives, moved(runs, deed.to - deed.start)))
         self._land()
 
+    @property
+    def waits(self) -> bool:
+        """Is something waiting for its place?"""
+        return bool(self._waiting)
+
     def end(self) -> None:
         """What still waits comes: what was there has left without a word, since that an area has grown is not told."""
         for (start, end), runs in self._waiting:
@@ -300,24 +305,36 @@ class Books:
                 raise Unclear
 
     def _cut(self, areas: list[Range], runs: list[Run], deeds: list[_Deed], heard: int) -> list[Run]:
-        """What of `runs` is missing in this child, and where. Sets its areas."""
-        points = {point for deed in deeds if deed.what != REMOVED for point in (deed.start, deed.arrives[0]) if point}
+        """What of `runs` is missing in this child, and where. Sets its areas. It has nothing less than the right cut
+        says; it may have more, since areas have grown, but of two cuts that one is right which explains more of it."""
+        known = Ranges(areas)  # that an area has grown is not told: nothing is known of what was unmapped behind it
+        points = {deed.start for deed in deeds if deed.what == UNMAPPED and known.touches(deed.start, deed.start + 1)}
+        points |= {point for deed in deeds if deed.what == MOVED for point in (deed.start, deed.to)}
         truth = {point: self._asked_for(point) for point in points}
         found: list[list[Run]] = []
+        fewest = len(points)
         for done in _cuts(deeds):
             world = _World(areas, runs)
             try:
                 for number, deed in enumerate(deeds):
-                    if number < heard if deed.what == REMOVED else number in done:
+                    if deed.what == REMOVED and number < heard:
+                        world.do(deed)
+                    elif deed.what != REMOVED and number in done:
+                        if deed.what == MOVED and not world.areas.touches(deed.start, deed.end):
+                            raise Unclear  # it was not there to be moved
                         world.do(deed)
             except Unclear:
                 continue
-            world.end()
-            if all(world.areas.touches(point, point + 1) == there for point, there in truth.items()):
-                missing = list(world.missing)
-                if missing not in found:
-                    found.append(missing)
-                    self._areas = world.areas
+            shown = [(world.areas.touches(point, point + 1), there) for point, there in truth.items()]
+            grown = sum(there and not known for known, there in shown)
+            if world.waits or grown > fewest or any(known and not there for known, there in shown):
+                continue
+            if grown < fewest:
+                found, fewest = [], grown
+            missing = list(world.missing)
+            if missing not in found:
+                found.append(missing)
+                self._areas = world.areas
         if len(found) != 1:
             raise Unclear
         return found[0]
