@@ -109,12 +109,14 @@ def test_nothing_shows_it(bench: Bench) -> None:
     bench.gone("after a lazily restarted job has ended")
 
 
+@pytest.mark.exam
 def test_a_byte_that_is_wrong_is_seen(bench: Bench) -> None:
     name = saved(bench, "1")
     bench.tell()
     assert bench.restart(name, "--lazy").finish() == 1
 
 
+@pytest.mark.exam
 def test_it_waits_for_a_store_that_is_away(bench: Bench) -> None:
     """And for one that gives something else: zeros never."""
     name = saved(bench)
@@ -136,7 +138,7 @@ def test_it_waits_for_a_store_that_is_away(bench: Bench) -> None:
     bench.gone("after jobs that waited")
 
 
-@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("which", [0, pytest.param(1, marks=pytest.mark.exam)])
 def test_who_brings_it_is_killed(bench: Bench, which: int) -> None:
     """Either of the two: the job is killed, and can be restarted."""
     name = saved(bench)
@@ -154,6 +156,7 @@ def test_who_brings_it_is_killed(bench: Bench, which: int) -> None:
     bench.restart(name, "--lazy").verified()
 
 
+@pytest.mark.exam
 def test_it_ends_with_the_job(bench: Bench) -> None:
     name = saved(bench)
     pace(bench, "away")
@@ -180,8 +183,8 @@ def test_where_it_may_not(user_bench: Bench) -> None:
 
 @pytest.mark.exam
 def test_a_storm(bench: Bench) -> None:
-    """Threads that move, drop and fork at once, while it arrives: every byte is right. Where it cannot be known what came
-    first, the job is killed, and that is said (docs/lazy.md)."""
+    """Threads that move, drop and fork at once, while it arrives: every byte is right. Where it cannot be known what
+    came first, the job is killed, and that is said (docs/lazy.md)."""
     name = saved(bench, "0", "storm")
     bench.tell()
     well = 0
