@@ -107,7 +107,8 @@ def restart(
     pid_budget: seconds that finding the old pids may take in place.  in_place: without a namespace.  stopped: before
     its first instruction; SIGCONT to its supervisor lets it go on.  lazy: its memory arrives while it runs
     (docs/lazy.md).  policy, new_policy, wait: as `--policy`, `--new-policy` and `--wait` (docs/policy.md).  unasked:
-    see `Unasked`; in place of what the job was started with. Raises NotFound, Damaged, Untrusted, Sealed, Refused, RestartFailed.
+    see `Unasked`; in place of what the job was started with. Raises NotFound, Damaged, Untrusted, Sealed, Refused,
+    RestartFailed.
     """
     words = [
         "restart",

@@ -186,8 +186,12 @@ class Bringer:
                 self.link.sendmsg([b"f"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, some)])
             poll = select.poll()
             poll.register(self.link, select.POLLIN)
-            if not poll.poll(_PATIENCE * 1000) or self.link.recv(64) != WATCHES:
+            if not poll.poll(_PATIENCE * 1000):
                 raise RestartFailed("the process that is to bring the memory does not answer")
+            answer = self.link.recv(1000)
+            if answer != WATCHES:
+                why = answer.decode(errors="replace") or "killed"
+                raise RestartFailed(f"the process that is to bring the memory has ended ({why})")
         except OSError as error:
             raise RestartFailed(f"the process that is to bring the memory has ended ({error.strerror})") from None
         finally:

@@ -16,13 +16,13 @@ Source: Documentation/admin-guide/mm/userfaultfd.rst, userfaultfd(2), fs/userfau
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
 import select
 import signal
 import socket
-import sys
 import time
 
 from torpor.linux import clone, prctl, uio, userfaultfd
@@ -483,11 +483,22 @@ def main() -> None:
     pair = _Pair()
     _call_us(b"torpor-arrival")
     link = socket.socket(fileno=LINK)
+    try:
+        _bring(pair, link)
+    except BaseException as error:
+        # Whoever waits for us to begin is told why we do not; later nobody listens, or it was said already.
+        with contextlib.suppress(OSError):
+            link.send(f"{type(error).__name__}: {error}".encode()[:1000], socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+        raise
+
+
+def _bring(pair: _Pair, link: socket.socket) -> None:
+    """Be told what there is to do, and do it. Never returns."""
     from torpor.checkpoint.lazy import hand_over
 
     where = hand_over.receive_where(link)
     if where is None:
-        sys.exit(0)  # the restart has failed
+        os._exit(0)  # the restart has failed
     from torpor.checkpoint.lazy.fetch import Fetcher
 
     fetcher = Fetcher(lambda: _opened(where), _THREADS)
@@ -505,7 +516,7 @@ def main() -> None:
     except BaseException as error:
         telling.say({"broken": str(error) or type(error).__name__})
         pair.kill()
-        raise
+        os._exit(1)
     if ended == pair.twin:
         pair.kill()
         os._exit(1)
