@@ -48,14 +48,14 @@ def test_another_host_has_it(place: Folder) -> None:
 
 
 def test_a_host_that_died_loses_it(place: Folder) -> None:
-    held = take(place, far(ttl=1.0))
+    began = time.monotonic()
+    held = take(place, far(ttl=3.0))
     assert held is not None
     told: list[str] = []
-    began = time.monotonic()
     assert lease.take(place.place, place, mine(), 20.0, told.append) is not None
-    assert 0.5 < time.monotonic() - began < 15 and [line for line in told if line] == [
-        f"waiting for the end of {far()}"
-    ]
+    # By the clock of the store, which may be a tick behind.
+    assert 2.9 < time.monotonic() - began < 20
+    assert [line for line in told if line] == [f"waiting for the end of {far()}"]
     assert not held.holds(place).renew(held.hold)
 
 
