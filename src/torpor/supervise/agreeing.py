@@ -29,11 +29,15 @@ Post = Callable[[Finished], None]
 
 class Saving:
     """One attempt to save this part; see SavedTogether. stop: it is ended then.  post: from any thread, to the member
-    process. If nobody speaks to it for longer than the limit of its host, it goes its own way."""
+    process.  joined: addresses of parts that have joined the job. If nobody speaks to it for longer than the limit of
+    its host, it goes its own way."""
 
-    def __init__(self, part: Part, secret: Secret, number: int, stop: bool, post: Post, face: Face) -> None:
+    def __init__(
+        self, part: Part, secret: Secret, number: int, stop: bool, post: Post, face: Face, joined: Collection[str] = (),
+    ) -> None:  # fmt: skip
         self.part, self.address, self.number, self.face = part.part, part.address, number, face
-        self.others: Collection[bytes] = _packed(address for name, address in part.hosts.items() if name != part.part)
+        others = [address for name, address in part.hosts.items() if name != part.part]
+        self.others: Collection[bytes] = _packed([*others, *(each for each in joined if each != part.address)])
         self.phase = Phase.SURVEY
         """What was ordered last."""
         self.undo = False

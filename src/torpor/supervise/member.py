@@ -113,8 +113,9 @@ class Member:
         self._holds = 0
         self._restart_until = 0.0
         self._keys: set[str] = set()
-        self._own: set[str] = set()
-        """Parts that have joined the job, as far as the first part's member process knows them."""
+        self._own: dict[str, str] = {}
+        """Parts that have joined the job, and their addresses, as far as member processes of the first part, and of
+        such parts, know them."""
         self._certain = 0.0
         """When it knows all of them."""
         self._resigned = False
@@ -127,7 +128,7 @@ class Member:
         link.on_status(self._turned)
         link.watch(OVER, lambda _, entry: self._over(entry))
         link.watch(HELD, lambda _, entry: self._held(entry))
-        if self.part.first:
+        if self.part.first or self.part.own:
             link.watch(f"{OWN}>", self._joined)
             link.watch(ENDING, lambda _, entry: talk.send(wire.Ending(int(entry.value))) if entry else None)
         self._enter()
@@ -187,7 +188,7 @@ class Member:
             else:
                 self._begin(incarnation)
 
-        self.link.put(OWN + quote(self.part.part), b"", entered)
+        self.link.put(OWN + quote(self.part.part), self.part.address.encode(), entered)
 
     def _begin(self, incarnation: int) -> None:
         host = self._host = Host(self.part.part, incarnation, self.part.limits)
@@ -399,8 +400,13 @@ class Member:
     # The end.
 
     def _joined(self, key: str, entry: Entry | None) -> None:
-        (self._own.discard if entry is None else self._own.add)(unquote(key.removeprefix(OWN)))
-        if self._status is not None and not self._own:
+        part = unquote(key.removeprefix(OWN))
+        if entry is None:
+            self._own.pop(part, None)
+        else:
+            self._own[part] = entry.value.decode()
+        self.talk.send(wire.Joined(tuple(self._own.values())))
+        if self.part.first and self._status is not None and not self._own:
             self._root_ended()
 
     def _root_ended(self) -> None:

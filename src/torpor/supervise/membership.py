@@ -102,6 +102,8 @@ class Membership:
         self._waiting: Work | None = None
         """An order to begin, while something else is being done."""
         self._questions = Questions(part, lambda word: self._wire.send(word))
+        self._joined: tuple[str, ...] = ()
+        """Addresses of parts that have joined the job."""
         self._face = Face(os.uname().nodename, _names(part))
         """How the job knows this host."""
         self._leaving = Leaving(part, lambda word: self._wire.send(word), server is not None, lambda: self._trouble,
@@ -238,6 +240,8 @@ class Membership:
     def _early(self, word: Any) -> None:
         if isinstance(word, wire.Held):
             self._held = word.on
+        if isinstance(word, wire.Joined):
+            self._joined = word.addresses
         if isinstance(word, wire.Cannot):
             self._trouble = word.reason
             raise RestartFailed(word.reason)
@@ -294,6 +298,8 @@ class Membership:
             self._leaving.wait(word.parts)
         elif isinstance(word, wire.Held):
             self._job.held(word.on)
+        elif isinstance(word, wire.Joined):
+            self._joined = word.addresses
         elif isinstance(word, wire.Ending):
             self._job.ended_by(word.number)
         elif isinstance(word, wire.Cannot):
@@ -377,7 +383,7 @@ class Membership:
         part, stop = self.part, work.kind is Kind.STOP
         self._keep_key()
         self._job.set_own(self.pids)  # a server that crashed was started again by its keeper
-        saving = self._saving = Saving(part, self._secret, work.attempt, stop, self._post, self._face)
+        saving = self._saving = Saving(part, self._secret, work.attempt, stop, self._post, self._face, self._joined)
         how = msgspec.json.decode(work.what, type=How) if work.what else How()
         order = Order(stop, how.files, how.with_files, how.compress, how.encrypt_to, why=how.why, on=how.on,
                       forget=how.forget)  # fmt: skip

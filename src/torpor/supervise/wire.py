@@ -101,6 +101,12 @@ class Who(Word, frozen=True):
     coordinator: str
 
 
+class Joined(Word, frozen=True):
+    """Where the parts are that have joined the job (numeric addresses)."""
+
+    addresses: tuple[str, ...]
+
+
 class Exists(Word, frozen=True):
     """The checkpoint of that number exists."""
 
@@ -137,7 +143,7 @@ class Gone(Word, frozen=True):
 
 ToMember: TypeAlias = Begin | words.Finished | words.Broke | words.Emptied | Ask | AskWho | RootEnded | Hold | Ending
 ToSupervisor: TypeAlias = (
-    words.Work | words.Answer | In | Here | Who | Exists | End | Waiting | Held | Ending | Cannot | Gone
+    words.Work | words.Answer | In | Here | Who | Joined | Exists | End | Waiting | Held | Ending | Cannot | Gone
 )  # fmt: skip
 
 
