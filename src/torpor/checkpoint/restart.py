@@ -386,10 +386,17 @@ def _take_over(
     together(each.map() for each in takeovers)
     progress = request.progress
     records = [each.record if late_memory is None else late_memory.early(each.record) for each in takeovers]
-    fill(
-        [(record, each.process.pid) for record, each in zip(records, takeovers)], request.load,
-        (lambda done, total: progress("memory", done, total)) if progress else None,
-    )  # fmt: skip
+    faults: dict[int, int] = {}
+    try:
+        if late_memory is None:
+            together(each.hand_out(faults) for each in takeovers)
+        fill(
+            [(record, each.process.pid) for record, each in zip(records, takeovers)], request.load,
+            (lambda done, total: progress("memory", done, total)) if progress else None, faults,
+        )  # fmt: skip
+    finally:
+        for fd in faults.values():
+            os.close(fd)
     if late_memory is not None:
         at_once = {each.record.pid: (each.record, each.process.pid) for each in takeovers}
         late_memory.begin(

@@ -15,10 +15,12 @@ from typing import Any
 
 import msgspec
 
+from torpor.checkpoint.fill import worth_it
 from torpor.checkpoint.recreate import Inventory
 from torpor.image.manifest import ProcessRecord, Services, ThreadRecord
-from torpor.linux import proc, ptrace, pty, uio
+from torpor.linux import pidfd, proc, ptrace, pty, uio, userfaultfd
 from torpor.linux.arch.x86_64 import NR
+from torpor.linux.masks import masked
 from torpor.linux.proc import Area
 from torpor.linux.ptrace import NT_X86_XSTATE, Regs
 from torpor.model.errors import RestartFailed
@@ -192,6 +194,23 @@ class Takeover:
                 answer = (yield self._ask([layout.restore(record.layout, -1)], check=False))[0]
                 if answer.error:
                     raise RestartFailed(f"process {record.pid}: its memory layout is refused (errno {answer.error})")
+
+    def hand_out(self, faults: dict[int, int]) -> Work:
+        """Put a userfaultfd of the process into `faults`, by its pid, if there is so much to fill that it is worth it,
+        and if it may have one."""
+        if masked("userfaultfd") or not worth_it(self.record):
+            return
+        flags = os.O_CLOEXEC | os.O_NONBLOCK | userfaultfd.USER_MODE_ONLY
+        (made,) = yield self._ask([call(NR.userfaultfd, flags)], check=False)
+        if made.error:
+            return  # it is filled without, as where we cannot have a copy
+        process = os.pidfd_open(self.process.pid)
+        try:
+            faults[self.process.pid] = pidfd.copy(process, made.value)
+        except OSError:
+            pass  # the process closes its own, with all that it did not have
+        finally:
+            os.close(process)
 
     def furnish(self) -> Work:
         """Its memory as it was, its descriptors, and what else the kernel keeps for the process."""

@@ -27,6 +27,7 @@ _UFFDIO_API = 0xC018AA3F  # _IOWR(0xAA, 0x3F, struct uffdio_api)
 _UFFDIO_REGISTER = 0xC020AA00  # _IOWR(0xAA, 0x00, struct uffdio_register)
 _MODE_WP = 2
 _MODE_MISSING = 1
+_UFFDIO_UNREGISTER = 0x8010AA01  # _IOR(0xAA, 0x01, struct uffdio_range)
 _UFFDIO_WAKE = 0x8010AA02  # _IOR(0xAA, 0x02, struct uffdio_range)
 _UFFDIO_COPY = 0xC028AA03  # _IOWR(0xAA, 0x03, struct uffdio_copy)
 _UFFDIO_ZEROPAGE = 0xC020AA04  # _IOWR(0xAA, 0x04, struct uffdio_zeropage)
@@ -84,9 +85,19 @@ def hand_out_missing(fd: int) -> None:
     fcntl.ioctl(fd, _UFFDIO_API, bytearray(struct.pack("<QQQ", _API, _EVENTS, 0)))
 
 
+def fill_missing(fd: int) -> None:
+    """Make a new userfaultfd one by which pages that are missing can be put in. Raises OSError."""
+    fcntl.ioctl(fd, _UFFDIO_API, bytearray(struct.pack("<QQQ", _API, 0, 0)))
+
+
 def register_missing(fd: int, start: int, size: int) -> None:
     """From now on pages of this range that are not there are asked for. Raises OSError as `register`."""
     fcntl.ioctl(fd, _UFFDIO_REGISTER, bytearray(struct.pack("<QQQQ", start, size, _MODE_MISSING, 0)))
+
+
+def unregister(fd: int, start: int, size: int) -> None:
+    """The range is ordinary memory again. Raises OSError."""
+    fcntl.ioctl(fd, _UFFDIO_UNREGISTER, struct.pack("<QQ", start, size))
 
 
 class Event(NamedTuple):
