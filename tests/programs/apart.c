@@ -5,6 +5,7 @@
 #include <sys/random.h>
 
 #define OWN (2ul << 20)
+#define MUCH (12ul << 20)
 #define SHARED (256ul << 10)
 #define THREADS 4
 
@@ -12,7 +13,7 @@ static struct {
     atomic_int verified, chosen, done, failed;
     uint64_t seed;
 } *desk;
-static unsigned char *own, *anonymous, *mem;
+static unsigned char *own, *much, *anonymous, *mem;
 static int me;
 
 static unsigned char *map(int fd, int flags, size_t size)
@@ -41,6 +42,7 @@ static void *work(void *which)
     if (WRONG(1) && number == 5)
         part[12345] ^= 1;
     VERIFY(part, OWN / THREADS, 100 + number, "own memory");
+    VERIFY(much + MUCH / THREADS * thread, MUCH / THREADS, 400 + number, "own memory, much");
     VERIFY(shared, SHARED / 8, 200 + number, "shared anonymous memory");
     VERIFY(file, SHARED / 8, 300 + number, "memfd");
     desk->verified++;
@@ -72,12 +74,14 @@ int main(int argc, char **argv)
     MUST(fd >= 0 && ftruncate(fd, SHARED) == 0);
     mem = map(fd, MAP_SHARED, SHARED);
     own = map(-1, MAP_PRIVATE | MAP_ANONYMOUS, OWN);
+    much = map(-1, MAP_PRIVATE | MAP_ANONYMOUS, MUCH);
     pid_t child = fork();
     MUST(child >= 0);
     me = child == 0;
     for (int i = 0; i < THREADS; i++) {
         int number = me * THREADS + i;
         fill(own + OWN / THREADS * i, OWN / THREADS, 100 + number);
+        fill(much + MUCH / THREADS * i, MUCH / THREADS, 400 + number);
         fill(anonymous + SHARED / 8 * number, SHARED / 8, 200 + number);
         fill(mem + SHARED / 8 * number, SHARED / 8, 300 + number);
     }
