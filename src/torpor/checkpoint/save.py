@@ -287,6 +287,7 @@ def _stored(
     if request.together is None:
         return
     from torpor.checkpoint import resettle
+    from torpor.linux import interfaces
 
     assert saving.written is not None
     now = time.perf_counter()
@@ -304,6 +305,7 @@ def _stored(
             notes=notes,
             face=request.together.face,
             ports=resettle.ports(manifest),
+            also=tuple(sorted(interfaces.addresses())),
         )
     )
 

@@ -29,13 +29,15 @@ Shifts = Mapping[str, Mapping[int, int]]
 
 class PartAt(NamedTuple):
     """A part. was: the address that others reached it by when it was saved; now: the same from now on.  face: see
-    there.  ports: that it listens on, or has for datagrams."""
+    there.  ports: that it listens on, or has for datagrams.  also: further addresses that its host had
+    when it was saved."""
 
     name: str
     was: str
     now: str
     face: Face
     ports: Sequence[int] = ()
+    also: Sequence[str] = ()
 
 
 class Whereabouts:
@@ -51,7 +53,7 @@ class Whereabouts:
         return cls(
             me,
             [
-                PartAt(one.part.name, one.address, now.get(one.part.name, one.address), one.face, one.ports)
+                PartAt(one.part.name, one.address, now.get(one.part.name, one.address), one.face, one.ports, one.also)
                 for one in records
             ],
         )
@@ -63,8 +65,10 @@ class Whereabouts:
 
     @property
     def addresses(self) -> frozenset[str]:
-        """Of all parts: those that they had, those that the job knows them by, and those of now."""
-        return frozenset(host for part in self._parts for host in (part.was, _known(part), part.now))
+        """Of all parts: those that they had, those that the job knows them by, and those of now; and whatever else
+        their hosts had, on networks of other kinds perhaps."""
+        had = (host for part in self._parts for host in part.also)
+        return frozenset(host for part in self._parts for host in (part.was, _known(part), part.now)).union(had)
 
     @property
     def taken(self) -> frozenset[int]:

@@ -52,7 +52,7 @@ def _explain(options: argparse.Namespace) -> int:
 
         found_whole = open_whole(options.what, store(options) or None, options.untrusted)
         for record in found_whole[1].parts if found_whole is not None else ():
-            hosts.update((record.address, record.face.address))
+            hosts.update((record.address, record.face.address, *record.also))
     sealed = opened.manifest.terms
     given = (files.given(options.policy),) if options.policy else ()
     layers = merged(sealed.layers if sealed is not None else (), given, files.standing())

@@ -26,6 +26,7 @@ class PartRecord(msgspec.Struct, frozen=True):
     address: numeric, by which the other hosts reached it.
     pause: how long its processes stood still, seconds.  first: the job began here.  face: see there.  ports: on which
     it listens, or which it has for datagrams.  own: its program had joined the job, which waits for that program's end.
+    also: all addresses that the host had for others.
     """
 
     part: Part
@@ -41,6 +42,7 @@ class PartRecord(msgspec.Struct, frozen=True):
     face: Face = Face()
     ports: tuple[int, ...] = ()
     own: bool = False
+    also: tuple[str, ...] = ()
 
 
 class Whole(msgspec.Struct, frozen=True, kw_only=True):

@@ -50,17 +50,20 @@ def found(
     inside: Collection[str], dropped: int, table: Known, handed_out: range = range(32768, 61000),
     looked_up: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
 ) -> list[Service]:  # fmt: skip
-    """own: what the job listens on, host '' for any address.  inside: addresses, or `HOST:PORT`, that are not outside.
+    """own: what the job listens on, host '' for any address.  inside: addresses, or `HOST:PORT`, that are not outside
+    (but licences may be given out on a host of the job's own).
     dropped: calls to addresses that the ledger had no room for.  handed_out: ports that the kernel hands out.
     looked_up: what name servers called addresses."""
 
-    def is_own(host: str, port: int) -> bool:
-        return (host, port) in own or ("", port) in own or host in inside or _word(host, port) in inside
+    def is_own(kind: str, host: str, port: int) -> bool:
+        if (host, port) in own or ("", port) in own or _word(host, port) in inside:
+            return True
+        return host in inside and not table.licence(kind, port)
 
     seen: dict[tuple[str, int], Service] = {}
 
     def note(kind: str, host: str, port: int, names: tuple[str, ...], program: str, more: Mapping[str, Any]) -> None:
-        if host and (is_own(host, port) or not port):
+        if host and (is_own(kind, host, port) or not port):
             return  # nothing is ever sent to port 0: a program has looked which way an address is
         passing = host.startswith("127.") or host == "::1"
         before = seen.get((host, port), Service(host, port, passing=passing and port in handed_out))

@@ -32,6 +32,12 @@ def test_names_lead_to_old_addresses_and_those_to_new_ones() -> None:
         assert found.find(A, 7) == (C, 7) and found.find(B, 7) == (D, 7)
 
 
+def test_all_addresses_of_its_hosts_are_the_jobs_own() -> None:
+    parts = PartAt("h1", A, C, Face(address=B), also=(A, "10.9.0.1")), PartAt("h2", D, D, Face(), also=("fd00::2",))
+    for one in job(*parts):
+        assert one.addresses == {A, B, C, D, "10.9.0.1", "fd00::2"}
+
+
 def test_equal_ports_on_one_host() -> None:
     first, second = job(PartAt("h1", A, C, Face(), (80, 90)), PartAt("h2", B, C, Face(), (80, 91)))
     assert first.crowded() == [] and second.crowded() == [80] and second.taken == {80, 90, 91}

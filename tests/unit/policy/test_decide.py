@@ -154,6 +154,9 @@ def test_what_is_outside() -> None:
     assert found(contact("10.0.0.9", 4000), inside=("10.0.0.9",)) == []
     assert found(contact("10.0.0.9", 4000), inside=("10.0.0.9:4000",)) == []
     assert len(found(contact("10.0.0.9", 4001), inside=("10.0.0.9:4000",))) == 1
+    # On a host of the job's own, but licences are never the job's.
+    assert found(contact("10.0.0.9", 27000), inside=("10.0.0.9",))[0].licence
+    assert found(contact("10.0.0.9", 27000), inside=("10.0.0.9",), own=(("", 27000),)) == []
     (once,) = found(contact("127.0.0.1", 40000))
     assert once.passing and not decide.decide([once], ()).refusals  # the job's own, most likely
     assert decide.decide([once], (Layer("p", (Rule(action="refuse"),)),)).refusals
