@@ -14,6 +14,7 @@ from torpor.linux.arch.x86_64 import NR
 from torpor.linux.libc import syscall
 
 FILE = 0
+VM = 1
 FILES = 2
 SYSVSEM = 6
 EPOLL_TFD = 7
@@ -44,6 +45,14 @@ def shares_undo(pid1: int, pid2: int) -> bool:
 def shares_files(pid1: int, pid2: int) -> bool:
     """Do two processes have one table of descriptors (CLONE_FILES)?"""
     return syscall(NR.kcmp, pid1, pid2, FILES, 0, 0) == 0
+
+
+def shares_memory(pid1: int, pid2: int) -> bool:
+    """Do two processes have one address space (CLONE_VM, vfork)? Not if one of them is gone."""
+    try:
+        return syscall(NR.kcmp, pid1, pid2, VM, 0, 0) == 0
+    except OSError:
+        return False
 
 
 def is_epoll_target(pid: int, fd: int, owner: int, epoll: int, number: int, which: int) -> bool:

@@ -178,13 +178,15 @@ def face(pid: int) -> int:
 
 def children(pid: int) -> list[int]:
     """Direct children of any of its threads (needs CONFIG_PROC_CHILDREN)."""
-    out: list[int] = []
-    for tid in threads(pid):
-        try:
-            out += [int(word) for word in read(f"/proc/{pid}/task/{tid}/children").split()]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return out
+    return [child for tid in threads(pid) for child in children_of_thread(pid, tid)]
+
+
+def children_of_thread(pid: int, tid: int) -> list[int]:
+    """The processes that a thread has made and that are still its children."""
+    try:
+        return [int(word) for word in read(f"/proc/{pid}/task/{tid}/children").split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def comm(pid: int) -> str:

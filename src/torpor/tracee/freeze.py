@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 
-from torpor.linux import proc, ptrace
+from torpor.linux import kcmp, proc, ptrace
 from torpor.linux.arch.x86_64_code import MAGIC, SIZE
 from torpor.model.errors import CheckpointFailed, Refusal, Refused
 from torpor.tracee import padding
@@ -134,7 +134,7 @@ def _stop_all(frozen: Frozen, find: Callable[[], Iterable[int]], deadline: float
     while True:
         looks += 1
         zombies: list[int] = []
-        asked: list[tuple[LivingProcess, int]] = []
+        asked: dict[int, LivingProcess] = {}
         news = False
         frozen.found = list(find())
         frozen.since = frozen.since or time.perf_counter()
@@ -155,12 +155,12 @@ def _stop_all(frozen: Frozen, find: Callable[[], Iterable[int]], deadline: float
                     if _seize(pid, tid):
                         news = True
                         frozen.processes[pid] = process
-                        asked.append((process, tid))
+                        asked[tid] = process
                     elif tid not in ended:
                         news = True  # it may have made others before it ended
                         ended.add(tid)
         finally:
-            _take_in(asked, deadline)
+            _take_in(frozen, asked, deadline)
         for pid in [pid for pid, process in frozen.processes.items() if not process.tasks]:
             del frozen.processes[pid]  # all of it has ended before it could be stopped
         if not news:
@@ -170,13 +170,13 @@ def _stop_all(frozen: Frozen, find: Callable[[], Iterable[int]], deadline: float
             raise CheckpointFailed("the job makes new processes faster than they can be stopped; try again")
 
 
-def _take_in(asked: Iterable[tuple[LivingProcess, int]], deadline: float) -> None:
-    """Take threads in that were asked to stop; also where one of them does not, since who is not taken in is not let
-    go."""
+def _take_in(frozen: Frozen, asked: dict[int, LivingProcess], deadline: float) -> None:
+    """Take threads in that were asked to stop (by tid); also where one of them does not, since who is not taken in is
+    not let go. Empties `asked`."""
     trouble: CheckpointFailed | None = None
-    for process, tid in asked:
+    while asked:
         try:
-            _stop(process, tid, deadline)
+            _stop(frozen, asked, next(iter(asked)), deadline)
         except CheckpointFailed as error:
             trouble = error
     if trouble is not None:
@@ -188,9 +188,14 @@ def _has_ended(pid: int) -> bool:
     return proc.stat(pid).state in "ZX" and len(proc.threads(pid)) == 1
 
 
-def _stop(process: LivingProcess, tid: int, deadline: float) -> None:
+def _stop(frozen: Frozen, asked: dict[int, LivingProcess], tid: int, deadline: float) -> None:
     """Take in a thread that was asked to stop, once it has, and unless it has ended."""
-    stop = _await_stop(process.pid, tid, deadline)
+    process = asked.pop(tid)
+
+    def held_up() -> None:
+        _let_vfork_child_go(frozen, asked, process.pid, tid, deadline)
+
+    stop = _await_stop(process.pid, tid, deadline, held_up)
     if stop is None:
         return
     try:
@@ -199,6 +204,24 @@ def _stop(process: LivingProcess, tid: int, deadline: float) -> None:
         _undo_eintr(process.pid, task)
     except (ProcessLookupError, FileNotFoundError):
         pass  # killed where it stood
+
+
+def _let_vfork_child_go(
+    frozen: Frozen, asked: dict[int, LivingProcess], pid: int, tid: int, deadline: float
+) -> None:  # fmt: skip
+    """A thread that waits in vfork(2) stops only once its child has executed a program, or ended: a child that we have
+    asked to stop goes on until then. The next look finds it again."""
+    try:
+        if proc.state(pid, tid) != "D":
+            return
+    except OSError:
+        return
+    for child in proc.children_of_thread(pid, tid):
+        process = frozen.processes.get(child)
+        if process is not None and kcmp.shares_memory(pid, child):
+            for one in [one for one, its in asked.items() if its is process and one in asked]:
+                _stop(frozen, asked, one, deadline)
+            frozen._detach(child)
 
 
 def _seize(pid: int, tid: int) -> bool:
@@ -242,10 +265,11 @@ def why_not_traced(fields: Mapping[str, str]) -> str:
     return "it is set-user-ID or not dumpable: do this as root"
 
 
-def _await_stop(pid: int, tid: int, deadline: float) -> int | None:
+def _await_stop(pid: int, tid: int, deadline: float, held_up: Callable[[], None] = lambda: None) -> int | None:
     """Wait until a seized thread stands in a stop where nothing is about to be delivered.
 
-    Returns the signal of the group stop it is in, 0 for none, None if it ended.
+    held_up: called now and then while it does not come to a stop. Returns the signal of the group stop it is in, 0 for
+    none, None if it ended.
     """
     pause = 0.0
     while True:
@@ -257,6 +281,7 @@ def _await_stop(pid: int, tid: int, deadline: float) -> int | None:
             if time.monotonic() > deadline:
                 raise CheckpointFailed(_stuck(pid, tid))
             if pause:
+                held_up()
                 time.sleep(pause)
             else:
                 os.sched_yield()

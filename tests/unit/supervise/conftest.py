@@ -105,7 +105,8 @@ class Screen:
         def waits() -> bool:
             front = os.tcgetpgrp(self.fd)
             return any(
-                task.group == front and task.name == program and _call(task.pid) in numbers for task in self._tasks()
+                task.group == front and task.name == program and task.pid != self.pid and _call(task.pid) in numbers
+                for task in self._tasks()
             )
 
         until(waits, f"{program} in front, in {calls}", seconds)
