@@ -119,10 +119,6 @@ class Screen:
 
         until(is_stopped, "all stopped", seconds)
 
-    def without(self, program: str, seconds: float = 15.0) -> None:
-        """Wait until no program of that name is left in this terminal."""
-        until(lambda: all(task.name != program for task in self._tasks()), f"no {program} any more", seconds)
-
     def children(self) -> list[Task]:
         """What the shell started and has not waited for."""
         return [task for task in self._tasks() if task.parent == self.pid]
