@@ -21,7 +21,15 @@ TORPOR = [sys.executable, "-m", "torpor"]
 
 
 # What a program that waits may be in (asm/unistd_64.h).
-CALLS = {"read": 0, "poll": 7, "select": 23, "wait4": 61, "clock_nanosleep": 230, "pselect6": 270}
+CALLS = {
+    "read": 0,
+    "poll": 7,
+    "select": 23,
+    "wait4": 61,
+    "restart_syscall": 219,
+    "clock_nanosleep": 230,
+    "pselect6": 270,
+}
 
 
 class Task(NamedTuple):

@@ -146,7 +146,7 @@ def test_nested_interactive_shell(shell: Screen) -> None:
     shell.send("fg\n")
     shell.doing("bash", "read")
     shell.send("fg\n")
-    shell.doing("sleep", "clock_nanosleep")
+    shell.doing("sleep", "restart_syscall")
     shell.send("\x03")
     shell.send("echo again $?\n")
     shell.expect("again 130")
