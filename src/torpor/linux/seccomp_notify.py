@@ -41,7 +41,8 @@ _MARK = 0x746F7270
 """A filter of ours begins by masking the accumulator, which is 0, with this: a mark that changes nothing. (Not by
 loading it: the kernel would no longer find out beforehand which calls the filter lets pass, and run it for each.)"""
 
-_RECV, _SEND, _ID_VALID = 0xC0502100, 0xC0182101, 0x40082102
+_RECV, _SEND, _ID_VALID, _SET_FLAGS = 0xC0502100, 0xC0182101, 0x40082102, 0x40082104
+_SYNC_WAKE_UP = 1
 _NOTICE = struct.Struct("<QIIiIQ6Q")
 _ANSWER = struct.Struct("<QqiI")
 _ID = struct.Struct("<Q")
@@ -126,6 +127,16 @@ def install(filter_program: bytes) -> int:
                 flags = _FILTER_FLAG_NEW_LISTENER
             else:
                 raise
+
+
+def wake_here(listener: int) -> None:
+    """From now on whoever receives a call is woken on the processor of the task that makes it, and the task on that of
+    the answer: one of them sleeps in any case, and to wake a processor that sleeps takes several times as long (Linux
+    6.6, SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP). Does nothing where the kernel cannot."""
+    try:
+        fcntl.ioctl(listener, _SET_FLAGS, _SYNC_WAKE_UP)
+    except OSError:
+        pass
 
 
 def receive(listener: int, room: memoryview) -> Notice:

@@ -76,6 +76,7 @@ class Holder:
         """Until nobody has a filter any more, and nobody will bring one."""
         poll = select.poll()
         for fd in self._listeners:
+            seccomp_notify.wake_here(fd)
             poll.register(fd, select.POLLIN)
         if self._control >= 0:
             poll.register(self._control, select.POLLIN)
@@ -129,6 +130,7 @@ class Holder:
                     listener = pidfd.copy(process, number)
                 finally:
                     os.close(process)
+                seccomp_notify.wake_here(listener)
                 poll.register(listener, select.POLLIN)
                 self._listeners.append(listener)
                 brought.send(b"!")
