@@ -12,6 +12,8 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from torpor.linux import netlink
+
 ESTABLISHED, SYN_SENT, SYN_RECV, FIN_WAIT1, FIN_WAIT2, TIME_WAIT, CLOSE, CLOSE_WAIT, LAST_ACK, LISTEN, CLOSING = range(
     1, 12
 )
@@ -19,8 +21,6 @@ NEW_SYN_RECV = 12
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
-_REQUEST_DUMP = 0x301
-_ERROR, _DONE = 2, 3
 _UNIX_SHOW = 1 | 2 | 4 | 8 | 16  # NAME, VFS, PEER, ICONS, RQLEN
 _NAME, _VFS, _PEER, _ICONS, _RQLEN, _SHUTDOWN = 0, 1, 2, 3, 4, 6
 
@@ -67,9 +67,9 @@ def unix_sockets() -> dict[int, list[UnixSeen]]:
     """All UNIX sockets by inode number. Raises OSError where the kernel has no unix_diag."""
     found: dict[int, list[UnixSeen]] = {}
     request = struct.pack("=BBHIIIII", _socket.AF_UNIX, 0, 0, 0xFFFFFFFF, 0, _UNIX_SHOW, 0xFFFFFFFF, 0xFFFFFFFF)
-    for body in _dump(request):
+    for body in netlink.dump(_NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY, request):
         _, kind, state, _, ino = struct.unpack_from("=BBBBI", body)
-        named = dict(_attributes(body, 16))
+        named = dict(netlink.attributes(body, 16))
         file = None
         if _VFS in named:
             inode, dev = struct.unpack("=II", named[_VFS])
@@ -98,43 +98,12 @@ def inet_sockets(family: int, protocol: int, states: int = 0xFFF & ~(1 << TIME_W
     """
     request = struct.pack("=BBBBI", family, protocol, 0, 0, states) + bytes(40) + b"\xff" * 8
     size = 4 if family == _socket.AF_INET else 16
-    for body in _dump(request):
+    for body in netlink.dump(_NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY, request):
         state = body[1]
         sport, dport = struct.unpack_from(">HH", body, 4)
         _, received, unsent, _, ino = struct.unpack_from("=IIIII", body, 52)
         local, remote = body[8 : 8 + size], body[24 : 24 + size]
         yield InetSeen(family, state, (local, sport), (remote, dport), ino, received, unsent)
-
-
-def _dump(request: bytes) -> Iterator[bytes]:
-    """The bodies of all answers to a dump request."""
-    link = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG)
-    try:
-        link.send(struct.pack("=IHHII", 16 + len(request), _SOCK_DIAG_BY_FAMILY, _REQUEST_DUMP, 1, 0) + request)
-        while True:
-            data = link.recv(1 << 18)
-            at = 0
-            while at + 16 <= len(data):
-                length, kind = struct.unpack_from("=IH", data, at)
-                body = data[at + 16 : at + length]
-                if kind == _DONE:
-                    return
-                if kind == _ERROR:
-                    error = -struct.unpack_from("=i", body)[0]
-                    raise OSError(error, "sock_diag")
-                yield body
-                at += (length + 3) & ~3
-    finally:
-        link.close()
-
-
-def _attributes(body: bytes, at: int) -> Iterator[tuple[int, bytes]]:
-    while at + 4 <= len(body):
-        length, kind = struct.unpack_from("=HH", body, at)
-        if length < 4:
-            return
-        yield kind, body[at + 4 : at + length]
-        at += (length + 3) & ~3
 
 
 def to_read(fd: int) -> int:
