@@ -123,10 +123,11 @@ class Talking(Apart):
             assert "no job" in self.torpor(name, "jobs")
 
 
-@pytest.fixture
-def job() -> Iterator[Talking]:
-    with tempfile.TemporaryDirectory(prefix="torpor-faults-", dir="/var/tmp") as folder:
-        made = Talking(folder)
+@contextlib.contextmanager
+def talking(prefix: str, hasty: bool = True) -> Iterator[Talking]:
+    """A job whose hosts stand still no more, and are gone, at the end. hasty: see Talking."""
+    with tempfile.TemporaryDirectory(prefix=prefix, dir="/var/tmp") as folder:
+        made = Talking(folder, hasty)
         try:
             yield made
         finally:
@@ -137,6 +138,12 @@ def job() -> Iterator[Talking]:
                     with contextlib.suppress(OSError):
                         os.kill(pid, signal.SIGCONT)
             made.close()
+
+
+@pytest.fixture
+def job() -> Iterator[Talking]:
+    with talking("torpor-faults-") as made:
+        yield made
 
 
 def kill(find: Callable[[], int], job: Talking) -> None:

@@ -7,14 +7,13 @@ import contextlib
 import os
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 
 import pytest
 from apart import FIRST
 from over import text
-from test_fault_phases import SECOND, Talking, failed
+from test_fault_phases import SECOND, Talking, failed, talking
 
 pytest.importorskip("nats")
 pytestmark = pytest.mark.exam
@@ -23,18 +22,8 @@ MINUTE = 60.0
 
 @pytest.fixture
 def job() -> Iterator[Talking]:
-    with tempfile.TemporaryDirectory(prefix="torpor-minute-", dir="/var/tmp") as folder:
-        made = Talking(folder, hasty=False)
-        try:
-            yield made
-        finally:
-            for name in made.names:
-                with contextlib.suppress(OSError):
-                    made.go_on(name)
-                for pid in made.everything(name):
-                    with contextlib.suppress(OSError):
-                        os.kill(pid, signal.SIGCONT)
-            made.close()
+    with talking("torpor-minute-", hasty=False) as made:
+        yield made
 
 
 @contextlib.contextmanager
