@@ -60,6 +60,8 @@ class Coordinator:
         self._commit_again = 0.0
         self._early: list[words.Event] | None = []
         """What came before the job was taken over."""
+        self._asked: dict[str, words.Event] = {}
+        """What was asked for while the attempt before was not quite over; it is asked for again, so it may be lost."""
         self._on: dict[type, Callable[[Any], None]] = {
             words.Did: self._did, words.Alive: self._alive, words.Failed: self._failed, words.Joined: self._joined,
             words.Left: self._left, words.Lost: self._lose, words.Found: self._found,
@@ -93,6 +95,7 @@ class Coordinator:
             self._early.append(event)
         else:
             self._on[type(event)](event)
+            self._ask_now()
         return self._voice.taken()
 
     # The record.
@@ -243,14 +246,15 @@ class Coordinator:
     # Those who ask.
 
     def _ask_checkpoint(self, event: words.AskCheckpoint) -> None:
-        self._ask(event.ask, lambda: requests.checkpoint(event, self.record, self.members))
+        self._ask(event, lambda: requests.checkpoint(event, self.record, self.members))
 
     def _ask_restart(self, event: words.AskRestart) -> None:
-        self._ask(event.ask, lambda: requests.restart(event, self.record, self.members))
+        self._ask(event, lambda: requests.restart(event, self.record, self.members))
 
-    def _ask(self, ask: str, request: Callable[[], Open | str]) -> None:
+    def _ask(self, event: words.AskCheckpoint | words.AskRestart, request: Callable[[], Open | str]) -> None:
         """Begin what is asked for, or say why not. What was asked before has its answer on the way, or is answered as
         it was then."""
+        ask = event.ask
         record, last = self.record, self.record.last
         if record.open is not None and record.open.ask == ask:
             return
@@ -258,11 +262,22 @@ class Coordinator:
             if self.ending is None:
                 self._voice.answer(ask, last.ending is not Phase.UNDO, last.reason, last.number, passing=last.passing)
             return
-        found = requests.busy(record, self.attempt, self.ending) or request()
+        found: Open | str = requests.busy(record, self.attempt)
+        if not found and requests.early(record, self.ending):
+            self._asked[ask] = event
+            return
+        found = found or request()
         if isinstance(found, str):
             self._voice.answer(ask, False, found)
         else:
             self._begin(found)
+
+    def _ask_now(self) -> None:
+        """What has waited for the attempt before to be over waits no more."""
+        if self._asked and not requests.early(self.record, self.ending):
+            asked, self._asked = self._asked, {}
+            for event in asked.values():
+                self._on[type(event)](event)
 
     # One attempt.
 

@@ -11,16 +11,16 @@ from torpor.coordinate.words import AskCheckpoint, AskRestart
 ENDED = "the job has been saved and ended"
 
 
-def busy(record: Record, attempt: Attempt | None, ending: Ending | None) -> str:
+def busy(record: Record, attempt: Attempt | None) -> str:
     """Why nothing can be begun now, '' if something can."""
     if record.ended:
         return ENDED
-    if attempt is not None:
-        return f"a {attempt.kind} is under way"
-    if ending is not None and (ending.awaited or not ending.told):
-        waits = f": waiting for {names(list(ending.awaited))}" if ending.awaited else ""
-        return f"a {ending.over.kind} is not quite over{waits}"
-    return ""
+    return f"a {attempt.kind} is under way" if attempt is not None else ""
+
+
+def early(record: Record, ending: Ending | None) -> bool:
+    """Is what came before not quite over? That does not last: what is asked for meanwhile waits."""
+    return not record.ended and ending is not None and bool(ending.awaited or not ending.told)
 
 
 def checkpoint(event: AskCheckpoint, record: Record, members: Members) -> Open | str:

@@ -193,6 +193,21 @@ def test_one_thing_at_a_time_and_an_answer_is_given_again() -> None:
     assert isinstance(answer, words.Answer) and answer.ok and answer.attempt == 1
 
 
+def test_what_is_asked_while_the_attempt_before_ends_is_done_after_it() -> None:
+    world = job()
+    until(world, Phase.SETTLE, "h1")
+    machine = world.machines["h1"]
+    assert machine.brain is not None
+    machine.work += 1
+    world.host(machine, words.Broke(1, Phase.SETTLE, "disk full"))
+    while (ending := world.coordinators[-1][1].ending) is None or not ending.awaited:
+        world.run(0.001)
+    world.checkpoint("two")
+    world.run(60.0)
+    assert world.answers["one"][0].text == "h1: disk full (settle)"
+    assert world.answers["two"][0].ok and list(world.roots) == [2]
+
+
 @pytest.mark.parametrize("hosts", [3, 30])
 def test_messages_for_a_checkpoint(hosts: int) -> None:
     """One announcement for a phase, one word of each host for a phase."""
