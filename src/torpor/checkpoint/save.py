@@ -211,7 +211,8 @@ def _attempt(
                     together.captured()
                 if request.stop:
                     info, manifest = _commit(saving, captured, request, began, None)
-                    _stored(request, saving, manifest, captured.notes, began, paused)
+                    notes = _notes(captured, why, None, tracker)
+                    _stored(request, saving, manifest, captured, notes, began, paused)
                     end(frozen, manifest)
                     frozen.kill()
             resumed = time.perf_counter()
@@ -221,7 +222,8 @@ def _attempt(
             info, manifest = _commit(saving, captured, request, began, shortage)
             if tracker is not None:
                 tracker.remember(captured.memory.pages, saving)
-            _stored(request, saving, manifest, captured.notes, began, paused, resumed)
+            notes = _notes(captured, why, shortage, tracker)
+            _stored(request, saving, manifest, captured, notes, began, paused, resumed)
     except BaseException:
         saving.abort()
         raise
@@ -240,11 +242,7 @@ def _attempt(
         location=request.store.location,
         processes=len(manifest.processes),
         threads=_threads(manifest),
-        notes=(
-            *captured.notes,
-            *captured.left_out(),
-            *filter(None, [why, shortage.note if shortage else "", tracker.why if tracker is not None else ""]),
-        ),
+        notes=notes,
     )
 
 
@@ -274,10 +272,17 @@ def _begin(request: SaveRequest) -> Save:
     return request.store.begin_part(request.name, together.number, together.part, request.sealer, request.compress)
 
 
+def _notes(captured: Captured, why: str, shortage: Shortage | None, tracker: Tracker | None) -> tuple[str, ...]:
+    """What whoever asked is to know."""
+    more = why, shortage.note if shortage else "", tracker.why if tracker is not None else ""
+    return (*captured.notes, *captured.left_out(), *filter(None, more))
+
+
 def _stored(
     request: SaveRequest,
     saving: Save,
     manifest: Manifest,
+    captured: Captured,
     notes: tuple[str, ...],
     began: float,
     paused: float,
@@ -306,6 +311,7 @@ def _stored(
             face=request.together.face,
             ports=resettle.ports(manifest),
             also=tuple(sorted(interfaces.addresses())),
+            bytes_read=captured.memory.bytes_read,
         )
     )
 

@@ -50,6 +50,7 @@ def commit(
         "processes": sum(record.processes for record in records),
         "threads": sum(record.threads for record in records),
         "command": next((record.command for record in records if record.part.name == whole.first), ""),
+        "bytes_read": sum(record.bytes_read for record in records),
         "seconds": max((record.seconds for record in records), default=0.0),
         **label,
     }
@@ -58,6 +59,15 @@ def commit(
     except BaseException:
         saving.abort()
         raise
+
+
+def notes(records: Sequence[PartRecord]) -> list[str]:
+    """What whoever asked for the checkpoint is to know, each with the hosts of which it is true."""
+    hosts: dict[str, list[str]] = {}
+    for record in records:
+        for note in record.notes:
+            hosts.setdefault(note, []).append(record.part.name)
+    return [f"{', '.join(names[:3])}{' and others' if len(names) > 3 else ''}: {note}" for note, names in hosts.items()]
 
 
 def _first(records: Sequence[PartRecord]) -> str:

@@ -420,7 +420,7 @@ class Coordinator:
         attempt = self.attempt
         if attempt is not None and attempt.decided and attempt.number == event.attempt:
             attempt.seconds.append((Phase.COMMIT.value, self._voice.now - attempt.since))
-            self._over(attempt, Phase.COMMIT)
+            self._over(attempt, Phase.COMMIT, event.notes)
 
     def _not_committed(self, event: words.NotCommitted) -> None:
         attempt = self.attempt

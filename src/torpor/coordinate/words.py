@@ -123,9 +123,10 @@ class Outrun(Word, frozen=True):
 
 
 class Committed(Word, frozen=True):
-    """The checkpoint of that attempt exists."""
+    """The checkpoint of that attempt exists. notes: what there is to know of it, in lines."""
 
     attempt: int
+    notes: str = ""
 
 
 class NotCommitted(Word, frozen=True):

@@ -26,7 +26,7 @@ class PartRecord(msgspec.Struct, frozen=True):
     address: numeric, by which the other hosts reached it.
     pause: how long its processes stood still, seconds.  first: the job began here.  face: see there.  ports: on which
     it listens, or which it has for datagrams.  own: its program had joined the job, which waits for that program's end.
-    also: all addresses that the host had for others.
+    also: all addresses that the host had for others.  bytes_read: see SaveReport.
     """
 
     part: Part
@@ -43,6 +43,7 @@ class PartRecord(msgspec.Struct, frozen=True):
     ports: tuple[int, ...] = ()
     own: bool = False
     also: tuple[str, ...] = ()
+    bytes_read: int = 0
 
 
 class Whole(msgspec.Struct, frozen=True, kw_only=True):

@@ -189,16 +189,16 @@ class Coordinating:
         assert self._coordinator is not None and self._coordinator.record.open is not None
         what = self._coordinator.record.open.what
 
-        def done(_result: Any, error: BaseException | None) -> None:
+        def done(notes: Any, error: BaseException | None) -> None:
             if error is None:
-                self._handle(words.Committed(commit.attempt))
+                self._handle(words.Committed(commit.attempt, "\n".join(notes)))
             else:
                 self._handle(words.NotCommitted(commit.attempt, str(error) or type(error).__name__))
 
         self._thread(lambda: self._write(commit, what), done)
 
-    def _write(self, commit: words.Commit, what: str) -> None:
-        """In a thread. Done again it does nothing more."""
+    def _write(self, commit: words.Commit, what: str) -> list[str]:
+        """In a thread; what there is to know of it. Done again it does nothing more."""
         from torpor.checkpoint import whole
         from torpor.image import seal
         from torpor.store import behind, open_store
@@ -229,7 +229,8 @@ class Coordinating:
                     raise
             else:
                 behind.start_thread(opened.location)
-                return
+                break
+        return whole.notes(records)
 
     def _thread(self, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None]) -> None:
         apart("torpor-store", work, done, self._mail.post)

@@ -318,12 +318,12 @@ def whole_report(store: str, name: str, number: int, phases: Sequence[tuple[str,
     if stood:
         each = ", ".join(f"{phase} {seconds:.3f}" for phase, seconds in stood)
         notes.append(f"seconds that the job stood still, by phase: {each}")
-    if text:
-        notes.append(text)
+    notes += text.splitlines()
     return {
         "job": name, "number": number, "bytes_total": info.bytes_total, "bytes_new": info.bytes_new,
-        "seconds": sum(seconds for _, seconds in phases), "pause_seconds": pause, "location": location,
-        "processes": int(info.label.get("processes", 0)), "threads": int(info.label.get("threads", 0)), "notes": notes,
+        "bytes_read": int(info.label.get("bytes_read", 0)), "seconds": sum(seconds for _, seconds in phases),
+        "pause_seconds": pause, "location": location, "processes": int(info.label.get("processes", 0)),
+        "threads": int(info.label.get("threads", 0)), "notes": notes,
     }  # fmt: skip
 
 
