@@ -35,7 +35,8 @@ def test_only_what_was_written_is_read_on_all_hosts() -> None:
         job.wait(30)
         job = start(made, h3, "restart", "far", "--store", store, "--wait", "60s", "--hosts", "h3,h4")
         running(made, job, h4, "far")
-        h3.run([TORPOR, "checkpoint", "far"])
+        read = [json.loads(h3.run([TORPOR, "checkpoint", "far", "--json"]))["bytes_read"] for _ in range(2)]
+        assert read[0] > BIG > read[1], read
         open(go, "w").close()
         assert job.wait(60) == 0, said(made)
         assert [text(out).split() for out in outs] == [["READY", "True"]] * 2
