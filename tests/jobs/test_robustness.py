@@ -158,7 +158,9 @@ def kill_checkpoints_of(job: harness.Running, kind: str, times: int) -> None:
         same_again(root, before, "after an undisturbed checkpoint", kind)
     which = job.which()
     hits = 0
-    for turn in range(times):
+    for turn in range(3 * times):
+        if turn >= times and hits > times // 3:
+            break  # on a busy machine commands can be quicker than was measured, and more turns are needed
         command = bench.popen(
             [*bench.account.torpor, "checkpoint", *which, "--store", bench.store],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
