@@ -15,11 +15,12 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from torpor.linux import capability, proc, sock_diag
 from torpor.linux.sock_diag import LISTEN, InetSeen, UnixSeen
 from torpor.model.errors import Refusal
+from torpor.named_tuple import NamedTuple
 from torpor.posix import inet_record, socket_options
 from torpor.posix.socket_address import AF_INET, AF_INET6, DATAGRAM, STREAM, Address, packed
 from torpor.posix.socket_options import SO_REUSEADDR, SO_REUSEPORT, SOL_SOCKET

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -17,6 +17,7 @@ from torpor.checkpoint import machine
 from torpor.image.manifest import ClockRecord, Services, ThreadRecord
 from torpor.linux import proc
 from torpor.linux.arch.x86_64 import NR
+from torpor.named_tuple import NamedTuple
 from torpor.posix import cpu
 from torpor.posix.memory import layout
 from torpor.posix.process_services import PROCESS_SERVICES, THREAD_SERVICES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
@@ -30,6 +30,7 @@ from torpor.image.manifest import (
 from torpor.linux import proc
 from torpor.model.data import Sink
 from torpor.model.errors import CheckpointFailed, Refusal, Refused
+from torpor.named_tuple import NamedTuple
 from torpor.posix import (
     descriptor_services,
     inet_far,

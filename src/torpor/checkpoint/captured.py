@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -12,6 +12,7 @@ from torpor.checkpoint.asking import Asked
 from torpor.image.manifest import FileRecord, Manifest, ObjectRecord, ProcessRecord
 from torpor.model.ledger import Ledger
 from torpor.model.terms import Terms
+from torpor.named_tuple import NamedTuple
 from torpor.posix.scratch import Scratch
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -19,6 +19,7 @@ from torpor.image.manifest import Manifest, ProcessRecord, Services
 from torpor.linux import elf_core
 from torpor.linux.elf_core import Ids, Segment
 from torpor.model.data import Source
+from torpor.named_tuple import NamedTuple
 from torpor.posix.contents import write_at
 from torpor.posix.identity import Identity
 from torpor.posix.memory.area import FILE, KERNEL, PROT_READ, AreaRecord

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple
 
+from torpor.named_tuple import NamedTuple
 from torpor.posix.memory.pages import WINDOW, Window
 from torpor.tracee.snapshot import Copy, Range, Snapshot
 

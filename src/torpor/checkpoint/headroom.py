@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 from torpor.linux import cgroup, proc
 from torpor.linux.cgroup import Limit
+from torpor.named_tuple import NamedTuple
 
 SPARE = 32 << 20
 """Bytes that are left to whatever else happens: page tables of the copies, torpor's own buffers."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -16,6 +16,7 @@ from torpor.linux.proc import Area
 from torpor.model.data import Sink
 from torpor.model.errors import CheckpointFailed, Refusal, Refused
 from torpor.model.snapshot import is_copy
+from torpor.named_tuple import NamedTuple
 from torpor.posix.memory import capture, objects
 from torpor.posix.memory.area import FILE, OBJECT, AreaRecord
 from torpor.posix.memory.forget import Forget

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -18,6 +18,7 @@ from torpor.checkpoint import copies
 from torpor.image.manifest import Manifest
 from torpor.linux import proc
 from torpor.model.errors import Refusal, Refused
+from torpor.named_tuple import NamedTuple
 from torpor.posix import locks, regular
 from torpor.posix.descriptors import O_ACCMODE
 from torpor.posix.locks import Lock, PosixLocks

@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -26,6 +26,7 @@ from torpor.checkpoint.relocate import relocate
 from torpor.image.manifest import FileRecord, Manifest, ObjectRecord, ProcessRecord, Services
 from torpor.linux import loopback
 from torpor.model.path_map import PathMap
+from torpor.named_tuple import NamedTuple
 from torpor.posix import descriptor_services, mqueue
 from torpor.posix.contents import Contents
 from torpor.posix.descriptors import O_ACCMODE

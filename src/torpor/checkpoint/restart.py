@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -23,6 +23,7 @@ from torpor.linux import cpuid, namespaces, proc, xsave
 from torpor.model.errors import Refusal, Refused, RestartFailed
 from torpor.model.path_map import PathMap
 from torpor.model.wrapping import Wrapping
+from torpor.named_tuple import NamedTuple
 from torpor.posix import host_names, paths, terminal
 from torpor.posix.job_services import job_services
 from torpor.store.parts import whole

@@ -26,7 +26,6 @@ import select
 import struct
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
 
 import msgspec
 
@@ -35,6 +34,7 @@ from torpor.image.manifest import Manifest
 from torpor.linux import sock_diag
 from torpor.model.data import Source
 from torpor.model.errors import RestartFailed
+from torpor.named_tuple import NamedTuple
 from torpor.posix import far, inet_connect, inet_record, inet_stream, socket_queue
 from torpor.posix.socket_address import AF_INET, AF_INET6, STREAM, Address, inet, link
 from torpor.posix.socket_options import IPV6, IPV6_V6ONLY, SO_REUSEADDR, SOL_SOCKET

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from torpor.checkpoint import copies
 from torpor.image.manifest import Manifest
 from torpor.linux import proc
+from torpor.named_tuple import NamedTuple
 from torpor.posix.contents import Contents
 from torpor.posix.descriptors import O_ACCMODE
 from torpor.posix.memory.pages import unpack

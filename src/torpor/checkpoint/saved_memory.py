@@ -8,12 +8,12 @@ there is a copy (`--with-files`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 import msgspec
 
 from torpor.image.manifest import Manifest, ProcessRecord
 from torpor.model.data import Ref, Source
+from torpor.named_tuple import NamedTuple
 from torpor.posix.contents import Contents, pieces
 from torpor.posix.memory.area import FILE, OBJECT, SYSV, AreaRecord
 from torpor.posix.memory.pages import unpack

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
 
 from torpor.checkpoint import saved_memory
 from torpor.checkpoint.saved_memory import Run, SavedMemory
 from torpor.checkpoint.secret_rules import HARMLESS, LONGEST, RULES, VARIABLE
 from torpor.image.manifest import Manifest, ProcessRecord
 from torpor.model.data import Ref, Source
+from torpor.named_tuple import NamedTuple
 from torpor.posix.memory.area import FILE, OBJECT, SYSV, AreaRecord
 
 ELSEWHERE = "files, pipes, queues"

@@ -7,7 +7,8 @@ expression. Matches are bounded, and none is longer than LONGEST; what matters i
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+
+from torpor.named_tuple import NamedTuple
 
 LONGEST = 2048
 """Bytes of the longest match."""

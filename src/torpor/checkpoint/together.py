@@ -9,10 +9,11 @@ here (supervise/).
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from torpor.image.whole import Face, PartRecord
 from torpor.model.errors import CheckpointFailed
+from torpor.named_tuple import NamedTuple
 from torpor.posix.far import End, Told
 
 

@@ -26,12 +26,13 @@ import select
 import struct
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from torpor.checkpoint.together import SavedTogether
 from torpor.model.errors import CheckpointFailed
+from torpor.named_tuple import NamedTuple
 from torpor.posix import far, inet_far, inet_table, inet_turnover_far, turnover
 from torpor.posix.backlog import Backlogs
 from torpor.posix.descriptors import status_flags

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 import msgspec
 
@@ -12,6 +11,7 @@ from torpor.checkpoint import descriptors
 from torpor.checkpoint.survey import Survey
 from torpor.linux import kcmp, proc
 from torpor.model.data import Sink
+from torpor.named_tuple import NamedTuple
 from torpor.posix import descriptor_services
 from torpor.posix.backlog import Backlogs
 from torpor.posix.far import Told

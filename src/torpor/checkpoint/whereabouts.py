@@ -15,10 +15,10 @@ What the kernel itself tells (getsockname, getpeername, the sender of a datagram
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 from torpor.image.whole import Face, PartRecord
 from torpor.model.address_map import AddressMap, Place
+from torpor.named_tuple import NamedTuple
 
 OWN = ("127.0.0.1", "0.0.0.0", "::1", "::")
 """By these a host reaches itself, whatever its addresses."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
-from typing import NamedTuple
 
 from torpor.cli.options import add_json, add_store, store
+from torpor.named_tuple import NamedTuple
 
 HELP = """Show what this machine allows: one line for each facility, and for what is missing how to get it.
 Exit status 0 if jobs can be saved and restarted here, 1 if something needed for that is missing."""

@@ -23,10 +23,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import msgspec
 
+from torpor.named_tuple import NamedTuple
 from torpor.posix.far import NAME, End, Told, name
 
 _END = struct.Struct("<16sBQ")

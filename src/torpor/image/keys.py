@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import binascii
 import os
-from typing import NamedTuple
 
 from torpor.model.errors import TorporError, UsageError
+from torpor.named_tuple import NamedTuple
 from torpor.store.folder import make_folders
 
 SECRET, PUBLIC = "torpor-secret-key", "torpor-key"

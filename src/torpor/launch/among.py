@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from torpor.model.errors import UsageError
+from torpor.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
     from torpor.checkpoint.together import RestartedTogether

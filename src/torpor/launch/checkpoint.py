@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -15,6 +15,7 @@ from torpor.image.seal import Opening
 from torpor.image.whole import Whole
 from torpor.model.errors import Damaged, UsageError
 from torpor.model.ledger import Ledger
+from torpor.named_tuple import NamedTuple
 from torpor.posix.memory.pages import unpack
 from torpor.store import RootInfo, Store, open_store
 from torpor.store.load import Load

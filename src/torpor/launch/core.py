@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
 from torpor.checkpoint import core_file
 from torpor.image.manifest import Manifest, ProcessRecord
 from torpor.launch.checkpoint import reading
 from torpor.model.errors import NotFound, TorporError, UsageError
+from torpor.named_tuple import NamedTuple
 
 
 class Core(NamedTuple):

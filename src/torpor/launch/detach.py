@@ -6,9 +6,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from torpor.model.errors import TorporError
+from torpor.named_tuple import NamedTuple
 from torpor.supervise import protocol
 
 

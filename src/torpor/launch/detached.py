@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from torpor.launch.detach import Enough, Report, Started, begin, detach, hear
 from torpor.launch.restart import Wishes, absolute, claim, logged, resolve, standard_streams, supervise, tell_of
 from torpor.launch.restart import begin as restart
 from torpor.model.errors import RestartFailed, TorporError, UsageError
+from torpor.named_tuple import NamedTuple
 from torpor.supervise import registry, state
 from torpor.supervise.registry import Entry, Pid
 

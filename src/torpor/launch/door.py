@@ -27,13 +27,14 @@ import struct
 import sys
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from torpor.launch.frames import PROTOCOL
 from torpor.launch.travel import DOOR
 from torpor.link import lines
 from torpor.link.link import LinkDown
 from torpor.model.errors import TorporError
+from torpor.named_tuple import NamedTuple
 from torpor.supervise.protocol import peer_uid
 
 if TYPE_CHECKING:

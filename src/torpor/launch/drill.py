@@ -13,10 +13,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torpor.launch import program
 from torpor.model.errors import Damaged, Refusal, Refused, Sealed, TorporError, Untrusted, UsageError
+from torpor.named_tuple import NamedTuple
 from torpor.supervise import registry
 
 if TYPE_CHECKING:

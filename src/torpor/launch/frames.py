@@ -23,7 +23,9 @@ from __future__ import annotations
 
 import select
 import struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from torpor.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
     import ssl

@@ -11,13 +11,14 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from torpor.launch import program
 from torpor.launch.travel import travelling
 from torpor.model.errors import TorporError, UsageError
+from torpor.named_tuple import NamedTuple
 from torpor.supervise import registry
 from torpor.supervise.say import say
 

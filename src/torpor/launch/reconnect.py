@@ -8,12 +8,12 @@ import select
 import socket
 import time
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 import msgspec
 
 from torpor.image.manifest import Manifest
 from torpor.model.errors import Refusal, Refused
+from torpor.named_tuple import NamedTuple
 from torpor.policy.decide import Decision, Service
 from torpor.policy.read import target
 from torpor.posix.inet_record import CONNECTED, TcpSocket

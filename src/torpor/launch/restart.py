@@ -5,11 +5,12 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from torpor.launch import program
 from torpor.launch.run import supervised
 from torpor.model.errors import Damaged, Refusal, Refused, UsageError
+from torpor.named_tuple import NamedTuple
 from torpor.supervise import registry
 from torpor.supervise.registry import Entry, Pid
 from torpor.supervise.say import say

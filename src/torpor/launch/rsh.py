@@ -8,12 +8,13 @@ import signal
 import socket
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from torpor.launch import program, ssh_words
 from torpor.launch.frames import COMMAND, PROTOCOL, SIGNAL, STARTED, STATUS, Gone, Wire
 from torpor.launch.travel import DOOR, travelling
 from torpor.model.errors import TorporError
+from torpor.named_tuple import NamedTuple
 from torpor.supervise.protocol import peer_uid
 
 LIMIT = 30.0

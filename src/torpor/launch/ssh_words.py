@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import getopt
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from torpor.model.errors import UsageError
+from torpor.named_tuple import NamedTuple
 
 FLAGS = "46AaCfGgKkMNnqsTtVvXxYy"
 VALUES = "BbcDEeFIiJLlmOoPpQRSWw"

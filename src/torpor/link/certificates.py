@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from torpor.link.secret import Secret
+from torpor.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
     import ssl

@@ -10,7 +10,7 @@ import contextvars
 import logging
 import os
 from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import nats.errors
 import nats.js.errors
@@ -22,6 +22,7 @@ from torpor.link import hello
 from torpor.link.engine import Engine, credentials
 from torpor.link.link import ABSENT, ANY, Conflict, Stranger
 from torpor.link.secret import Secret
+from torpor.named_tuple import NamedTuple
 
 CONNECT = 5.0
 """Seconds for each step of connecting."""

@@ -22,11 +22,12 @@ import base64
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from torpor.link.server import USER, Node, password
 from torpor.model.errors import UsageError
+from torpor.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
     import ssl

@@ -8,10 +8,10 @@ both sides of any two versions can say what is wrong, and between which hosts.
 from __future__ import annotations
 
 import json
-from typing import NamedTuple
 
 from torpor.link.link import PROTOCOL, Mismatch, Stranger
 from torpor.link.secret import Secret, code
+from torpor.named_tuple import NamedTuple
 
 LONGEST = 4096
 _CODE = 32

@@ -20,12 +20,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 import msgspec
 
 from torpor.link.link import ABSENT, Conflict, Entry, Link, Status
 from torpor.model.errors import TorporError
+from torpor.named_tuple import NamedTuple
 
 KEY = "coordinator"
 TTL = 10.0

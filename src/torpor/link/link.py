@@ -16,9 +16,10 @@ Every wait has a limit: `done` is called within `limit` seconds, and with LinkDo
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from torpor.model.errors import TorporError
+from torpor.named_tuple import NamedTuple
 
 PROTOCOL = 1
 """The version of everything that this floor says to other hosts (hello.py)."""

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 from torpor.link.link import ABSENT, BEATS, Conflict, Entry, Link, Message, Status, quote, unquote
 from torpor.model.errors import TorporError
+from torpor.named_tuple import NamedTuple
 
 PREFIX = "member."
 TTL = 15.0

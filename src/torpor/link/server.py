@@ -25,13 +25,14 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from torpor.link.certificates import Identity, identity
 from torpor.link.secret import Secret
 from torpor.linux import proc
 from torpor.model import ourselves
 from torpor.model.errors import TorporError
+from torpor.named_tuple import NamedTuple
 
 OLDEST = (2, 10, 4)
 """The first nats-server that can begin with TLS (`handshake_first`): a password is never said in plain text."""

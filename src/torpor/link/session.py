@@ -17,7 +17,7 @@ import os
 import struct
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from nats.aio.msg import Msg
 
@@ -26,6 +26,7 @@ from torpor.link.engine import Engine
 from torpor.link.link import ABSENT, Conflict, Done, Entry, LinkDown, Message, Mismatch, Status, Stranger, matches
 from torpor.link.secret import Seal
 from torpor.model.errors import TorporError
+from torpor.named_tuple import NamedTuple
 
 PING = 1.0
 """Seconds between two looks whether the server still answers."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from torpor.linux import mounts, proc
+from torpor.named_tuple import NamedTuple
 
 _ENDLESS = 1 << 60
 """Limits of version 1 that are not set show as about 2**63."""

@@ -16,11 +16,11 @@ import mmap
 import os
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from torpor.linux import masks, prctl
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.libc import libc, syscall
+from torpor.named_tuple import NamedTuple
 
 _CPUID = bytes.fromhex(
     "f30f1efa"  # endbr64

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+
+from torpor.named_tuple import NamedTuple
 
 PAGE = 4096
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterable
-from typing import NamedTuple
+
+from torpor.named_tuple import NamedTuple
 
 CTL_ADD = 1
 CTL_MOD = 3

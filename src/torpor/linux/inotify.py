@@ -8,10 +8,10 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from torpor.linux import mounts, proc
 from torpor.linux.libc import libc
+from torpor.named_tuple import NamedTuple
 
 ONESHOT, EXCL_UNLINK, IGNORED, DONT_FOLLOW = 0x80000000, 0x04000000, 0x8000, 0x02000000
 Q_OVERFLOW = 0x4000

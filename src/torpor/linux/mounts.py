@@ -6,9 +6,9 @@ Source: proc_pid_mountinfo(5).
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
 from torpor.linux import proc
+from torpor.named_tuple import NamedTuple
 
 
 class Mount(NamedTuple):

@@ -11,11 +11,11 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from typing import NamedTuple
 
 from torpor.linux import clone, namespaces, proc
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.libc import libc, syscall
+from torpor.named_tuple import NamedTuple
 
 _MAGIC = 0x19800202
 _ATTRIBUTES = struct.Struct("=4q32x")

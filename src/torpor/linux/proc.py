@@ -11,7 +11,8 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import NamedTuple
+
+from torpor.named_tuple import NamedTuple
 
 _PART = 4096
 """So much at most comes out of most files of /proc at once (fs/seq_file.c); more room costs more."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from typing import NamedTuple
 
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.libc import syscall
+from torpor.named_tuple import NamedTuple
 
 OTHER, FIFO, RR, BATCH, IDLE, DEADLINE = 0, 1, 2, 3, 5, 6
 

@@ -18,13 +18,13 @@ import fcntl
 import os
 import struct
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from torpor.linux import prctl
 from torpor.linux.arch.x86_64 import AUDIT_ARCH, NR
 from torpor.linux.libc import syscall
 from torpor.linux.masks import REASON, masked
 from torpor.linux.trial import trial
+from torpor.named_tuple import NamedTuple
 
 SET_MODE_FILTER = 1
 _FILTER_FLAG_TSYNC, _FILTER_FLAG_NEW_LISTENER, _FILTER_FLAG_TSYNC_ESRCH = 1, 1 << 3, 1 << 4

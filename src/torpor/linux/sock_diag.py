@@ -10,9 +10,9 @@ import _socket
 import fcntl
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from torpor.linux import netlink
+from torpor.named_tuple import NamedTuple
 
 ESTABLISHED, SYN_SENT, SYN_RECV, FIN_WAIT1, FIN_WAIT2, TIME_WAIT, CLOSE, CLOSE_WAIT, LAST_ACK, LISTEN, CLOSING = range(
     1, 12

@@ -10,10 +10,10 @@ import ctypes
 import os
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.libc import syscall
+from torpor.named_tuple import NamedTuple
 
 PRIVATE = 0
 CREAT, EXCL, NOWAIT = 0o1000, 0o2000, 0o4000

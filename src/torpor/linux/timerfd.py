@@ -10,11 +10,11 @@ import errno
 import fcntl
 import os
 import struct
-from typing import NamedTuple
 
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.libc import syscall
 from torpor.linux.masks import REASON, masked
+from torpor.named_tuple import NamedTuple
 
 CLOCK_REALTIME = 0
 CLOCK_MONOTONIC = 1

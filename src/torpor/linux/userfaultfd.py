@@ -10,12 +10,12 @@ import fcntl
 import os
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from torpor.linux import proc
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.libc import syscall
 from torpor.linux.masks import REASON, masked
+from torpor.named_tuple import NamedTuple
 
 USER_MODE_ONLY = 1
 """Faults of system calls are not handled; allowed to everybody."""

@@ -11,9 +11,9 @@ arch/x86/kernel/fpu/regset.c; Intel SDM volume 1, 13.4.
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
 from torpor.linux import cpuid, ptrace
+from torpor.named_tuple import NamedTuple
 
 NAMES = {
     0: "x87", 1: "SSE", 2: "AVX", 3: "MPX", 4: "MPX", 5: "AVX-512", 6: "AVX-512", 7: "AVX-512", 9: "PKRU",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from _socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from torpor.model.errors import UsageError
+from torpor.named_tuple import NamedTuple
 
 
 class Place(NamedTuple):

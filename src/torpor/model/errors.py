@@ -7,7 +7,8 @@ Every error that torpor raises on purpose is a `TorporError`; a command prints i
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+
+from torpor.named_tuple import NamedTuple
 
 
 class TorporError(Exception):

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import NamedTuple
 
 from torpor.model.terms import Layer, Rule, SeatTerms
+from torpor.named_tuple import NamedTuple
 from torpor.policy.read import network
 
 STRICTNESS = ("reconnect", "reset", "seat", "refuse")

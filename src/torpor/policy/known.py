@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import NamedTuple
 
 from torpor.linux import proc
 from torpor.model.terms import Sign
+from torpor.named_tuple import NamedTuple
 
 _FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "known.txt")
 _LINE_MOST = 4096

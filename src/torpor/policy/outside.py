@@ -9,7 +9,7 @@ from __future__ import annotations
 from _socket import AF_INET, AF_INET6, inet_ntop
 from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -17,6 +17,7 @@ from torpor.image.manifest import Manifest
 from torpor.linux import proc
 from torpor.model.ledger import Contact
 from torpor.model.terms import Sign
+from torpor.named_tuple import NamedTuple
 from torpor.policy.decide import Service
 from torpor.policy.known import Known, known, servers
 from torpor.posix.inet_record import CONNECTED, CONNECTING, LISTENING, OUTSIDE, TcpSocket

@@ -5,8 +5,8 @@ others. Pure values; who brings them to and fro is not known here.
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple
 
+from torpor.named_tuple import NamedTuple
 from torpor.posix.socket_address import Address
 
 TCP, UDP = 6, 17

@@ -34,7 +34,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -42,6 +42,7 @@ from torpor.linux import capability, prctl, proc
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.capability import SECBIT_KEEP_CAPS, SECBIT_NO_SETUID_FIXUP, SETGID, SETPCAP, SETUID
 from torpor.model.errors import RestartFailed
+from torpor.named_tuple import NamedTuple
 from torpor.posix.service import Stage, Steps, ThreadBase
 from torpor.tracee.call import Answer, Call, In, call
 from torpor.tracee.task import Task

@@ -11,11 +11,11 @@ import contextlib
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 from torpor.linux import sock_diag
 from torpor.linux.arch.x86_64 import NR
 from torpor.model.errors import CheckpointFailed
+from torpor.named_tuple import NamedTuple
 from torpor.posix import socket_options, turnover
 from torpor.posix.service import Descriptor, Job
 from torpor.posix.socket_address import AF_INET, AF_INET6, Address

@@ -13,12 +13,13 @@ from __future__ import annotations
 import _socket
 import errno
 import os
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from torpor.linux.libc import libc
 from torpor.model.errors import RestartFailed
+from torpor.named_tuple import NamedTuple
 from torpor.posix import socket_kinds, socket_options, socket_queue
 from torpor.posix.descriptors import PerJob, set_status, status_flags
 from torpor.posix.inet_connect import connector

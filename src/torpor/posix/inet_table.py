@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import select
 import struct
-from typing import NamedTuple
 
 from torpor.linux import sock_diag
 from torpor.linux.sock_diag import LISTEN
+from torpor.named_tuple import NamedTuple
 from torpor.posix import socket_kinds, socket_options, socket_queue
 from torpor.posix.descriptors import PerJob
 from torpor.posix.service import Descriptor, Job

@@ -30,11 +30,11 @@ import _socket
 import os
 import struct
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from torpor.linux import proc, uio
 from torpor.linux.arch.x86_64 import NR
 from torpor.model.errors import CheckpointFailed, NotNow, Refusal
+from torpor.named_tuple import NamedTuple
 from torpor.posix import inet_turnover_far, owner, socket_options, turnover
 from torpor.posix.descriptors import status_flags
 from torpor.posix.inet_again import (

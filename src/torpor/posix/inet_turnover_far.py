@@ -27,11 +27,11 @@ import _socket
 import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 from torpor.linux import uio
 from torpor.linux.arch.x86_64 import NR
 from torpor.model.errors import CheckpointFailed, NotNow
+from torpor.named_tuple import NamedTuple
 from torpor.posix import inet_again, turnover
 from torpor.posix.inet_again import TOLD, Client, Found, Memory, Steps
 from torpor.posix.service import Job

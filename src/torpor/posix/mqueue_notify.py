@@ -36,13 +36,14 @@ import os
 import select
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from torpor.linux import mqueue, proc
 from torpor.linux.arch.x86_64 import NR
 from torpor.model.errors import CheckpointFailed, NotNow, Refused
+from torpor.named_tuple import NamedTuple
 from torpor.posix import locks, netlink, socket_kinds, socket_queue, turnover
 from torpor.posix import mqueue_told as told
 from torpor.posix.descriptors import O_PATH, siblings

@@ -25,13 +25,14 @@ import os
 import struct
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from torpor.linux import prctl, proc, siginfo
 from torpor.linux.arch.x86_64 import NR
 from torpor.model.errors import Refusal, Refused, RestartFailed
+from torpor.named_tuple import NamedTuple
 from torpor.posix.itimers import since
 from torpor.posix.service import ProcessBase, Stage, Steps
 from torpor.tracee.call import Answer, Call, In, Out, call

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -30,6 +30,7 @@ from torpor.linux.libc import libc
 from torpor.linux.uio import IoVec
 from torpor.model.data import CHUNK_SIZE
 from torpor.model.errors import NotNow, RestartFailed
+from torpor.named_tuple import NamedTuple
 from torpor.posix import socket_options
 from torpor.posix.service import Descriptor, Job, Restart
 from torpor.posix.socket_address import in_folder, link

@@ -13,9 +13,9 @@ from __future__ import annotations
 import _socket
 import os
 import struct
-from typing import NamedTuple
 
 from torpor.linux import credentials
+from torpor.named_tuple import NamedTuple
 from torpor.posix import socket_options
 from torpor.posix.descriptors import fresh_info, info_value
 from torpor.posix.service import Restart

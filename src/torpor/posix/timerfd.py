@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import os
 import time
-from typing import NamedTuple
 
 import msgspec
 
 from torpor.linux import proc, timerfd
 from torpor.linux.timerfd import ABSTIME, CANCEL_ON_SET, Setting
 from torpor.model.errors import RestartFailed
+from torpor.named_tuple import NamedTuple
 from torpor.posix.descriptors import fresh_info, info_value, set_status, status_flags
 from torpor.posix.service import Descriptor, DescriptorBase, Job, Restart
 

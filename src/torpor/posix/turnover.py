@@ -44,11 +44,11 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
 from torpor.linux import kcmp, proc
 from torpor.linux.arch.x86_64 import NR
 from torpor.model.errors import CheckpointFailed, NotNow, Refusal
+from torpor.named_tuple import NamedTuple
 from torpor.posix.service import Descriptor
 from torpor.tracee.call import RESULT, Answer, Argument, Call, In, Out, Pointer, Word
 from torpor.tracee.process import LivingProcess

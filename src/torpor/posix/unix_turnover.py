@@ -24,12 +24,12 @@ import os
 import select
 import struct
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from torpor.linux import epoll, uio
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.sock_diag import UnixSeen
 from torpor.model.errors import CheckpointFailed, NotNow
+from torpor.named_tuple import NamedTuple
 from torpor.posix import owner, socket_options, socket_queue, turnover
 from torpor.posix.apart import Deputy
 from torpor.posix.descriptors import status_flags

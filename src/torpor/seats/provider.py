@@ -10,9 +10,10 @@ returns such an object. docs/policy.md tells how the providers of torpor's own s
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from torpor.model.errors import TorporError
+from torpor.named_tuple import NamedTuple
 
 
 class NoneFree(TorporError):

@@ -13,9 +13,10 @@ methods may be called from several threads.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from torpor.model.data import Buffer
+from torpor.named_tuple import NamedTuple
 
 
 class Stat(NamedTuple):

@@ -18,12 +18,12 @@ follows the envelope is (root.py).
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
 
 from blake3 import blake3
 
 from torpor.model.data import Buffer
 from torpor.model.errors import Damaged
+from torpor.named_tuple import NamedTuple
 from torpor.store.sealing import Sealer, Signature
 
 HEAD = struct.Struct("<8sHHIQ")

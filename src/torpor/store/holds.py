@@ -16,11 +16,11 @@ renewal later, there are two.
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
 import msgspec
 
 from torpor.model.errors import Damaged
+from torpor.named_tuple import NamedTuple
 from torpor.store import envelope
 from torpor.store.backend import Backend
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from torpor.model.errors import NotFound, UsageError
+from torpor.named_tuple import NamedTuple
 
 _JOB = re.compile(r"[A-Za-z0-9._-]{1,200}")
 _NUMBER = re.compile(r"-?[0-9]{1,15}")

@@ -14,7 +14,8 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Mapping
-from typing import NamedTuple
+
+from torpor.named_tuple import NamedTuple
 
 SAME = 1.04
 """Kinds that need so much more time than the quickest count as being as quick: the smallest result wins."""

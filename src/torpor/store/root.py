@@ -14,13 +14,13 @@ Format 1 had no signature and no hashes, but the BLAKE3 of everything before at 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import msgspec
 from blake3 import blake3
 
 from torpor.model.data import Buffer
 from torpor.model.errors import Damaged
+from torpor.named_tuple import NamedTuple
 from torpor.store import envelope
 from torpor.store.parts import Part
 from torpor.store.sealing import Recipient, Sealer, Signature

@@ -5,11 +5,12 @@ Who signs, who is trusted and who may read is decided above (`image/seal.py`) an
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import msgspec
 
 from torpor.model.data import Buffer
+from torpor.named_tuple import NamedTuple
 
 
 class Signature(NamedTuple):

@@ -15,9 +15,10 @@ url = "tls://..."
 from __future__ import annotations
 
 import os
-from typing import Any, NamedTuple
+from typing import Any
 
 from torpor.model.errors import UsageError
+from torpor.named_tuple import NamedTuple
 
 COMPRESSION = ("auto", "none", "fast", "zstd")
 """See chunk.KINDS, and pace.py for 'auto'."""

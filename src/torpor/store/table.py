@@ -21,10 +21,10 @@ import struct
 import sys
 from array import array
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from torpor.model.data import Buffer
 from torpor.model.errors import Damaged
+from torpor.named_tuple import NamedTuple
 from torpor.store.chunk import NAME
 
 COUNTS = struct.Struct("<II")

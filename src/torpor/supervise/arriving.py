@@ -9,9 +9,9 @@ import select
 import signal
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 from torpor.model.errors import CheckpointFailed
+from torpor.named_tuple import NamedTuple
 from torpor.supervise.loop import Loop
 from torpor.supervise.registry import Entry, Pid
 from torpor.supervise.say import say

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from torpor.coordinate.words import Answer, Word
 from torpor.model.errors import CheckpointFailed, TorporError, UsageError
+from torpor.named_tuple import NamedTuple
 from torpor.supervise.keeper import Done, Order
 from torpor.supervise.loop import Loop
 from torpor.supervise.part import Part

@@ -20,10 +20,11 @@ import stat
 import struct
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from torpor.linux import pidfd, proc
 from torpor.model.errors import CheckpointFailed, TorporError
+from torpor.named_tuple import NamedTuple
 from torpor.supervise.loop import Loop
 from torpor.supervise.registry import Entry, Pid
 from torpor.supervise.say import say

@@ -7,9 +7,10 @@ import select
 import signal
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from torpor.model.errors import CheckpointFailed, NotFound, TorporError, UsageError
+from torpor.named_tuple import NamedTuple
 from torpor.supervise import registry, state
 from torpor.supervise.registry import Entry, Pid
 from torpor.supervise.saving import Progress

@@ -16,9 +16,10 @@ import os
 import signal
 import stat
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from torpor.model.errors import TorporError
+from torpor.named_tuple import NamedTuple
 from torpor.supervise import protocol
 from torpor.supervise.registry import Entry, Pid
 from torpor.supervise.server import Connection

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from torpor.model.duration import short
 from torpor.model.errors import CheckpointFailed, TorporError
+from torpor.named_tuple import NamedTuple
 from torpor.supervise import upkeep
 from torpor.supervise.hooks import Hooks
 from torpor.supervise.loop import Loop

@@ -15,11 +15,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from torpor.linux import proc
 from torpor.model import duration
 from torpor.model.errors import Refusal, Refused, TorporError, UsageError
+from torpor.named_tuple import NamedTuple
 from torpor.store.holds import TTL, Hold, Holder, Holds, shared
 from torpor.supervise import registry
 from torpor.supervise.registry import Pid

@@ -21,10 +21,11 @@ import os
 import stat as mode
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from torpor.linux import proc
 from torpor.model.errors import NotFound, TorporError, UsageError
+from torpor.named_tuple import NamedTuple
 from torpor.supervise import state
 
 ALLOWED = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")

@@ -11,9 +11,9 @@ import os
 import signal
 import struct
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from torpor.linux import signalfd
+from torpor.named_tuple import NamedTuple
 
 SI_USER = 0
 SI_KERNEL = 0x80

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from typing import Any, NamedTuple
+from typing import Any
+
+from torpor.named_tuple import NamedTuple
 
 
 class Ended(NamedTuple):

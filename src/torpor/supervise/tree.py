@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from torpor.linux import proc
 from torpor.model.snapshot import is_copy
+from torpor.named_tuple import NamedTuple
 from torpor.supervise.registry import NOBODY, Entry, Pid
 
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ import json
 import os
 import signal
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from torpor.model.errors import UsageError
+from torpor.named_tuple import NamedTuple
 from torpor.supervise import hooks as hooking
 from torpor.supervise.hooks import Hooks
 from torpor.supervise.signals import PASSED_ON

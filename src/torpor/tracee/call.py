@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Collection, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
+
+from torpor.named_tuple import NamedTuple
 
 
 class In(NamedTuple):

@@ -25,12 +25,12 @@ import os
 import signal
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 from torpor.linux import clone, ptrace, uio
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.arch.x86_64_code import SIZE
 from torpor.model.snapshot import COMM
+from torpor.named_tuple import NamedTuple
 from torpor.tracee.batch import Batch, laid_out
 from torpor.tracee.call import ANY, Call, In, call
 from torpor.tracee.process import LivingProcess

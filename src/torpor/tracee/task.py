@@ -11,11 +11,12 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 from torpor.linux import proc, ptrace
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.ptrace import Regs
+from torpor.named_tuple import NamedTuple
 from torpor.tracee.batch import Batch, laid_out
 from torpor.tracee.call import Answer, Call, Word, failed
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
+from torpor.named_tuple import NamedTuple
 from torpor.tracee.batch import Batch, laid_out
 from torpor.tracee.call import Answer, failed
 from torpor.tracee.stub import LANES, StubProcess

@@ -9,9 +9,9 @@ import mmap
 import os
 import struct
 import time
-from typing import NamedTuple
 
 from torpor.linux import proc
+from torpor.named_tuple import NamedTuple
 from torpor.watch import lines
 
 _ABOUT = struct.Struct("<dQQ")

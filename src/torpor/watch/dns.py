@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import struct
 from _socket import AF_INET, AF_INET6, inet_ntop
-from typing import NamedTuple
+
+from torpor.named_tuple import NamedTuple
 
 _HEADER = struct.Struct(">HHHHHH")
 _QUESTION = struct.Struct(">HH")

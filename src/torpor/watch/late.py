@@ -17,7 +17,6 @@ import secrets
 import socket
 import struct
 from collections.abc import Callable
-from typing import NamedTuple
 
 import msgspec
 
@@ -25,6 +24,7 @@ from torpor.checkpoint.tree import Tree
 from torpor.linux import capability, pidfd, prctl, proc, seccomp_notify
 from torpor.linux.arch.x86_64 import NR
 from torpor.model.errors import Refusal, Refused, Unwatched
+from torpor.named_tuple import NamedTuple
 from torpor.posix import seccomp_filters
 from torpor.posix.obstacles import Seen
 from torpor.posix.turnover import Numbers, Script, result

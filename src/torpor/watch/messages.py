@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from typing import NamedTuple
 
 from torpor.linux import uio
 from torpor.linux.libc import libc
+from torpor.named_tuple import NamedTuple
 
 _HEADER = struct.Struct("<QI4xQQQQI4x")
 SIZE = 56

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 from torpor.model.data import Ref
+from torpor.named_tuple import NamedTuple
 
 Range = tuple[int, int]
 """(start, end)"""

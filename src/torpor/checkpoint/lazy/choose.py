@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from typing import NamedTuple
 
 import msgspec
 
 from torpor.image.manifest import ProcessRecord
 from torpor.model.data import Ref
+from torpor.named_tuple import NamedTuple
 from torpor.posix.memory.area import ANONYMOUS, AreaRecord
 from torpor.posix.memory.pages import PAGE, WINDOW, PagesRecord, Window, pack, unpack
 from torpor.posix.tid_address import ThreadEnd, TidAddressService

@@ -23,10 +23,10 @@ from __future__ import annotations
 
 import struct
 from operator import attrgetter
-from typing import NamedTuple
 
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.ptrace import Regs
+from torpor.named_tuple import NamedTuple
 
 MAGIC = b"\xebtorpor\x01"
 """In front of our code in the padding it lives in, so that left-overs of a killed tracer are recognised."""

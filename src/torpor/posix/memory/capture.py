@@ -7,13 +7,13 @@ import functools
 import mmap
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
 
 from torpor.linux import proc, uio
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.pagemap import PAGE, Pagemap
 from torpor.model.data import CHUNK_SIZE, Sink
 from torpor.model.errors import Refused
+from torpor.named_tuple import NamedTuple
 from torpor.posix import paths
 from torpor.posix.memory import obstacles
 from torpor.posix.memory.area import (

@@ -14,9 +14,9 @@ import fnmatch
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 from torpor.linux import proc, uio
+from torpor.named_tuple import NamedTuple
 from torpor.posix.memory.area import FILE, KERNEL, AreaRecord
 from torpor.posix.memory.pages import Window
 

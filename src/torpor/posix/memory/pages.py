@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 import msgspec
+
+from torpor.named_tuple import NamedTuple
 
 PAGE = 4096
 WINDOW_PAGES = 64

@@ -16,9 +16,9 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 from torpor.linux import masks, proc, uio
+from torpor.named_tuple import NamedTuple
 
 CODE = "[vdso]"
 NAMES = ("[vvar]", "[vvar_vclock]", CODE)
