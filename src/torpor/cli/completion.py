@@ -28,9 +28,9 @@ def command(options: argparse.Namespace) -> int:
 def everything() -> argparse.ArgumentParser:
     """A parser of all commands at once; only this command needs it."""
     from torpor.cli.main import COMMANDS, load
-    from torpor.cli.options import describe
+    from torpor.cli.parser import Parser, describe
 
-    parser = argparse.ArgumentParser(prog="torpor")
+    parser = Parser(prog="torpor")
     parser.add_argument("--version", action="store_true", help="show the version")
     commands = parser.add_subparsers()
     for name, what in COMMANDS.items():

@@ -9,7 +9,11 @@ be executed.
 from __future__ import annotations
 
 import sys
-from types import ModuleType
+
+TYPE_CHECKING = False  # as type checkers know it; the module `typing` is not imported for it
+if TYPE_CHECKING:
+    from types import ModuleType
+    from typing import Any
 
 COMMANDS = {
     "run": "start a program as a job",
@@ -105,10 +109,17 @@ def _dispatch(words: list[str]) -> int:
 
     as_json = name != "rsh" and "--json" in (rest[: rest.index("--")] if "--" in rest else rest)
     try:
-        from torpor.cli.options import parse
-
         module = load(name)
-        status: int = module.command(parse(name, module, rest))
+        options: Any = None
+        if getattr(module, "QUICK", False):
+            from torpor.cli import quick
+
+            options = quick.parse(module, rest)
+        if options is None:
+            from torpor.cli import parser
+
+            options = parser.parse(name, module, rest)
+        status: int = module.command(options)
         return status
     except TorporError as error:
         if as_json:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import TYPE_CHECKING
-
 from torpor.cli import upkeep
 from torpor.cli.options import (
     add_files,
@@ -19,12 +16,16 @@ from torpor.cli.options import (
 )
 from torpor.model.errors import UsageError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
+
     from torpor.cli.progress import Progress
     from torpor.launch.detach import Started
     from torpor.launch.hosts import Elsewhere
     from torpor.launch.restart import Wishes
 
+QUICK = True
 HELP = """Start a saved job again where it was when it was saved.
 
 CHECKPOINT is NAME (its newest), NAME@3 (number 3) or NAME@-1 (the newest but one); it may be left out where

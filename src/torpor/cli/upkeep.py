@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import Any
-
 from torpor.cli.options import add_compress
 from torpor.model.errors import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any
 
 USAGE = """[--every TIME] [--keep N] [--on-signal SIGNAL=ACTION] [--deadline TIME]
                   [--on-crash restart:N] [--stopped-status N] [--[no-]with-files] [--[no-]track]
@@ -44,11 +46,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         "watched; may be repeated (docs/watch.md)",
     )  # fmt: skip
     group = parser.add_argument_group("for every checkpoint of the job", "remembered likewise")
+    group.add_argument("--with-files", action="yes-no", help="as torpor checkpoint --with-files (default: not)")
     group.add_argument(
-        "--with-files", action=argparse.BooleanOptionalAction, help="as torpor checkpoint --with-files (default: not)"
-    )
-    group.add_argument(
-        "--track", action=argparse.BooleanOptionalAction,
+        "--track", action="yes-no",
         help="have the kernel note which memory is written, so that the next checkpoint reads only that; costs the job "
         "a page fault for the first write to each page after a checkpoint (default: not)",
     )  # fmt: skip

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from torpor.cli import main, options, text
+from torpor.cli import main, parser, text
 
 SOURCE = str(Path(__file__).parents[3] / "src")
 COMMANDS = [name for name in main.COMMANDS if name != "doctor"]
@@ -101,7 +101,7 @@ def test_words_of_the_program_are_its_own() -> None:
     ):
         if name == "--":
             continue
-        parsed = options.parse("run", run, words)
+        parsed = parser.parse("run", run, words)
         assert (parsed.name, parsed.program) == (name, program)
 
 
