@@ -40,11 +40,13 @@ class Pagemap:
     def close(self) -> None:
         os.close(self._fd)
 
-    def private(self, start: int, end: int) -> list[tuple[int, int]]:
-        """Runs (start, end) of pages that are neither absent, nor the zero page, nor a page of the mapped file."""
+    def private(self, start: int, end: int, file: bool = True) -> list[tuple[int, int]]:
+        """Runs (start, end) of pages that are neither absent, nor the zero page, nor a page of the mapped file. file:
+        can there be such? To tell, the kernel looks at each page: it takes seven times as long (20 ms and not 3 for
+        each GiB of 4K pages; fs/proc/task_mmu.c, pagemap_page_category)."""
         if self._scan:
             while True:
-                unwanted = _IS_FILE | _IS_PFNZERO | (_IS_GUARD if self._guards else 0)
+                unwanted = _IS_PFNZERO | (_IS_FILE if file else 0) | (_IS_GUARD if self._guards else 0)
                 try:
                     return self._by_scan(start, end, unwanted, unwanted, _IS_PRESENT | _IS_SWAPPED)
                 except OSError as error:

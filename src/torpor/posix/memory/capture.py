@@ -34,6 +34,7 @@ from torpor.tracee.call import ANY, Out, call
 from torpor.tracee.process import Process
 
 _APART = frozenset(("dc", "wf", "ht"))
+_ANONYMOUS = ("[heap]", "[stack]", "[anon:")
 _NEVER_NAMED = ("/dev/zero (deleted)", "/anon_hugepage (deleted)")
 
 
@@ -214,13 +215,18 @@ def own_windows(pid: int, seen: Iterable[Seen]) -> Iterable[Window]:
     try:
         for area, record, _ in some:
             if record.kind in (ANONYMOUS, FILE):
-                runs = pagemap.private(area.start, area.end)
+                runs = pagemap.private(area.start, area.end, not _anonymous(area))
             else:
                 # A private mapping of an object that has no path: what was not copied is read through it as well.
                 runs = pagemap.present(area.start, area.end)
             yield from windows(runs)
     finally:
         pagemap.close()
+
+
+def _anonymous(area: proc.Area) -> bool:
+    """Is it certain that pages there can only be anonymous? Those of the kernel's own mappings ([uprobes]) are not."""
+    return not area.ino and (not area.path or area.path.startswith(_ANONYMOUS))
 
 
 def guards(pid: int, seen: Iterable[Seen]) -> tuple[tuple[int, int], ...]:
