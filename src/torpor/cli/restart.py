@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torpor.cli import upkeep
+import gc
+
+from torpor.cli import lean, upkeep
 from torpor.cli.options import (
     add_files,
     add_json,
@@ -118,7 +120,8 @@ def options(parser: argparse.ArgumentParser) -> None:
 def command(options: argparse.Namespace) -> int:
     if options.files not in ("auto", "keep"):
         raise UsageError("restart: --files is auto or keep")
-    _be_quick()
+    gc.disable()  # there is nothing to collect yet; launch/restart.py turns it on once the job runs
+    lean.bring_msgspec()
     if options.map_path:
         from torpor.model.path_map import PathMap
 
@@ -247,18 +250,3 @@ def _elsewhere(error: Elsewhere, remote: str) -> int:
     if far.led:
         raise error
     return exit_with(far.lead(error.host, remote))
-
-
-def _be_quick() -> None:
-    """Start-up is restart time: leave out what only costs it."""
-    import gc
-    import sys
-
-    gc.disable()  # there is nothing to collect yet; launch/restart.py turns it on once the job runs
-    if "typing_extensions" not in sys.modules:
-        # Where it is installed, msgspec takes two names from it that `typing` has as well, for 8 ms.
-        sys.modules["typing_extensions"] = None  # type: ignore[assignment]
-        try:
-            import msgspec  # noqa: F401
-        finally:
-            del sys.modules["typing_extensions"]

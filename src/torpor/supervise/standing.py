@@ -3,7 +3,7 @@ it runs, or with its first checkpoint; renewed while it is supervised; given bac
 
 from __future__ import annotations
 
-import threading
+from _thread import allocate_lock
 from typing import TYPE_CHECKING
 
 from torpor.model.errors import TorporError
@@ -30,7 +30,7 @@ class Standing:
         self._leases: dict[str, Lease] = {}
         self._opened: dict[str, Backend] = {}
         self._lost: set[str] = set()
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
         self._attached = self._over = False
 
     def add(self, lease: Lease | None) -> None:
@@ -66,6 +66,8 @@ class Standing:
 
         def tick() -> None:
             if self._leases and not self._over:
+                import threading
+
                 threading.Thread(target=self._renew, name="lease", daemon=True).start()
             loop.later(pause, tick)
 
@@ -115,6 +117,8 @@ class Standing:
             self.seats.close()
         if not self._leases:
             return
+        import threading
+
         thread = threading.Thread(target=self._release, name="lease", daemon=True)
         thread.start()
         thread.join(_PATIENCE)
