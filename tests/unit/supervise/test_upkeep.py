@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torpor.cli import upkeep as cli
+from torpor.cli.parser import Parser
 from torpor.model.errors import CheckpointFailed, UsageError
 from torpor.supervise import hooks, keeper, upkeep
 from torpor.supervise.keeper import Keeper, Order
@@ -50,7 +50,7 @@ def test_nothing_is_written_for_nothing() -> None:
 @given(KINDS.map(lambda wanted: wanted._replace(every=round(wanted.every, 3), deadline=round(wanted.deadline, 3))))
 def test_as_options(wanted: Upkeep) -> None:
     """What is shown can be said, and means the same."""
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     cli.add(parser)
     words = upkeep.options(wanted)
     assert upkeep.changed(Upkeep(), cli.given(parser.parse_args(words))) == wanted
