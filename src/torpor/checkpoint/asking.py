@@ -21,9 +21,10 @@ from torpor.named_tuple import NamedTuple
 from torpor.posix import cpu
 from torpor.posix.memory import layout
 from torpor.posix.process_services import PROCESS_SERVICES, THREAD_SERVICES
+from torpor.tracee import guests
 from torpor.tracee.call import Call, Out, call
-from torpor.tracee.process import Process
-from torpor.tracee.task import Made, Task
+from torpor.tracee.process import LivingProcess
+from torpor.tracee.task import Made
 
 _OWN = (
     *layout.questions(),
@@ -78,31 +79,49 @@ def _waits(service: Any) -> bool:
     return bool(getattr(service, "afterwards", False))
 
 
+def ask(process: LivingProcess) -> Asked:
+    """Ask one process, and wait for it."""
+    asked = Asked(process)
+    asked.send()
+    return asked.hear()
+
+
 class Asked:
-    """A stopped process, asked: one batch for each of its tasks. exe: the program it runs.
+    """A stopped process that is asked: one batch for each of its tasks.
 
-    Raises Refused, CallFailed, Gone, OSError."""
+    Each step begins something that the process does while we turn to others, and waits for what the step before it has
+    begun: made, `send`, `hear`. Raises Refused, CallFailed, Gone, OSError.
+    """
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: LivingProcess) -> None:
+        self._process = process
+        process.set_out()
+
+    def send(self) -> None:
+        """Ask the first thread, and with it the process."""
+        process = self._process
         self._of_process = _Answered(process, PROCESS_SERVICES, 0)
-        self._of_threads: list[tuple[Task, _Answered]] = []
         ahead = [*self._of_process.questions, *_OWN]
         self._own = len(self._of_process.questions)
-        made: list[Made] = []
-        for task in process.tasks:
-            answered = _Answered(task, THREAD_SERVICES, len(ahead))
-            made.append(task.make([*ahead, *answered.questions]))
-            self._of_threads.append((task, answered))
-            ahead = []
+        first = _Answered(process.leader, THREAD_SERVICES, len(ahead))
+        self._of_threads = [first, *(_Answered(task, THREAD_SERVICES, 0) for task in process.tasks[1:])]
+        self._begun = process.leader.begin([*ahead, *first.questions])
+
+    def hear(self) -> Asked:
+        """What the first thread has to say; the others are asked, too. exe: the program that it runs."""
+        process = self._process
+        made = [self._begun.made()]
+        made += guests.make(process, zip(process.tasks[1:], (one.questions for one in self._of_threads[1:])))
         self._made = made[0]
         process.peek()
         self._of_process.take(self._made)
-        for (_, answered), one in zip(self._of_threads, made):
+        for answered, one in zip(self._of_threads, made):
             answered.take(one)
         self._cpu = [cpu.capture(process, task) for task in process.tasks]
         self._auxv = proc.read(f"/proc/{process.pid}/auxv")
         self.exe = os.readlink(f"/proc/{process.pid}/exe")
         self._stat = proc.stat(process.pid, process.leader.tid) if process.leader.tid != process.pid else process.stat
+        return self
 
     @property
     def early(self) -> Services:
@@ -121,7 +140,7 @@ class Asked:
             self._of_process.records(),
             tuple(
                 ThreadRecord(task.vtid, state, answered.records())
-                for (task, answered), state in zip(self._of_threads, self._cpu)
+                for task, answered, state in zip(self._process.tasks, self._of_threads, self._cpu)
             ),
             layout.capture(self._stat, self._auxv, brk, self.exe),
         )

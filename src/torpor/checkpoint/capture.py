@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,6 +12,7 @@ import msgspec
 from torpor import __version__
 from torpor.checkpoint import descriptors, memory
 from torpor.checkpoint.asking import Asked
+from torpor.checkpoint.asking import ask as ask_one
 from torpor.checkpoint.captured import Captured, Half
 from torpor.checkpoint.copies import Copies
 from torpor.checkpoint.mapped_files import MappedFiles
@@ -49,7 +50,7 @@ from torpor.posix.memory.forget import Forget
 from torpor.posix.scratch import Scratch
 from torpor.posix.service import Stream
 from torpor.tracee.freeze import Frozen
-from torpor.tracee.process import Process
+from torpor.tracee.process import LivingProcess, Process
 from torpor.tracee.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -117,9 +118,14 @@ def capture(
     asked: dict[int, Asked] = {}
     reapers: set[int] = set()
 
-    def ask(process: Process) -> str:
-        asked[process.pid] = Asked(process)
-        return _no_copy(process, asked[process.pid], reapers, tree.watched)
+    def ask(processes: Sequence[LivingProcess]) -> Iterator[str]:
+        # All at once, as far as it goes: while one does what it was asked, we turn to the others.
+        for process in processes:
+            asked[process.pid] = Asked(process)
+        for process in processes:
+            asked[process.pid].send()
+        for process in processes:
+            yield _no_copy(process, asked[process.pid].hear(), reapers, tree.watched)
 
     held = memory.save(
         frozen,
@@ -214,7 +220,7 @@ def _turn_over(view: View, frozen: Frozen, turns: Turns | None) -> bool:
     if view.backlogs.noted or view.backlogs.pending:
         memory.look(frozen, None)
         for process in frozen.processes.values():
-            Asked(process).told()
+            ask_one(process).told()
     lines: list[tuple[Turning, Any]] = []
     for seen in view.backlogs.noted.values():
         service = cast(Turning, view.service(seen))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from functools import cmp_to_key
 
 from torpor.linux import kcmp, proc
 from torpor.posix.service import Descriptor
@@ -50,21 +49,24 @@ def group(descriptors: Iterable[Descriptor]) -> list[list[Descriptor]]:
         key = (seen.dev, seen.ino, seen.target, seen.flags & ~O_CLOEXEC, seen.pos)
         alike.setdefault(key, []).append(seen)
 
-    def order(a: Descriptor, b: Descriptor) -> int:
-        return (0, -1, 1)[kcmp.file_order(a.pid, a.number, b.pid, b.number)]
-
     groups = []
     for some in alike.values():
-        if len(some) == 1:
-            groups.append(some)
-            continue
-        some.sort(key=cmp_to_key(order))
-        run = [some[0]]
-        for seen in some[1:]:
-            if order(run[-1], seen) == 0:
-                run.append(seen)
-            else:
-                groups.append(run)
-                run = [seen]
-        groups.append(run)
+        ordered: list[list[Descriptor]] = []  # as the kernel orders them; mostly there is one
+        for seen in some:
+            _join(ordered, seen)
+        groups += ordered
     return groups
+
+
+def _join(groups: list[list[Descriptor]], seen: Descriptor) -> None:
+    """Put a descriptor to those of the same open file description, by as few comparisons as there can be."""
+    low, high = 0, len(groups)
+    while low < high:
+        middle = (low + high) // 2
+        near = groups[middle][0]
+        order = kcmp.file_order(near.pid, near.number, seen.pid, seen.number)
+        if order == 0:
+            groups[middle].append(seen)
+            return
+        low, high = (middle + 1, high) if order == 1 else (low, middle)
+    groups.insert(low, [seen])

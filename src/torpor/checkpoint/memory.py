@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -24,7 +24,7 @@ from torpor.posix.memory.objects import MemoryObjectRecord
 from torpor.posix.memory.pages import PagesRecord, Window, pack
 from torpor.posix.service import Job
 from torpor.tracee.freeze import Frozen
-from torpor.tracee.process import Process
+from torpor.tracee.process import LivingProcess, Process
 from torpor.tracee.snapshot import Copy, Snapshot
 
 if TYPE_CHECKING:
@@ -78,21 +78,22 @@ def look(frozen: Frozen, known: Flags | None) -> dict[int, Look]:
 
 def save(
     frozen: Frozen,
-    order: Iterable[int],
+    order: Sequence[int],
     looks: dict[int, Look],
     job: Job,
     file_number: Callable[[str], int],
     sink: Sink,
     progress: Progress | None,
     snapshot: Snapshot | None,
-    ask: Callable[[Process], str],
+    ask: Callable[[Sequence[LivingProcess]], Iterator[str]],
     forget: Forget,
     look_at_writes: Callable[[Iterable[int]], Unchanged] | None = None,
 ) -> Held:
     """Save all memory that has to be saved while the job is stopped; the rest is held in copies of its processes, which
     `Held.finish` saves. order: host pids, parents before their children.  snapshot: takes the copies; None to save
-    everything now.  ask: asks a process all there is to ask, while those before it make their copies; it says why one
-    is not to make any, '' if it may.  forget: what is left out.  look_at_writes: see tracking.Tracker.look.
+    everything now.  ask: asks processes all there is to ask, one after the other, while those before it make their
+    copies; it says of each why it is not to make any, '' if it may.  forget: what is left out.  look_at_writes: see
+    tracking.Tracker.look.
 
     Raises Refused, CheckpointFailed, Gone, OSError, and what `ask` raises.
     """
@@ -102,14 +103,13 @@ def save(
         process = frozen.processes[pid]
         forget.look(pid, process.leader.tid)
         records = held.number(process, seen)
-        for (area, _, _), record in zip(seen, records):
+        for (area, *_), record in zip(seen, records):
             if record.kind == OBJECT:
                 shared.setdefault((area.dev, area.ino), []).append((process, area, record))
         held.areas[pid] = records
     held.objects = _objects(shared, held.areas, job, sink)
     try:
-        for pid in order:
-            why = ask(frozen.processes[pid])
+        for pid, why in zip(order, ask([frozen.processes[pid] for pid in order])):
             if snapshot is not None and why:
                 held.why[pid] = why
             elif snapshot is not None:
@@ -118,8 +118,10 @@ def save(
         # Also where one of them could not be asked: the others are in the middle of it.
         if snapshot is not None:
             held.why |= snapshot.finish()
+    # Nothing more is asked: what is saved is the memory as it was found.
     for process in frozen.processes.values():
-        # Nothing more is asked: what is saved is the memory as it was found.
+        process.set_out_home()
+    for process in frozen.processes.values():
         process.unpark()
     if look_at_writes is not None:
         held.unchanged = look_at_writes(frozen.processes)
@@ -172,10 +174,10 @@ class Held:
                 self._settle_now(process)
         work = []
         for pid, (seen, _) in self._looks.items():
-            chosen = [one for one in seen if capture.apart(one)] if pid in self._copies else seen
+            chosen = [one for one in seen if one.apart] if pid in self._copies else seen
             work += [Work(pid, pid, window) for window in self._windows(pid, pid, chosen)]
             # A copy has neither what is apart nor all of what is shared; guard pages go with their areas.
-            lacking = [one for one in seen if pid not in self._copies or one.record.shared or capture.apart(one)]
+            lacking = [one for one in seen if pid not in self._copies or one.record.shared or one.apart]
             self._guards[pid] = capture.guards(pid, lacking)
             if pid in self._copies:
                 self._comm[pid] = frozen.processes[pid].comm
@@ -240,7 +242,7 @@ class Held:
             self._renumber(pid, found)
             seen = found
         else:
-            seen = [one for one in seen if not capture.apart(one)]
+            seen = [one for one in seen if not one.apart]
         self._guards[pid] = tuple(
             sorted((*self._guards[pid], *capture.guards(copy.pid, (one for one in seen if not one.record.shared))))
         )

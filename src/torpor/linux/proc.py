@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from operator import itemgetter
 
 from torpor.named_tuple import NamedTuple
 
@@ -79,6 +80,10 @@ class Stat(NamedTuple):
     exit_code: int
 
 
+_NUMBERS = itemgetter(*(n - 3 for n in (4, 5, 6, 7, 8, 22, 26, 27, 28, 38, *range(45, 53))))
+"""The fields of Stat from ppid on, where the state, which is the third in the file, comes first."""
+
+
 def stat(pid: int, tid: int | None = None) -> Stat:
     """/proc/PID/stat, or the one of a thread. Addresses read 0 without the right to trace the process."""
     where = f"/proc/{pid}/stat" if tid is None else f"/proc/{pid}/task/{tid}/stat"
@@ -86,14 +91,7 @@ def stat(pid: int, tid: int | None = None) -> Stat:
     head, _, tail = line.rpartition(")")
     number, _, comm = head.partition(" (")
     f = tail.split()
-
-    def at(n: int) -> int:
-        return int(f[n - 3])
-
-    return Stat(
-        int(number), comm, f[0], at(4), at(5), at(6), at(7), at(8), at(22), at(26), at(27), at(28), at(38),
-        at(45), at(46), at(47), at(48), at(49), at(50), at(51), at(52),
-    )  # fmt: skip
+    return Stat(int(number), comm, f[0], *map(int, _NUMBERS(f)))
 
 
 def state(pid: int, tid: int | None = None) -> str:
@@ -159,6 +157,8 @@ def inner_pid(fields: Mapping[str, str], key: str = "NSpid") -> int:
 
 def threads(pid: int) -> list[int]:
     """Thread ids, the leader first."""
+    if os.stat(f"/proc/{pid}/task").st_nlink == 3:
+        return [pid]  # two links and one for each thread (fs/proc/base.c, proc_task_getattr); the last is the leader
     tids = sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))
     if pid in tids:
         tids.remove(pid)

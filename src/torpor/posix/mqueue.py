@@ -248,7 +248,15 @@ class MessageQueueService(DescriptorBase):
 
 def queues(job: Job) -> list[Descriptor]:
     """All descriptors of message queues in the job."""
-    return [one for one in job.descriptors if SERVICE.claims(one)]
+    kinds: dict[tuple[int, int, str, int], bool] = {}
+    found = []
+    for one in job.descriptors:
+        kind = one.dev, one.ino, one.target, one.flags & os.O_PATH
+        if kind not in kinds:
+            kinds[kind] = SERVICE.claims(one)
+        if kinds[kind]:
+            found.append(one)
+    return found
 
 
 def open_own(fd: int, seen: Descriptor) -> int:

@@ -15,7 +15,7 @@ import os
 import struct
 from _thread import get_native_id
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import msgspec
 
@@ -135,14 +135,14 @@ def namespaces(seen: Seen) -> Iterator[Refusal]:
     for kind in ("user", "pid", "mnt", "net", "ipc", "uts", "time", "cgroup"):
         own = _namespace(seen.pid, kind)
         others = (_namespace(whose, name) for whose, name in (
-            (os.getpid(), kind), (parent, kind), (parent, f"{kind}_for_children"),
+            (parent, kind), (parent, f"{kind}_for_children"),
         ))  # fmt: skip
         # A process with a new namespace for its children only shows it there.
         # (A pid namespace without a process in it yet cannot be read.)
         split = kind in ("pid", "time") and _namespace(seen.pid, f"{kind}_for_children") != own
         if split and not _namespace(seen.pid, "mnt"):
             return  # it is just ending, and has lost all of them but this
-        if own and (split or own not in others):
+        if own and (split or (own != _ours(os.getpid(), kind) and own not in others)):
             yield seen.refuse(
                 f"is in a {kind} namespace of its own"
                 if not split
@@ -160,6 +160,12 @@ def _namespace(pid: int, kind: str) -> str:
         return os.readlink(f"/proc/{pid}/ns/{kind}")
     except OSError:
         return ""
+
+
+@lru_cache(32)
+def _ours(pid: int, kind: str) -> str:
+    """Our own, which we do not leave: what enters another one is forked for it."""
+    return _namespace(pid, kind)
 
 
 def unshared(seen: Seen) -> Iterator[Refusal]:

@@ -28,8 +28,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cached_property, lru_cache
 
 import msgspec
 
@@ -95,7 +95,7 @@ class Members:
     @cached_property
     def oldest(self) -> float:
         """When the oldest of them started, seconds since the epoch."""
-        return min(_began(process.stat) for process in self.processes)
+        return _began(min((process.stat for process in self.processes), key=lambda stat: stat.starttime))
 
     def acted(self, vpid: int, when: int) -> bool:
         """Was it a process of the job (and not one that had its pid before) that did something at `when`?"""
@@ -180,16 +180,20 @@ def _link(pid: int, kind: str) -> str:
         return ""
 
 
-def listed(members: Members, nr: int, stat: int, size: int) -> list[tuple[int, bytes]]:
-    """All objects of one kind in the namespace of stopped processes: (id, structure).
+def listed(members: Members, nr: int, stat: int, size: int, theirs: Collection[int]) -> list[tuple[int, bytes]]:
+    """All objects of one kind in the namespace of stopped processes: (id, structure). None where nothing can be theirs:
+    none of the ids `theirs` is there, and all is as old as `Members.are_younger` says.
 
     nr: shmctl, semctl or msgctl. stat: the command that looks at a place in the kernel's table without asking for
     permission (Linux 4.17). size: of the structure.
     """
     process = members.first
     if not members.private:
-        if _nothing_here(nr):
-            return []
+        shown = _shown(nr)
+        if shown is not None:
+            ids, latest = shown
+            if not ids or (ids.isdisjoint(theirs) and members.are_younger(latest)):
+                return []
         if members.sees_all and _link(process.pid, "user") == _link(os.getpid(), "user"):
             return list(sysvipc.listed(nr, stat, size))  # it would see the very same
     highest = process.run([_control(nr, 0, sysvipc.INFO, 128)])[0].value
@@ -197,13 +201,23 @@ def listed(members: Members, nr: int, stat: int, size: int) -> list[tuple[int, b
     return [(answer.value, answer.outs[0]) for answer in answers if not answer.error]
 
 
-def _nothing_here(nr: int) -> bool:
-    """Are there no objects of a kind in our own namespace? The files have a line of headings."""
+def _shown(nr: int) -> tuple[frozenset[int], int] | None:
+    """The ids of all objects of a kind in our own namespace, and when one of them was used last (seconds since the
+    epoch). None if they are not shown."""
     name = {NR.shmctl: "shm", NR.semctl: "sem", NR.msgctl: "msg"}[nr]
     try:
-        return proc.read(f"/proc/sysvipc/{name}").count(b"\n") <= 1
+        return _table(proc.read(f"/proc/sysvipc/{name}"))
     except OSError:
-        return False
+        return None
+
+
+@lru_cache(8)
+def _table(raw: bytes) -> tuple[frozenset[int], int]:
+    """A file of /proc/sysvipc. It has a line of headings: the id comes second, the columns of times end in `time`."""
+    heads, *lines = (line.split() for line in raw.splitlines())
+    times = [at for at, head in enumerate(heads) if head.endswith(b"time")]
+    latest = max((int(line[at]) for line in lines for at in times), default=0)
+    return frozenset(int(line[1]) for line in lines), latest
 
 
 def _control(nr: int, number: int, command: int, size: int, accept: Iterable[int] = ()) -> Call:

@@ -58,7 +58,7 @@ class MessageService(JobBase):
         members = Members(processes)
         waiting = members.waiting((NR.msgrcv, NR.msgsnd))
         found = []
-        for number, raw in listed(members, NR.msgctl, sysvipc.MSG_STAT_ANY, sysvipc.QUEUE_SIZE):
+        for number, raw in listed(members, NR.msgctl, sysvipc.MSG_STAT_ANY, sysvipc.QUEUE_SIZE, waiting):
             queue = sysvipc.queue(raw)
             if number not in waiting and members.are_younger(max(queue.stime, queue.rtime, queue.ctime)):
                 continue

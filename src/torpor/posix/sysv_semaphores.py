@@ -69,7 +69,7 @@ class SemaphoreService(JobBase):
         waiting = members.waiting((NR.semop, NR.semtimedop))
         undoing = [process for process in processes if _has_undo(process)]
         found = []
-        for number, raw in listed(members, NR.semctl, sysvipc.SEM_STAT_ANY, sysvipc.SET_SIZE):
+        for number, raw in listed(members, NR.semctl, sysvipc.SEM_STAT_ANY, sysvipc.SET_SIZE, waiting):
             seen = sysvipc.set_(raw)
             if number not in waiting and members.are_younger(max(seen.otime, seen.ctime)):
                 continue

@@ -75,7 +75,7 @@ class SharedMemoryService(JobBase):
         members = Members(processes)
         attached = attachments(processes)
         found = []
-        for number, raw in listed(members, NR.shmctl, sysvipc.SHM_STAT_ANY, sysvipc.SEGMENT_SIZE):
+        for number, raw in listed(members, NR.shmctl, sysvipc.SHM_STAT_ANY, sysvipc.SEGMENT_SIZE, attached):
             segment = sysvipc.segment(raw)
             here = attached.pop(number, [])
             if not here and members.are_younger(max(segment.ctime, segment.atime, segment.dtime)):

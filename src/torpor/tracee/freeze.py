@@ -29,6 +29,9 @@ EINTR_CALLS = frozenset(
     (0, 1, 19, 20, 43, 44, 45, 46, 47, 65, 69, 70, 128, 208, 220, 232, 281, 288, 299, 307, 333, 441)
 )
 EINTR = 4
+_YIELDS = 50
+"""So often whoever waits for a stop only gives way to others, which takes a tenth of a millisecond; a nap takes longer
+than it is told to."""
 _LOOKS = 10
 """How often a tree is looked through, at the least, before it counts as one that grows too fast."""
 
@@ -271,21 +274,22 @@ def _await_stop(pid: int, tid: int, deadline: float, held_up: Callable[[], None]
     held_up: called now and then while it does not come to a stop. Returns the signal of the group stop it is in, 0 for
     none, None if it ended.
     """
-    pause = 0.0
+    looks, pause = 0, 0.0
     while True:
         try:
             status = ptrace.poll(tid)
         except ChildProcessError:
             return None
         if status is None:
+            looks += 1
+            if looks <= _YIELDS:
+                os.sched_yield()
+                continue
             if time.monotonic() > deadline:
                 raise CheckpointFailed(_stuck(pid, tid))
-            if pause:
-                held_up()
-                time.sleep(pause)
-            else:
-                os.sched_yield()
             pause = min(pause + 0.00005, 0.002)
+            held_up()
+            time.sleep(pause)
             continue
         if not os.WIFSTOPPED(status):
             return None

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torpor.linux import proc, ptrace, uio
 from torpor.linux.arch.x86_64 import NR
-from torpor.linux.arch.x86_64_code import SIZE, Split, assemble, assemble_gate, assemble_split
+from torpor.linux.arch.x86_64_code import GUESTS, SIZE, Split, assemble, assemble_gate, assemble_split
 from torpor.linux.libc import syscall
 from torpor.model.errors import Refusal, Refused
 from torpor.tracee import padding
@@ -20,6 +20,9 @@ from torpor.tracee.call import Answer, Call
 from torpor.tracee.task import ALL_BLOCKED, NOT_IN_CALL, Seat, Task, quiet_signal
 
 SCRATCH_SIZE = 64 * 1024
+_WORD = 4
+"""Bytes of a guest's word at the beginning of the scratch memory."""
+
 SLOTS = 64
 """So many places for code are looked for in a process, at most (and looked at after a tracer of ours was killed)."""
 
@@ -139,7 +142,8 @@ class LivingProcess(Process):
     """A process of a running job, frozen in the middle of whatever it did.
 
     The first thread is *parked*: from its first call until the release it stands in our code, which, should we die,
-    unmaps the scratch memory and goes home. Other threads run their calls as guests in that scratch memory.
+    unmaps the scratch memory and goes home. Other threads run their calls as guests in that scratch memory, each in a
+    part of it and with code in a place of its own (a lane); so a few may do so at the same time.
     """
 
     def __init__(self, pid: int, vpid: int = 0) -> None:
@@ -149,6 +153,7 @@ class LivingProcess(Process):
         self._signal = 0
         self._seat: Seat | None = None
         self._gated: list[tuple[Task, int]] = []
+        self._leaves = False
 
     def put(self, address: int, data: bytes) -> None:
         """See tracee.task.Owner."""
@@ -162,13 +167,22 @@ class LivingProcess(Process):
         """See tracee.task.Owner."""
         if self._seat is None:
             self._seat = self._park()
-        if task is self.leader:
-            return self._seat
-        code = assemble(
-            self._slots[1], self.vpid, task.vtid, self._signal, task.regs, task.mask, SCRATCH_SIZE, guest=True
-        )
-        self._memory.write(self._slots[1], code.blob)
-        return Seat(code.loop, code.one, code.stop, self._seat.scratch, SCRATCH_SIZE, self._signal, guest=True)
+        return self._seat if task is self.leader else self.seat_guest(task, 0)
+
+    def seat_guest(self, task: Task, lane: int) -> Seat:
+        """Make a thread that is not the first one ready to run calls in a lane that nobody else uses."""
+        home = self.enter(self.leader)
+        slot, size = self._slots[1 + lane], SCRATCH_SIZE // GUESTS
+        code = assemble(slot, self.vpid, task.vtid, self._signal, task.regs, task.mask, SCRATCH_SIZE, guest=True)
+        self._memory.write(slot, code.blob)
+        scratch, hold = home.scratch + lane * size, home.scratch + lane * _WORD
+        return Seat(code.loop, code.one, code.stop, scratch, size, self._signal, hold)
+
+    @property
+    def lanes(self) -> int:
+        """How many guests it has room for."""
+        self.enter(self.leader)
+        return min(len(self._slots) - 1, GUESTS)
 
     def leave(self, task: Task) -> None:
         """See tracee.task.Owner."""
@@ -217,9 +231,33 @@ class LivingProcess(Process):
                 continue  # killed where it stood
         self._gated.clear()
 
+    def set_out(self) -> None:
+        """Let the first thread begin to park itself, while we turn to something else."""
+        if self._seat is None and self.leader.under_way is None:
+            task = self.leader
+            seat, code = self._place()
+            flags = 0x02 | 0x20 | 0x4000  # MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
+            task.set_out(seat, code, rax=NR.mmap, rdi=0, rsi=SCRATCH_SIZE, rdx=3, r10=flags, r8=-1, r9=0)
+            task.send(seat)
+
     def _park(self) -> Seat:
+        self.set_out()
         task = self.leader
-        self._slots = padding.find(self._memory, self.areas)
+        seat = task.under_way
+        assert seat is not None
+        regs = task.to_stop(seat, runs=True)
+        scratch: int = regs.rbx  # the code keeps the result there; rax is its signal call's by now
+        if scratch >> 63:
+            task.put_back()
+            raise Refused(
+                [Refusal(self.pid, self.comm, "has no room for 64 KiB more of memory", "raise its limits (ulimit -v)")]
+            )
+        return seat._replace(scratch=scratch)
+
+    def _place(self) -> tuple[Seat, int]:
+        """Put the first thread's code in its place: its seat, still without memory, and the entry for one call."""
+        task = self.leader
+        self._slots = padding.find(self._memory, self.areas, 1 + max(1, min(GUESTS, len(self.tasks) - 1)))
         if len(self._slots) < 2:
             raise Refused(
                 [
@@ -237,27 +275,35 @@ class LivingProcess(Process):
             self._slots[0], self.vpid, task.vtid, self._signal, task.regs, task.mask, SCRATCH_SIZE, guest=False
         )
         self._memory.write(self._slots[0], code.blob)
-        seat = Seat(code.loop, code.one, code.stop, 0, SCRATCH_SIZE, self._signal, tail=code.tail)
-        flags = 0x02 | 0x20 | 0x4000  # MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
-        regs = task.go(seat, code.one, rax=NR.mmap, rdi=0, rsi=SCRATCH_SIZE, rdx=3, r10=flags, r8=-1, r9=0)
-        scratch: int = regs.rbx  # the code keeps the result there; rax is its signal call's by now
-        if scratch >> 63:
-            task.put_back()
-            raise Refused(
-                [Refusal(self.pid, self.comm, "has no room for 64 KiB more of memory", "raise its limits (ulimit -v)")]
-            )
-        return seat._replace(scratch=scratch)
+        return Seat(code.loop, code.one, code.stop, 0, SCRATCH_SIZE, self._signal, tail=code.tail), code.one
+
+    def set_out_home(self) -> None:
+        """Let the first thread begin to take the scratch memory away, while we turn to something else."""
+        task = self.leader
+        if self._leaves or (self._seat is None and task.under_way is None):
+            return
+        if self._seat is None:
+            self._seat = self._park()
+        elif task.under_way is not None:
+            task.to_stop(task.under_way, runs=True)
+        seat = self._seat
+        task.set_out(seat, seat.one, rax=NR.munmap, rdi=seat.scratch, rsi=SCRATCH_SIZE, rbx=0)
+        task.send(seat)
+        self._leaves = True
 
     def unpark(self) -> None:
         """Take scratch memory and code away again; afterwards every thread stands where it was found."""
-        if self._seat is None:
+        try:
+            self.set_out_home()
+        except Refused:
+            return  # it never came to have any
+        seat, self._seat, self._leaves = self._seat, None, False
+        if seat is None:
             return
-        task, seat = self.leader, self._seat
-        task.go(seat, seat.one, rax=NR.munmap, rdi=seat.scratch, rsi=SCRATCH_SIZE, rbx=0)
-        task.put_back()
+        self.leader.to_stop(seat, runs=True)
+        self.leader.put_back()
         for slot in self._slots:
             self._memory.write(slot, bytes(SIZE))
-        self._seat = None
 
     def add(self, tid: int) -> Task:
         """Take a freshly stopped thread in; `learn` is to follow."""

@@ -28,8 +28,8 @@ ALL_BLOCKED = (1 << 64) - 1
 HEAD = 64
 """Bytes at the beginning of the scratch memory that are not for batches: its owner's."""
 
-_BUSY = b"\x01".ljust(HEAD, b"\0")
-"""They, while a guest uses the scratch memory; the guest's own code counts the first word down."""
+_BUSY = b"\x01\0\0\0"
+"""A word of them, while a guest uses the scratch memory; the guest's own code counts it down."""
 
 
 class Gone(Exception):
@@ -49,8 +49,8 @@ class Seat(NamedTuple):
     scratch: int
     size: int
     signal: int
-    guest: bool = False
-    """The scratch memory belongs to another thread, which must not unmap it while we are busy."""
+    hold: int = 0
+    """Of a guest: the scratch memory belongs to another thread, which must not unmap it while this word is not 0."""
     tail: int = 0
     """Where other code of ours goes on when it has done its work (not for guests)."""
 
@@ -89,6 +89,8 @@ class Task:
         self.held: list[bytes] = []
         """Signals (siginfo) that arrived while calls ran; delivered at the release."""
         self.in_signal_stop = False
+        self.under_way: Seat | None = None
+        """It runs code of ours, and nobody has waited for it yet."""
         self.options = 0
         """PTRACE_O_* that were set."""
         self.rseq = 0, 0, 0
@@ -138,15 +140,11 @@ class Task:
 
     def make(self, calls: Sequence[Call], objects: Callable[[int], int] | None = None) -> Made:
         """Run system calls in the task; what came of them is looked at later."""
-        images: list[tuple[Batch, bytes]] = []
-        if calls:
-            seat = self.owner.enter(self)
-            try:
-                for batch in laid_out(seat.scratch + HEAD, seat.size - 4096, calls, objects):
-                    images.append((batch, self.launch(seat, batch).image()))
-            finally:
-                self.owner.leave(self)
-        return Made(self.tgid, images)
+        return self.begin(calls, objects).made() if calls else Made(self.tgid, [])
+
+    def begin(self, calls: Sequence[Call], objects: Callable[[int], int] | None = None) -> Begun:
+        """Set calls going that are waited for later."""
+        return Begun(self, self.owner.enter(self), calls, objects)
 
     def start(self, calls: Sequence[Call]) -> Started:
         """Set a batch going without waiting for its end. It has to fit the scratch memory: it runs as one, to its end,
@@ -159,15 +157,13 @@ class Task:
 
     def launch(self, seat: Seat, batch: Batch) -> Started:
         """Set a batch going that was laid out for a seat of this task."""
-        if seat.guest:
+        self.owner.put(seat.scratch + HEAD, batch.image)
+        if seat.hold:
             # It takes hold of the memory before it stands in our code: were it the other way round and we died in
             # between, the memory could go while the guest is in it.
-            self.owner.put(seat.scratch, _BUSY + batch.image)
-        else:
-            self.owner.put(seat.scratch + HEAD, batch.image)
+            self.owner.put(seat.hold, _BUSY)
         self.set_out(seat, seat.loop, r12=seat.scratch + HEAD, r13=batch.count)
-        ptrace.request(ptrace.CONT, self.tid)
-        self.in_signal_stop = False
+        self.send(seat)
         return Started(self, seat, batch)
 
     def go(self, seat: Seat, entry: int, **registers: int) -> Regs:
@@ -184,8 +180,8 @@ class Task:
         regs.r15 = self.vtid  # see assemble_plain
         for name, value in registers.items():
             setattr(regs, name, value & NOT_IN_CALL)
-        if seat.guest:
-            regs.r14 = seat.scratch
+        if seat.hold:
+            regs.r14 = seat.hold
         elif "rbx" not in registers:
             regs.rbx = seat.scratch
         # Entering: registers first, then the mask. Were it the other way round, a tracer killed in between would
@@ -193,8 +189,15 @@ class Task:
         ptrace.set_regs(self.tid, regs)
         ptrace.set_mask(self.tid, ALL_BLOCKED & ~(1 << (seat.signal - 1)))
 
+    def send(self, seat: Seat) -> None:
+        """Let the task go; it is `under_way` until `to_stop` has seen it at its stop."""
+        ptrace.request(ptrace.CONT, self.tid)
+        self.in_signal_stop = False
+        self.under_way = seat
+
     def to_stop(self, seat: Seat, runs: bool = False) -> Regs:
         """Let the task run until it stands at the stop of our code. runs: it is on its way already."""
+        self.under_way = None
         while True:
             if not runs:
                 ptrace.request(ptrace.CONT, self.tid)
@@ -257,6 +260,41 @@ class Made:
             found = self.unchecked()[first:last]
         failed(self._pid, calls, found)
         return found
+
+
+class Begun:
+    """Calls that a task is making, at least one. When they are `made`, or cannot be, it has left its seat."""
+
+    def __init__(
+        self, task: Task, seat: Seat, calls: Sequence[Call], objects: Callable[[int], int] | None = None
+    ) -> None:
+        self._task, self._seat = task, seat
+        self._batches = iter(laid_out(seat.scratch + HEAD, seat.size - 4096, calls, objects))
+        try:
+            self._launch()
+        except BaseException:
+            task.owner.leave(task)
+            raise
+
+    def _launch(self) -> bool:
+        """Is there another batch? Then it runs."""
+        batch = next(self._batches, None)
+        if batch is not None:
+            self._running = batch, self._task.launch(self._seat, batch)
+        return batch is not None
+
+    def made(self) -> Made:
+        """Wait for the end of them. Raises Gone."""
+        images = []
+        try:
+            more = True
+            while more:
+                batch, started = self._running
+                images.append((batch, started.image()))
+                more = self._launch()
+            return Made(self._task.tgid, images)
+        finally:
+            self._task.owner.leave(self._task)
 
 
 class Started:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from torpor.checkpoint import asking
-from torpor.checkpoint.asking import Asked, Told
+from torpor.checkpoint.asking import Told
 from torpor.posix.process_services import PROCESS_SERVICES, THREAD_SERVICES
 from torpor.tracee.freeze import freeze
 
@@ -50,10 +50,10 @@ def test_records_are_made_of_what_was_there_in_the_pause(monkeypatch: pytest.Mon
             os._exit(1)
     os.read(reading, 1)
     with freeze(lambda: [pid]) as frozen:
-        asked = Asked(frozen.processes[pid])
+        asked = asking.ask(frozen.processes[pid])
         stopped = plain(asked.told())
         monkeypatch.setattr(asking, "_waits", lambda service: False)
-        assert forgiving(plain(Asked(frozen.processes[pid]).told())) == forgiving(stopped)
+        assert forgiving(plain(asking.ask(frozen.processes[pid]).told())) == forgiving(stopped)
         monkeypatch.undo()
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
@@ -70,7 +70,7 @@ def test_records_stand_in_the_order_of_the_services() -> None:
     if pid == 0:
         time.sleep(600)
     with freeze(lambda: [pid]) as frozen:
-        told = Asked(frozen.processes[pid]).told()
+        told = asking.ask(frozen.processes[pid]).told()
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     for found, services in ((told.services, PROCESS_SERVICES), (told.threads[0].services, THREAD_SERVICES)):

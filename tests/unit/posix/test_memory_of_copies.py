@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torpor.linux.proc import Area
 from torpor.posix.memory.area import ANONYMOUS, DROPPABLE, FILE, OBJECT, AreaRecord
-from torpor.posix.memory.capture import Seen, apart, confirm, dropped, without
+from torpor.posix.memory.capture import Seen, confirm, dropped, without
 
 LIB = Area(0x1000, 0x5000, "r-xp", 0x2000, 8, 77, "/lib/x.so")
 HEAP = Area(0x10000, 0x40000, "rw-p", 0, 0, 0, "")
@@ -12,7 +12,7 @@ HEAP = Area(0x10000, 0x40000, "rw-p", 0, 0, 0, "")
 
 def seen(area: Area, kind: str = ANONYMOUS, flags: tuple[str, ...] = (), page: int = 4096, prot: int = 3) -> Seen:
     record = AreaRecord(area.start, area.end, kind, prot, area.perms[3] == "s", flags, area.offset, page=page)
-    return Seen(area, record, True)
+    return Seen.of(area, record, True)
 
 
 def test_what_was_not_there_is_taken_out() -> None:
@@ -30,14 +30,14 @@ def test_the_rest_of_a_mapped_file_begins_further_on_in_it() -> None:
 
 def test_memory_that_a_copy_has_not() -> None:
     shared = HEAP._replace(perms="rw-s")
-    assert not apart(seen(HEAP))
-    assert not apart(seen(LIB, FILE))
-    assert apart(seen(HEAP, flags=("ac", "dc")))
-    assert apart(seen(HEAP, flags=("wf",)))
-    assert apart(seen(HEAP, flags=("ht",), page=2 << 20))
-    assert apart(seen(HEAP, OBJECT))
-    assert not apart(seen(shared, OBJECT)), "it is saved once, for all who share it"
-    assert not apart(seen(HEAP, DROPPABLE, flags=("wf",)))
+    assert not seen(HEAP).apart
+    assert not seen(LIB, FILE).apart
+    assert seen(HEAP, flags=("ac", "dc")).apart
+    assert seen(HEAP, flags=("wf",)).apart
+    assert seen(HEAP, flags=("ht",), page=2 << 20).apart
+    assert seen(HEAP, OBJECT).apart
+    assert not seen(shared, OBJECT).apart, "it is saved once, for all who share it"
+    assert not seen(HEAP, DROPPABLE, flags=("wf",)).apart
 
 
 def test_memory_by_which_a_copy_would_be_noticed() -> None:

@@ -35,6 +35,9 @@ ROW = 64
 """Bytes of a table row: number, six arguments, result; eight bytes each. The upper half of the number says how many
 rows behind it are left out: its lower 16 bits if the call fails, its upper 16 if it does not."""
 
+GUESTS = 4
+"""So many guests may use the scratch memory of another thread at the same time; each has a word of four bytes there."""
+
 SYSCALL = b"\x0f\x05"
 
 ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK = 512, 513, 514, 516
@@ -107,7 +110,8 @@ def assemble(
 
     tgid, tid: as the task itself sees them.  signal: what it sends itself.  home, mask: the way home. scratch_size:
     what heal unmaps at the address in rbx (unless rbx is 0 or negative).  guest: the scratch memory belongs to
-    another thread of the process; instead of unmapping it, count down the word at r14 once it is no longer needed.
+    another thread of the process; instead of unmapping it, count down the word at r14 (one of GUESTS, with which that
+    memory begins) once it is no longer needed.
     """
     head = MAGIC
     loop = base + len(head)
@@ -122,16 +126,17 @@ def assemble(
     code += SYSCALL
     stop = base + len(code)
     if not guest:
-        # Wait for a guest that is still using the scratch memory, then unmap it; after a million yields leave it.
+        # Wait for guests that are still using the scratch memory, then unmap it; after a million yields leave it.
         unmap = _imm32(b"\xb8", NR.munmap) + b"\x48\x89\xdf" + _imm32(b"\xbe", scratch_size) + SYSCALL
         wait = (
             b"\x41\xbc\x40\x42\x0f\x00"  # mov r12d, 1000000
-            b"\x83\x3b\x00"  # again: cmp dword [rbx], 0
-            b"\x7e\x0e"  # jle unmap
+            b"\x48\x8b\x03"  # again: mov rax, [rbx]
+            b"\x48\x0b\x43\x08"  # or rax, [rbx+8]
+            b"\x74\x0e"  # jz unmap
             b"\xb8\x18\x00\x00\x00"  # mov eax, 24 (sched_yield)
             b"\x0f\x05"  # syscall
             b"\x41\xff\xcc"  # dec r12d
-            b"\x75\xef"  # jnz again
+            b"\x75\xeb"  # jnz again
             b"\xeb" + bytes([len(unmap)])  # jmp past
         )
         code += b"\x48\x85\xdb\x7e" + bytes([len(wait) + len(unmap)]) + wait + unmap  # test rbx, rbx; jle past

@@ -45,6 +45,15 @@ class Seen(NamedTuple):
     record: AreaRecord
     resident: bool
     """May it hold pages of its own (private memory present or swapped)?"""
+    apart: bool
+    """Is it memory that a copy of the process does not have, or not for certain, as it is in the process?"""
+    attached: bool
+    """Is it memory by which a copy would be noticed?"""
+
+    @classmethod
+    def of(cls, area: proc.Area, record: AreaRecord, resident: bool) -> Seen:
+        """With what follows from the record."""
+        return cls(area, record, resident, _apart(record), _attached(record))
 
 
 class Marks(NamedTuple):
@@ -134,36 +143,35 @@ def sketch(process: Process, flags: Flags) -> list[Seen] | None:
         seen = marks.seen or _sketched(process.pid, process.comm, area, marks)
         if seen is not None:
             found.append(seen)
-    return None if any(apart(one) or _attached(one) for one in found) else found
+    return None if any(one.apart or one.attached for one in found) else found
 
 
 def confirm(sketched: Iterable[Seen], found: Iterable[Seen]) -> bool:
     """Do the areas of a copy bear out what was said of the process? Pure."""
     before = [(one.area, one.record.kind, one.record.shared and one.record.flags) for one in sketched]
     after = [(one.area, one.record.kind, one.record.shared and one.record.flags) for one in found]
-    return before == after and not any(apart(one) for one in found)
+    return before == after and not any(one.apart for one in found)
 
 
-def apart(seen: Seen) -> bool:
-    """Is it memory that a copy of the process does not have, or not for certain, as it is in the process? Pure.
+def _apart(record: AreaRecord) -> bool:
+    """See `Seen.apart`. Pure.
 
     MADV_DONTFORK and MADV_WIPEONFORK; pages of the hugetlb pool, which the process may take from the copy where there
     are none left (mm/hugetlb.c, hugetlb_wp); what is not copied but shown of a mapped object.
     """
-    record = seen.record
     if record.shared or record.kind in (KERNEL, DROPPABLE):
         return False
     return not _APART.isdisjoint(record.flags) or record.page != PAGE or record.kind in (OBJECT, SYSV)
 
 
-def _attached(seen: Seen) -> bool:
-    """Is it memory by which a copy would be noticed?"""
-    return seen.record.shared and (seen.record.kind in (OBJECT, SYSV) or seen.record.may_write)
+def _attached(record: AreaRecord) -> bool:
+    """See `Seen.attached`. Pure."""
+    return record.shared and (record.kind in (OBJECT, SYSV) or record.may_write)
 
 
 def dropped(seen: Iterable[Seen]) -> list[tuple[int, int]]:
     """What a copy is better without: (address, bytes)."""
-    return [(one.record.start, one.record.size) for one in seen if _attached(one)]
+    return [(one.record.start, one.record.size) for one in seen if one.attached]
 
 
 def _seen(pid: int, comm: str, area: proc.Area, fields: dict[str, str]) -> Seen | None:
@@ -187,7 +195,7 @@ def _seen(pid: int, comm: str, area: proc.Area, fields: dict[str, str]) -> Seen 
     )  # fmt: skip
     # smaps counts huge TLB pages apart from the others.
     counted = sum(_kib(fields, key) for key in ("Rss", "Swap", "Private_Hugetlb", "Shared_Hugetlb"))
-    return Seen(area, record, counted > 0)
+    return Seen.of(area, record, counted > 0)
 
 
 @functools.lru_cache(256)
@@ -213,7 +221,7 @@ def own_windows(pid: int, seen: Iterable[Seen]) -> Iterable[Window]:
         return
     pagemap = Pagemap(pid)
     try:
-        for area, record, _ in some:
+        for area, record, *_ in some:
             if record.kind in (ANONYMOUS, FILE):
                 runs = pagemap.private(area.start, area.end, not _anonymous(area))
             else:
