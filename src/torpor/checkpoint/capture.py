@@ -343,11 +343,10 @@ def _raw(record: msgspec.Struct) -> msgspec.Raw:
 
 def _descriptors_of(view: View, pid: int) -> tuple[DescriptorRecord, ...]:
     found = []
-    for seen in view.descriptors:
-        if seen.pid == pid:
-            number = view.object_of(pid, seen.number)
-            assert number is not None
-            found.append(DescriptorRecord(seen.number, number, bool(seen.flags & descriptors.O_CLOEXEC)))
+    for seen in view.of_process.get(pid, ()):
+        number = view.object_of(pid, seen.number)
+        assert number is not None
+        found.append(DescriptorRecord(seen.number, number, bool(seen.flags & descriptors.O_CLOEXEC)))
     return tuple(found)
 
 

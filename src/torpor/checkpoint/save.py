@@ -21,7 +21,7 @@ from torpor.checkpoint.together import SavedTogether
 from torpor.checkpoint.tree import Tree
 from torpor.image import codec
 from torpor.image.whole import PartRecord
-from torpor.linux import masks
+from torpor.linux import masks, proc
 from torpor.model.address_map import AddressMap
 from torpor.model.errors import CheckpointFailed, NotNow, Refused
 from torpor.model.ledger import Ledger
@@ -229,6 +229,7 @@ def _attempt(
         raise
     finally:
         copies.close()
+        proc.forget_areas()
         if snapshot is not None:
             snapshot.close()
     return SaveReport(

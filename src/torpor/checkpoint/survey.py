@@ -52,9 +52,12 @@ class Survey:
         self.far_hosts: Collection[bytes] = ()
         self._mapped: set[tuple[int, int]] | None = None
         found: list[Descriptor] = []
+        self.of_process: dict[int, Sequence[Descriptor]] = {}
+        """The descriptors by host pid."""
         for pid in pids:
             try:
-                found += descriptors.look(pid)
+                self.of_process[pid] = descriptors.look(pid)
+                found += self.of_process[pid]
             except (FileNotFoundError, ProcessLookupError, PermissionError):
                 continue
         self.descriptors: list[Descriptor] = found

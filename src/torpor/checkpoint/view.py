@@ -54,8 +54,8 @@ class View(Survey):
         self._own: list[int] = []
         self._services: dict[int, DescriptorService] = {}
         """By number of the object: all descriptors of one open file description are of one kind."""
-        for process in frozen.processes.values():
-            process.fdinfo = {seen.number: seen.info for seen in self.descriptors if seen.pid == process.pid}
+        for pid, some in self.of_process.items():
+            frozen.processes[pid].fdinfo = {seen.number: seen.info for seen in some}
         self.groups = descriptors.group(self.descriptors)
         self.groups = [part for whole in self.groups for part in self._by_role(whole)]
         self._object = {(seen.pid, seen.number): number for number, group in enumerate(self.groups) for seen in group}

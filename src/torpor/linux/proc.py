@@ -217,10 +217,10 @@ class Area(NamedTuple):
         return self.end - self.start
 
 
-@lru_cache(4096)
+@lru_cache(1 << 17)
 def parse_area(line: str) -> Area:
     """One line of maps (or the first line of an smaps entry). Processes that were forked from one have most of them in
-    common."""
+    common. What is kept of them is for a while: see `forget_areas`."""
     f = line.split(None, 5)
     start, _, end = f[0].partition("-")
     major, _, minor = f[3].partition(":")
@@ -231,6 +231,11 @@ def parse_area(line: str) -> Area:
         int(start, 16), int(end, 16), f[1], int(f[2], 16),
         os.makedev(int(major, 16), int(minor, 16)), int(f[4]), path,
     )  # fmt: skip
+
+
+def forget_areas() -> None:
+    """Nothing more is expected of the processes that were looked at."""
+    parse_area.cache_clear()
 
 
 def maps(pid: int, tid: int | None = None) -> list[Area]:
