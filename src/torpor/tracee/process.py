@@ -198,7 +198,7 @@ class LivingProcess(Process):
         gone home. As many threads as there is padding for; how many there is none for."""
         seat = self.enter(self.leader)
         slots = self.places()
-        free = [slot for slot in slots if slot not in self._slots]
+        free = [slot for slot in slots if slot not in self._slots[:2]]  # no guest comes meanwhile, but a copy may
         for task, slot in zip(self.tasks[1:], free):
             code, entry = assemble_gate(slot, task.regs, task.mask, seat.scratch)
             self._memory.write(slot, code)
@@ -279,8 +279,10 @@ class LivingProcess(Process):
 
     def set_out_home(self) -> None:
         """Let the first thread begin to take the scratch memory away, while we turn to something else."""
+        if self._leaves or not self.tasks:  # none of them came to its stop, or all of them have ended
+            return
         task = self.leader
-        if self._leaves or (self._seat is None and task.under_way is None):
+        if self._seat is None and task.under_way is None:
             return
         if self._seat is None:
             self._seat = self._park()

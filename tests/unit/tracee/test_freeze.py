@@ -14,6 +14,7 @@ from torpor.linux import proc
 from torpor.model.errors import Refusal, Refused
 from torpor.tracee import freeze as module
 from torpor.tracee.freeze import freeze
+from torpor.tracee.process import LivingProcess
 
 
 def test_a_process_that_is_killed_and_reaped_while_it_is_being_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,3 +118,8 @@ def test_a_thread_that_has_ended_is_no_news() -> None:
         os.waitpid(pid, 0)
         os.close(reading)
         os.close(writing)
+
+
+def test_a_process_is_let_go_of_which_nothing_came_to_a_stop() -> None:
+    """Its threads ended before they could, or it is let go in the middle of being stopped."""
+    LivingProcess(os.getpid()).detach()
