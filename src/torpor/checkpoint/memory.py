@@ -184,14 +184,16 @@ class Held:
         self._take(self._unknown(work)[0])
 
     def finish(self, shortage: Shortage | None) -> Saved:
-        """Save the rest, from the copies, and end these. shortage: looks after the memory that they need; None if there
-        are none. Raises Unlike, CheckpointFailed."""
+        """Save the rest, from the copies, and let these end. shortage: looks after the memory that they need; None if
+        there are none. Raises Unlike, CheckpointFailed."""
         if self._snapshot is not None and shortage is not None:
             with shortage:
                 try:
                     self._read_copies(self._snapshot, shortage)
                 finally:
-                    self._snapshot.close()
+                    self._snapshot.release()
+                    if shortage.why:
+                        self._snapshot.close()  # the job goes on when what they had is free again
         self.pages = {pid: pack(sorted(found)) for pid, found in self._found.items()}
         return Saved(self.areas, self.pages, self._guards)
 

@@ -38,7 +38,7 @@ from torpor.linux import pagemap, proc, userfaultfd
 from torpor.linux.arch.x86_64 import NR
 from torpor.model.data import Ref
 from torpor.model.errors import CheckpointFailed
-from torpor.posix.memory.pages import WINDOW, PagesRecord, Window, unpack
+from torpor.posix.memory.pages import WINDOW, PagesRecord, Window, rows
 from torpor.posix.turnover import Meeting, Numbers, Script, close_all, send_descriptor
 from torpor.store.save import Save
 from torpor.tracee.freeze import freeze
@@ -122,7 +122,7 @@ class Tracker:
         for pid, record in pages.items():
             noted = self._noted.get(pid)
             if noted is not None:
-                noted.known = {window.address: (window.bitmap, names[ref]) for window, ref in unpack(record)}
+                noted.known = {address: (bitmap, names[ref]) for address, bitmap, ref in rows(record)}
 
     def close(self) -> None:
         """Writes are noted no more."""

@@ -113,8 +113,7 @@ class Save:
             self._total += length
             row = self._refs.get(name)
             if row is None:
-                row = self._refs[name] = self._columns.grow()
-                self._columns.set(row, place)
+                row = self._refs[name] = self._columns.append(place)
             return row
 
     def number(self) -> int:

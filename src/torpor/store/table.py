@@ -83,6 +83,20 @@ class Columns:
         self.encoding.append(0)
         return row
 
+    def append(self, place: Place) -> int:
+        """One more row, with this in it; its place."""
+        pack, offset, stored, length, encoding = place
+        number = self.numbers.get(pack)
+        if number is None:
+            number = self.numbers[pack] = len(self.packs)
+            self.packs.append(pack)
+        self.pack.append(number)
+        self.offset.append(offset)
+        self.stored.append(stored)
+        self.length.append(length)
+        self.encoding.append(encoding)
+        return len(self.encoding) - 1
+
     def set(self, row: int, place: Place) -> None:
         pack, self.offset[row], self.stored[row], self.length[row], self.encoding[row] = place
         number = self.numbers.get(pack)

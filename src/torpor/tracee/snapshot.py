@@ -144,8 +144,15 @@ class Snapshot:
             if not _stands(copy.pid):
                 raise ProcessLookupError(errno.ESRCH, "its copy was killed")
 
+    def release(self) -> None:
+        """The copies are not needed any more. They end meanwhile: the kernel takes their memory apart, which takes some
+        10 ms for each GiB, on another processor if there is one; `close` waits for it."""
+        for copy in self.copies.values():
+            _kill(copy.pid)
+
     def close(self) -> None:
         """End the copies."""
+        self.release()
         for copy in self.copies.values():
             _end(copy.pid)
         self.copies.clear()
@@ -297,6 +304,13 @@ def _stands(pid: int) -> bool:
 def _born(tid: int) -> bool:
     """Wait for the stop in which a new task begins; False if it was killed."""
     return os.WIFSTOPPED(ptrace.wait(tid))
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
 
 
 def _end(pid: int) -> None:

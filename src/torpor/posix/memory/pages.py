@@ -88,8 +88,13 @@ def pack(found: Iterable[tuple[Window, int]]) -> PagesRecord:
 
 def unpack(record: PagesRecord) -> list[tuple[Window, int]]:
     """The inverse of `pack`."""
+    return [(Window(address, bitmap), ref) for address, bitmap, ref in rows(record)]
+
+
+def rows(record: PagesRecord) -> Iterator[tuple[int, int, int]]:
+    """The same as (address, bitmap, chunk)."""
     numbers, bitmaps, refs = array("I"), array("Q"), array("I")
     numbers.frombytes(record.windows)
     bitmaps.frombytes(record.bitmaps)
     refs.frombytes(record.refs)
-    return [(Window(n * WINDOW, b), r) for n, b, r in zip(numbers, bitmaps, refs)]
+    return zip((number * WINDOW for number in numbers), bitmaps, refs)
