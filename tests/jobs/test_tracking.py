@@ -74,6 +74,24 @@ def test_only_what_was_written_is_read(bench: Bench) -> None:
     job.verified()
 
 
+def test_marks_that_change_between_checkpoints(user_bench: Bench) -> None:
+    """What was supposed of a process' memory does not hold any more: that is noticed, and no reason to stop the job."""
+    bench = user_bench
+    job = bench.run([harness.build("rewrite.c"), bench.go, "0", "later"], flags=["--track"])
+    job.ready()
+    for _ in range(2):
+        assert bench.checkpoint(job)["notes"] == []
+    assert job.popen is not None
+    (program,) = harness.descendants(job.popen.pid)
+    os.kill(program, signal.SIGUSR1)
+    job.wait_for("^MARKED$")
+    for _ in range(2):
+        saved = bench.checkpoint(job)
+        assert saved["notes"] == []
+    bench.kill()
+    bench.restart(f"{job.name}@{saved['number']}").verified()
+
+
 def test_a_failed_checkpoint_forgets_nothing(user_bench: Bench) -> None:
     """What was written before a checkpoint that failed is in the next one."""
     bench = user_bench

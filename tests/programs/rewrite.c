@@ -2,7 +2,8 @@
  * writes one number more into every word of a page, after it has looked that all of the page still holds the number of
  * the round before. So what comes back has to be what was there in one moment, to the word: a page from before or after
  * that moment is noticed at the thread's next visit. WRONG n spoils a word of area n - 1. In mode `plain` there is only
- * what a copy of the process has as well, in mode `big` 96 MiB of it; in mode `marked` also what is marked not to be in one. */
+ * what a copy of the process has as well, in mode `big` 96 MiB of it; in mode `marked` also what is marked not to be in one,
+ * and in mode `later` some of it is marked so after SIGUSR1. */
 #include "check.h"
 #include <sys/syscall.h>
 
@@ -36,6 +37,13 @@ static void *anonymous(const char *name, size_t size, int flags, int advice)
         MUST(madvise(p, size, advice) == 0);
     add(name, p, size);
     return p;
+}
+
+static void mark(int number UNUSED)
+{
+    MUST(madvise(areas[0].at, areas[0].pages * PAGE, MADV_WIPEONFORK) == 0);
+    MUST(madvise(areas[1].at, areas[1].pages * PAGE, MADV_DONTFORK) == 0);
+    say("MARKED");
 }
 
 static void *work(void *of)
@@ -94,6 +102,8 @@ int main(int argc, char **argv)
         MUST(pthread_create(&threads[i], NULL, work, &areas[i]) == 0);
     for (int i = 0; i < count; i++)
         UNTIL(areas[i].rounds > 1, 30, areas[i].name);
+    if (is_mode("later"))
+        signal(SIGUSR1, mark);
     ready();
     wait_go();
     for (int i = 0; wrong_way > 0 && wrong_way <= count && i < 500; i++) { /* it may be written over before it is seen */

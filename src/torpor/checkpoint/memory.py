@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -35,12 +35,16 @@ _BATCH = 16
 """Windows that a thread takes at once."""
 
 Progress = Callable[[str, int, int], None]
-Flags = dict[int, capture.Flags]
+Flags = Mapping[int, capture.Flags]
 """By host pid: what `flags` found."""
 
 
 class Unlike(CheckpointFailed):
     """What a copy of a process shows is not what was thought of it: it has to be saved while it is stopped."""
+
+
+class Remarked(Unlike):
+    """A process' memory is marked otherwise than was supposed."""
 
 
 class Look(NamedTuple):
@@ -58,9 +62,11 @@ class Saved(NamedTuple):
     guards: dict[int, tuple[tuple[int, int], ...]]
 
 
-def flags(pids: Iterable[int]) -> Flags:
-    """How the memory of a running job is marked. It may be otherwise when it is stopped."""
-    return {pid: capture.flags_of(pid) for pid in pids}
+def flags(pids: Iterable[int], known: Flags) -> Flags:
+    """How the memory of a running job is marked. It may be otherwise when it is stopped. known: how it was at the last
+    checkpoint (`Held.flags`), which saves a look at all page tables as long as it holds."""
+    supposed = {pid: known.get(pid, {}) for pid in pids}
+    return {pid: marks if capture.hold(pid, marks) else capture.flags_of(pid) for pid, marks in supposed.items()}
 
 
 def look(frozen: Frozen, known: Flags | None) -> dict[int, Look]:
@@ -132,7 +138,7 @@ def save(
 class Held:
     """The memory of a job, saved in part. why: by host pid of those that no copy could be made of, the reason.
     unchanged: what need not be read.  pages: by host pid, what there is of each process, once all is saved.
-    bytes_read: of all this."""
+    bytes_read: of all this.  flags: what the copies showed."""
 
     def __init__(
         self,
@@ -150,6 +156,7 @@ class Held:
         self.unchanged: Unchanged | None = None
         self.pages: dict[int, PagesRecord] = {}
         self.bytes_read = 0
+        self.flags: dict[int, capture.Flags] = {}
         self._looks, self._file_number, self._sink, self._progress = looks, file_number, sink, progress
         self._copies = {} if snapshot is None else snapshot.copies
         self._snapshot = snapshot
@@ -240,8 +247,9 @@ class Held:
         if not settled:
             found = capture.look_at_copy(pid, self._comm[pid], copy.pid, copy.scratch)
             if not capture.confirm(seen, found):
-                raise Unlike(f"process {pid} ({self._comm[pid]}) changed the marks of its memory")
+                raise Remarked(f"process {pid} ({self._comm[pid]}) changed the marks of its memory")
             self._renumber(pid, found)
+            self.flags[pid] = capture.seen_of(found)
             seen = found
         else:
             seen = [one for one in seen if not one.apart]

@@ -15,7 +15,7 @@ from torpor.checkpoint import headroom, memory, survey
 from torpor.checkpoint.capture import capture, end
 from torpor.checkpoint.captured import Captured
 from torpor.checkpoint.copies import Copies
-from torpor.checkpoint.memory import Unlike
+from torpor.checkpoint.memory import Remarked, Unlike
 from torpor.checkpoint.shortage import Shortage
 from torpor.checkpoint.together import SavedTogether
 from torpor.checkpoint.tree import Tree
@@ -132,6 +132,8 @@ def save(request: SaveRequest) -> SaveReport:
             last = error.waits_for
             time.sleep(pause)
         except Unlike as error:
+            if isinstance(error, Remarked) and request.tracker is not None and request.tracker.doubt():
+                continue
             why = f"saved while it was stopped: {error}"
             break
     return _attempt(request, began, last, _PAUSES[-1], True, True, why)
@@ -178,7 +180,9 @@ def _attempt(
     if not (request.stop or why):
         snapshot = Snapshot()
         shortage = Shortage(request.tree.find, request.guard, needs, snapshot)
-    flags = None if certain or snapshot is None else memory.flags(request.tree.find())
+    flags = None
+    if snapshot is not None and not certain:
+        flags = memory.flags(request.tree.find(), tracker.flags if tracker is not None else {})
     job_services()  # they are modules, which are loaded while the job runs
     try:
         if together is not None:
@@ -221,7 +225,7 @@ def _attempt(
                 together.resumed()
             info, manifest = _commit(saving, captured, request, began, shortage)
             if tracker is not None:
-                tracker.remember(captured.memory.pages, saving)
+                tracker.remember(captured.memory.pages, saving, captured.memory.flags)
             notes = _notes(captured, why, shortage, tracker)
             _stored(request, saving, manifest, captured, notes, began, paused, resumed)
     except BaseException:

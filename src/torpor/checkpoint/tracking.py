@@ -38,6 +38,7 @@ from torpor.linux import pagemap, proc, userfaultfd
 from torpor.linux.arch.x86_64 import NR
 from torpor.model.data import Ref
 from torpor.model.errors import CheckpointFailed
+from torpor.posix.memory import capture
 from torpor.posix.memory.pages import WINDOW, PagesRecord, Window, rows
 from torpor.posix.turnover import Meeting, Numbers, Script, close_all, send_descriptor
 from torpor.store.save import Save
@@ -77,6 +78,10 @@ class Tracker:
         """By what the last checkpoint named its chunks, and what it left out of them."""
         self.why = ""
         """Why writes are not noted on this machine, '' if they are."""
+        self.flags: Mapping[int, capture.Flags] = {}
+        """By host pid: how memory was marked at the last checkpoint. That it is not any more shows in time
+        (memory.Remarked)."""
+        self._marks_change = False
 
     def prepare(self, find: Callable[[], Sequence[int]], guard: AbstractContextManager[object]) -> None:
         """Let the writes of a running job be noted, as far as they are not. Processes that are new to us are stopped
@@ -116,8 +121,15 @@ class Tracker:
         alike, self._alike = self._alike, (saving.names_by, tuple(forget))
         return Unchanged(found, saving if alike == self._alike else None)
 
-    def remember(self, pages: Mapping[int, PagesRecord], saving: Save) -> None:
-        """A checkpoint was made of what `look` was told of. pages: by host pid."""
+    def doubt(self) -> bool:
+        """Memory was not marked as it was supposed to be: that is not supposed any more. Was it?"""
+        supposed, self.flags, self._marks_change = bool(self.flags), {}, True
+        return supposed
+
+    def remember(self, pages: Mapping[int, PagesRecord], saving: Save, flags: Mapping[int, capture.Flags]) -> None:
+        """A checkpoint was made of what `look` was told of. pages, flags: by host pid."""
+        if not self._marks_change:
+            self.flags = flags
         names = saving.names()
         for pid, record in pages.items():
             noted = self._noted.get(pid)

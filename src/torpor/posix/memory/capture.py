@@ -109,6 +109,22 @@ def flags_of(pid: int) -> Flags:
         return {}
 
 
+def seen_of(found: Iterable[Seen]) -> Flags:
+    """The marks of a process' areas as its copy has shown them, for the next time; none if it is not certain that its
+    areas are called then what they are now. Pure."""
+    marks = {one.area: Marks(seen=one._replace(resident=True)) for one in found}
+    return {} if any(one.record.kind == OBJECT for one in found) else marks
+
+
+def hold(pid: int, flags: Flags) -> bool:
+    """Can those marks be supposed of a process, which may be running? Not if it has shared memory that they say nothing
+    of: that must be known when it is stopped. Private memory shows its marks in a copy (`confirm`)."""
+    try:
+        return bool(flags) and all(area.perms[3] != "s" or area in flags for area in proc.maps(pid))
+    except OSError:
+        return False
+
+
 def _marked(area: proc.Area, fields: dict[str, str]) -> Marks:
     marks = Marks(_marks(fields["VmFlags"]), _page(fields))
     if kind_of(area, marks.flags) == OBJECT:
