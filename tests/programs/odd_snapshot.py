@@ -24,9 +24,9 @@ torpor.checkpoint = function  # the folder of that name has just taken its place
 how = sys.argv[1]
 if how == "unmarked":
     look = memory.flags
-    memory.flags = lambda pids: {
+    memory.flags = lambda pids, known: {
         pid: {area: Marks(marks.flags - {"dc", "wf"}, marks.page) for area, marks in areas.items()}
-        for pid, areas in look(pids).items()
+        for pid, areas in look(pids, known).items()
     }
 elif how == "killed":
     clean = snapshot.Snapshot.clean
