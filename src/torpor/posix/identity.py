@@ -45,7 +45,7 @@ from torpor.model.errors import RestartFailed
 from torpor.named_tuple import NamedTuple
 from torpor.posix.service import Stage, Steps, ThreadBase
 from torpor.tracee.call import Answer, Call, In, call
-from torpor.tracee.task import Task
+from torpor.tracee.task import Owner, Task
 
 _SETFSUID = 122
 _SETFSGID = 123
@@ -248,6 +248,10 @@ class IdentityService(ThreadBase):
     afterwards = True
     record: type[msgspec.Struct] = Identity
 
+    def __init__(self) -> None:
+        self._looked: tuple[Owner | None, Room | None, bool] = None, None, False
+        """What came of `_room` for the process that was asked for last: its threads come one after the other."""
+
     def ask(self, task: Task) -> Sequence[Call]:
         return _ASK
 
@@ -255,7 +259,10 @@ class IdentityService(ThreadBase):
         return from_status(task.status, answers[0].value, answers[1].value)
 
     def restore(self, record: Any, task: Task) -> Steps:
-        room, fresh = _room(task.tgid)
+        owner, room, fresh = self._looked
+        if room is None or owner is not task.owner:
+            room, fresh = _room(task.tgid)
+            self._looked = task.owner, room, fresh
         # The stub was forked by us: it has our securebits, unless entering a user namespace has reset them.
         securebits = 0 if fresh else prctl.get_securebits()
         now = from_status(proc.status(task.tgid, task.tid), securebits)

@@ -108,12 +108,18 @@ def laid_out(
     for known, kept, batches in _lately:
         if known == place and kept == calls:
             return batches
-    batches = [Batch(base, part) for part in split(calls, room)]
+    whole = Batch(base, calls) if 0 < len(calls) <= _FEW else None
+    if whole is not None and len(whole.image) <= room:
+        batches = [whole]  # measured by laying them out, which is less work than to estimate them first
+    else:
+        batches = [Batch(base, part) for part in split(calls, room)]
     _lately = ((place, list(calls), batches), *_lately[:3])
     return batches
 
 
 _MOST_KEPT = 1000
+_FEW = 64
+"""Calls that will hardly need more than one batch."""
 _lately: tuple[tuple[tuple[int, int], list[Call], Sequence[Batch]], ...] = ()
 
 
