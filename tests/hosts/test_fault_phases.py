@@ -98,13 +98,12 @@ class Talking(Apart):
 
     def saved(self, name: str = FIRST) -> None:
         """Sooner or later it can be saved again."""
+        until(lambda: self.can_be_saved(name), "it is saved", self)
 
-        def save() -> bool:
-            done = self.save(name)
-            done.communicate(timeout=PATIENCE)
-            return done.returncode == 0
-
-        until(save, "it is saved", self)
+    def can_be_saved(self, name: str = FIRST) -> bool:
+        done = self.save(name)
+        done.communicate(timeout=PATIENCE)
+        return done.returncode == 0
 
     def end(self, first: subprocess.Popen[bytes]) -> None:
         """Nothing of the conversation is lost, and nothing of the job is left."""
@@ -323,8 +322,7 @@ def test_a_host_stands_still_in_a_restart(job: Talking, phase: str) -> None:
 def failed(job: Talking, first: subprocess.Popen[bytes]) -> None:
     """The restart has failed, or has not; see above."""
     until(lambda: first.poll() is not None or len(job.talkers()) == 2, "it comes to an end", job)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        first.wait(8)
+    until(lambda: first.poll() is not None or job.can_be_saved(), "it comes to an end, or can be saved", job)
     if first.poll() is not None:
         err = text(job.err(FIRST))
         assert first.returncode and any(word in err for word in (*job.names, "coordinator")), (err, job.said())

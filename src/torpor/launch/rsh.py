@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 import time
@@ -19,6 +20,8 @@ from torpor.supervise.protocol import peer_uid
 
 LIMIT = 30.0
 """Seconds for each step until the command runs."""
+PARTING = 2.0
+"""Seconds after a lost connection in which we may be asked to end, because the whole job does."""
 FAILED = 255
 """Exit status for what is our fault, not the command's; as ssh's."""
 
@@ -140,14 +143,28 @@ def _carry(wire: Wire) -> int:
     from torpor.launch.session import PASSED_ON
 
     woken, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    passed: list[int] = []
+
+    def pass_on(number: int, _: object) -> None:
+        passed.append(number)
+        wire.send_number(SIGNAL, 0, number)
+
     for number in PASSED_ON:
         if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, lambda number, _: wire.send_number(SIGNAL, 0, number))
+            signal.signal(number, pass_on)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     relay = Relay(wire, {0: 0}, {1: 1, 2: 2}, woken, own=False)
     status = None
-    while status is None or relay.writing:
-        for frame in relay.turn():
-            if frame.kind == STATUS:
-                status = frame.number
+    try:
+        while status is None or relay.writing:
+            for frame in relay.turn():
+                if frame.kind == STATUS:
+                    status = frame.number
+    except Gone:
+        # Where the job ends on all hosts at once, the other side may be gone before we are asked to end, too.
+        if not passed:
+            select.select([woken], [], [], PARTING)
+        if not passed:
+            raise
+        return 128 + passed[-1]
     return min(status, FAILED)

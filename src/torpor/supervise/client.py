@@ -12,6 +12,8 @@ from torpor.supervise import protocol
 from torpor.supervise.registry import Entry
 
 HELLO_SECONDS = 5.0
+START_SECONDS = 30.0
+"""For so long a job may be about to start, or to come back; its supervisor does not listen before that is over."""
 
 
 class NoSupervisor(TorporError):
@@ -73,13 +75,18 @@ def _send(connection: socket.socket, data: bytes, fds: Sequence[int]) -> None:
 
 def _connect(connection: socket.socket, entry: Entry) -> None:
     """Connect to the supervisor of a job. One that has only just been started may not listen yet: wait for it."""
-    deadline = time.monotonic() + HELLO_SECONDS
+    began = time.monotonic()
     while True:
         try:
             with protocol.Address(entry.folder) as path:
                 connection.connect(path)
             return
-        except (FileNotFoundError, ConnectionRefusedError):
-            if not entry.supervisor.alive or time.monotonic() > deadline:
+        except FileNotFoundError:
+            if not entry.supervisor.alive:
                 raise
-            time.sleep(0.02)
+            if time.monotonic() > began + START_SECONDS:
+                raise NoAnswer(f"{entry.name} is only just being started or restarted: try again later") from None
+        except ConnectionRefusedError:
+            if not entry.supervisor.alive or time.monotonic() > began + HELLO_SECONDS:
+                raise
+        time.sleep(0.02)

@@ -333,12 +333,16 @@ def jobs() -> list[Entry]:
 
 
 def find(name: str | None) -> Entry:
-    """The running job of that name, or the only one if no name is given. Raises NotFound, UsageError."""
+    """The running job of that name, or the only one if no name is given. Where the name was still taken when a part of
+    a job over hosts began, `JOB.PART` is meant by `JOB`, too. Raises NotFound, UsageError."""
     running = jobs()
     if name:
         for entry in running:
             if entry.name == name:
                 return entry
+        parts = [entry for entry in running if entry.part and entry.name == f"{name}.{entry.part}"]
+        if len(parts) == 1:
+            return parts[0]
         raise NotFound(f"no job named {name} is running")
     if not running:
         raise NotFound("no job is running")
