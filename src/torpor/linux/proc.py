@@ -234,8 +234,10 @@ def parse_area(line: str) -> Area:
 
 
 def forget_areas() -> None:
-    """Nothing more is expected of the processes that were looked at."""
-    parse_area.cache_clear()
+    """Nothing more is expected of the processes that were looked at for now. A few lines are kept: the same processes
+    may be looked at again."""
+    if parse_area.cache_info().currsize > 4096:
+        parse_area.cache_clear()
 
 
 def maps(pid: int, tid: int | None = None) -> list[Area]:
