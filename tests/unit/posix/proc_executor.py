@@ -64,6 +64,8 @@ class FakeTask:
         self.tgid = tgid
         self._to, self._from = ends
         self.waiting: Sequence[bytes] = ()
+        self.owner = object()
+        """Of its own: nothing is remembered from one thread to the next."""
 
     @property
     def status(self) -> dict[str, str]:
