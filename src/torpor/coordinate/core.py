@@ -22,7 +22,7 @@ done it say so again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import msgspec
@@ -42,11 +42,13 @@ _changed = msgspec.structs.replace
 
 class Coordinator:
     """One coordinator, from its beginning to its end. term: higher than that of any before it.  record, revision: what
-    is written down now, None and 0 if nothing is."""
+    is written down now, None and 0 if nothing is.  hosts: where the job begins; nothing is saved before all of them
+    have come."""
 
     def __init__(
-        self, term: int, record: Record | None = None, revision: int = 0, limits: Limits | None = None
-    ) -> None:
+        self, term: int, record: Record | None = None, revision: int = 0, limits: Limits | None = None,
+        hosts: Collection[str] = (),
+    ) -> None:  # fmt: skip
         found = _changed(record or Record(), term=term)
         self.members = Members(found)
         self.limits = limits or Limits()
@@ -60,8 +62,9 @@ class Coordinator:
         self._commit_again = 0.0
         self._early: list[words.Event] | None = []
         """What came before the job was taken over."""
-        self._asked: dict[str, words.Event] = {}
-        """What was asked for while the attempt before was not quite over; it is asked for again, so it may be lost."""
+        self._hosts = hosts
+        self._asked: dict[str, tuple[float, words.Event]] = {}
+        """What was asked for too early, and since when; it is asked for again, so it may be lost."""
         self._on: dict[type, Callable[[Any], None]] = {
             words.Did: self._did, words.Alive: self._alive, words.Failed: self._failed, words.Joined: self._joined,
             words.Left: self._left, words.Lost: self._lose, words.Found: self._found,
@@ -263,20 +266,26 @@ class Coordinator:
                 self._voice.answer(ask, last.ending is not Phase.UNDO, last.reason, last.number, passing=last.passing)
             return
         found: Open | str = requests.busy(record, self.attempt)
-        if not found and requests.early(record, self.ending):
-            self._asked[ask] = event
-            return
+        if not found and (why := self._early_for()):
+            since, _ = self._asked.setdefault(ask, (self._voice.now, event))
+            if self._voice.now - since < self.limits.silence:
+                return
+            del self._asked[ask]
+            found = why
         found = found or request()
         if isinstance(found, str):
             self._voice.answer(ask, False, found)
         else:
             self._begin(found)
 
+    def _early_for(self) -> str:
+        return requests.early(self.record, self.members, self._hosts, self.ending)
+
     def _ask_now(self) -> None:
-        """What has waited for the attempt before to be over waits no more."""
-        if self._asked and not requests.early(self.record, self.ending):
+        """What was asked for too early waits no more."""
+        if self._asked and not self._early_for():
             asked, self._asked = self._asked, {}
-            for event in asked.values():
+            for _, event in asked.values():
                 self._on[type(event)](event)
 
     # One attempt.

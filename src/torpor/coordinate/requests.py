@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from torpor.coordinate.attempt import Attempt, Ending, names
 from torpor.coordinate.members import Members
 from torpor.coordinate.phases import Kind
@@ -18,9 +20,17 @@ def busy(record: Record, attempt: Attempt | None) -> str:
     return f"a {attempt.kind} is under way" if attempt is not None else ""
 
 
-def early(record: Record, ending: Ending | None) -> bool:
-    """Is what came before not quite over? That does not last: what is asked for meanwhile waits."""
-    return not record.ended and ending is not None and bool(ending.awaited or not ending.told)
+def early(record: Record, members: Members, hosts: Collection[str], ending: Ending | None) -> str:
+    """Why nothing can be begun yet, '' if something can: what came before is not quite over, or the job is only just
+    beginning. That does not last, and what is asked for meanwhile waits. hosts: where the job begins."""
+    if record.ended:
+        return ""
+    if ending is not None and (ending.awaited or not ending.told):
+        return f"a {ending.over.kind} is not quite over: waiting for {names(list(ending.awaited))}"
+    if record.last is not None:
+        return ""
+    absent = [host for host in hosts if host not in members.present and host not in members.gone]
+    return f"{names(absent)} did not come into the job" if absent else ""
 
 
 def checkpoint(event: AskCheckpoint, record: Record, members: Members) -> Open | str:

@@ -96,7 +96,7 @@ class Coordinating:
     def _begin(self, found: Record) -> None:
         if self._closed:
             return
-        self._coordinator = Coordinator(self._term, found, 0, self._part.limits)
+        self._coordinator = Coordinator(self._term, found, 0, self._part.limits, tuple(self._part.hosts))
         self._do(self._coordinator.start(time.monotonic()))
         for host in self._coordinator.members.present:
             self._later(self._part.silent, lambda host=host: self._missed(host))  # type: ignore[misc]

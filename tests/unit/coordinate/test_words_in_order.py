@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import msgspec
 
 from torpor.coordinate import words
@@ -16,8 +18,8 @@ HOSTS = ("a", "b")
 class Told:
     """A coordinator whose writes are acknowledged by hand."""
 
-    def __init__(self, record: Record | None = None) -> None:
-        self.one = Coordinator(7, record or Record(members=(("a", 1), ("b", 1))), 40)
+    def __init__(self, record: Record | None = None, hosts: Collection[str] = ()) -> None:
+        self.one = Coordinator(7, record or Record(members=(("a", 1), ("b", 1))), 40, hosts=hosts)
         self.revision = 40
         self.now = 100.0
         self.kinds(self.one.start(self.now))
@@ -158,3 +160,30 @@ def test_a_host_with_conversations_waits_for_what_concerns_it() -> None:
     assert not any(isinstance(out, words.Work) for out in host.handle(settle, 0.0))
     mine = msgspec.structs.replace(settle, part=b"others")
     assert host.handle(mine, 0.0)[0] == words.Work(1, Kind.CHECKPOINT, Phase.SETTLE, b"others")
+
+
+def test_nothing_is_saved_before_all_hosts_have_come() -> None:
+    told = Told(Record(number=5, members=(("a", 1),)), HOSTS)
+    told.written()
+    assert told.say(words.AskCheckpoint("one")) == []
+    told.now += 5.0
+    assert told.say(words.AskCheckpoint("one")) == [], "asked again"
+    assert told.say(words.Joined("b", 1)) == ["Save"]
+    assert told.written() == ["Tell", "Save"]
+    assert told.written() == ["Announce"]
+
+
+def test_a_host_that_does_not_come_is_named() -> None:
+    told = Told(Record(members=(("a", 1),)), HOSTS)
+    told.written()
+    assert told.say(words.AskCheckpoint("one")) == []
+    told.now += 31.0
+    assert told.say(words.AskCheckpoint("one")) == ["Answer"]
+    answer = told.last[0]
+    assert isinstance(answer, words.Answer) and (answer.ok, answer.text) == (False, "b did not come into the job")
+
+
+def test_a_host_that_has_left_is_not_waited_for() -> None:
+    told = Told(Record(members=(("a", 1),), gone=(("b", 1),)), HOSTS)
+    told.written()
+    assert told.say(words.AskCheckpoint("one")) == ["Save"]
