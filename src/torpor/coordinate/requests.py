@@ -26,7 +26,8 @@ def early(record: Record, members: Members, hosts: Collection[str], ending: Endi
     if record.ended:
         return ""
     if ending is not None and (ending.awaited or not ending.told):
-        return f"a {ending.over.kind} is not quite over: waiting for {names(list(ending.awaited))}"
+        waits = f": waiting for {names(list(ending.awaited))}" if ending.awaited else ""
+        return f"a {ending.over.kind} is not quite over{waits}"
     if record.last is not None:
         return ""
     absent = [host for host in hosts if host not in members.present and host not in members.gone]
