@@ -22,6 +22,8 @@ LIMIT = 30.0
 """Seconds for each step until the command runs."""
 PARTING = 2.0
 """Seconds after a lost connection in which we may be asked to end, because the whole job does."""
+LATELY = 10.0
+"""Seconds in which a signal explains the end of the connection: longer than what is left of a job has to end."""
 FAILED = 255
 """Exit status for what is our fault, not the command's; as ssh's."""
 
@@ -143,10 +145,10 @@ def _carry(wire: Wire) -> int:
     from torpor.launch.session import PASSED_ON
 
     woken, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    passed: list[int] = []
+    passed: dict[float, int] = {}
 
     def pass_on(number: int, _: object) -> None:
-        passed.append(number)
+        passed[time.monotonic()] = number
         wire.send_number(SIGNAL, 0, number)
 
     for number in PASSED_ON:
@@ -162,9 +164,10 @@ def _carry(wire: Wire) -> int:
                     status = frame.number
     except Gone:
         # Where the job ends on all hosts at once, the other side may be gone before we are asked to end, too.
-        if not passed:
+        since = time.monotonic() - LATELY
+        if not passed or max(passed) < since:
             select.select([woken], [], [], PARTING)
-        if not passed:
+        if not passed or max(passed) < since:
             raise
-        return 128 + passed[-1]
+        return 128 + passed[max(passed)]
     return min(status, FAILED)
