@@ -1,4 +1,4 @@
-"""The jobs that are measured, and the program that plays them."""
+"""The jobs that are measured, what is aimed at, and the program that plays them."""
 
 from __future__ import annotations
 
@@ -12,34 +12,38 @@ PROGRAMS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__
 
 
 class Case(NamedTuple):
-    """A job: `mib` of random memory, so many threads and processes in all."""
+    """A job: so many processes in all, with `mib` of random memory each (in huge pages, or not), and so many threads in
+    the first of them. Aims, each 0.0 for none: pause and restart, seconds; fork, the pause to bare forks of all
+    processes."""
 
     name: str
     mib: int
     threads: int = 1
     processes: int = 1
+    huge: bool = False
+    pause: float = 0.0
+    fork: float = 0.0
+    restart: float = 0.0
 
     @property
     def bytes(self) -> int:
-        return self.mib << 20
+        return (self.mib << 20) * self.processes
 
     def words(self) -> list[str]:
-        return [str(self.mib), str(self.threads), str(self.processes)]
+        return [str(self.mib), str(self.threads), str(self.processes), *(["huge"] if self.huge else [])]
 
 
 CASES = (
-    Case("small", 0),
+    Case("small", 0, pause=0.003, restart=0.080),
     Case("64MiB", 64),
-    Case("1GiB", 1024),
-    Case("4GiB", 4096),
-    Case("100threads", 0, threads=100),
-    Case("50processes", 0, processes=50),
+    Case("1GiB", 1024, fork=1.3),
+    Case("4GiB", 4096, fork=1.3),
+    Case("4GiB-huge", 4096, huge=True, pause=0.015),
+    Case("100threads", 0, threads=100, pause=0.015, restart=0.120),
+    Case("50small", 0, processes=50, restart=0.300),
+    Case("50processes", 20, processes=50, fork=1.5),
 )
-QUICK = ("small", "64MiB", "1GiB", "100threads", "50processes")
-
-
-WEAR = 512
-"""MiB that programs/wear.c rewrites."""
+QUICK = ("small", "64MiB", "1GiB", "100threads", "50small", "50processes")
 
 
 def program(folder: str) -> list[str]:

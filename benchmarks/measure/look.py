@@ -30,15 +30,19 @@ def lines(path: str) -> list[list[str]]:
     return [line.split() for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
-def fork_seconds(path: str) -> float:
-    """Wait until the program is ready: what a fork of itself costs it. Raises TimeoutError."""
+def ready(path: str) -> None:
+    """Wait until the program is ready. Raises TimeoutError."""
     deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        found = lines(path)
-        if ["ready"] in found:
-            return next(int(words[1]) for words in found if words[0] == "fork") / 1e9
+    while ["ready"] not in lines(path):
+        if time.monotonic() > deadline:
+            raise TimeoutError("the program did not become ready")
         time.sleep(0.02)
-    raise TimeoutError("the program did not become ready")
+
+
+def fork_seconds(path: str) -> float:
+    """Wait until the program is ready: what bare forks of all of its processes cost. Raises TimeoutError."""
+    ready(path)
+    return next(int(words[1]) for words in lines(path) if words[0] == "fork") / 1e9
 
 
 def gaps(path: str) -> list[Gap]:

@@ -1,7 +1,8 @@
-"""One round of a case with torpor: start, save, kill, restart."""
+"""What is done with torpor in a round: start, save, kill, restart."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from measure import look
@@ -59,48 +61,66 @@ class Torpor:
         while any(map(_runs, pids)) and time.monotonic() < deadline:
             time.sleep(0.01)
 
-    def round(self, case: Case, program: list[str]) -> Figures:
-        """Save and restart a case once, in a new store. Figures in seconds and bytes."""
+    def forget(self) -> None:
+        """Begin with an empty store."""
         shutil.rmtree(f"{self.folder}/store", ignore_errors=True)
+
+    def start(self, name: str, words: list[str], *flags: str) -> Any:
+        """`torpor run` of a program that says when it is ready: what that said (`pid`, `log`). Raises RuntimeError,
+        TimeoutError."""
+        started = self("run", "--detach", "--json", "--name", name, *flags, "--", *words)
+        look.ready(started["log"])
+        return started
+
+    @contextlib.contextmanager
+    def restarted(self, *words: str) -> Iterator[float]:
+        """`torpor restart` of a hold: seconds until its first instruction. All of our jobs are killed in the end.
+        Raises RuntimeError."""
         output = f"{self.folder}/restarted"
-        restarted = None
+        out, errors = look.empty_file(output), look.empty_file(f"{output}-errors")
+        began = time.time_ns()
+        command = subprocess.Popen(
+            [*self.words, "restart", *words],
+            env=self.env, stdin=subprocess.DEVNULL, stdout=out, stderr=errors, start_new_session=True,
+        )  # fmt: skip
+        os.close(out)
+        os.close(errors)
         try:
-            started = self("run", "--detach", "--json", "--name", self.name, "--", *program, *case.words())
-            figures = {"fork": look.fork_seconds(started["log"])}
+            try:
+                ran = look.first_instruction(output, began)
+            except TimeoutError as error:
+                with open(f"{output}-errors", encoding="utf-8", errors="replace") as file:
+                    raise RuntimeError(f"torpor restart: {error}; {file.read()[-400:]}") from error
+            yield (ran - began) / 1e9
+        finally:
+            self.kill()
+            command.kill()
+            command.wait()
+
+    def round(self, case: Case, program: list[str]) -> Figures:
+        """Save and restart a case once, in a new store. Figures in seconds and bytes. Raises RuntimeError,
+        TimeoutError."""
+        self.forget()
+        try:
+            log = self.start(self.name, [*program, *case.words()])["log"]
+            figures = {"fork": look.fork_seconds(log)}
             time.sleep(0.2)
             began = time.time_ns()
             saved = self("checkpoint", self.name, "--json")
             ended = time.time_ns()
             figures["save"] = (ended - began) / 1e9
             figures["save_inside"] = saved["seconds"]
-            figures["pause"] = look.pause(started["log"], began, ended)
+            figures["pause"] = look.pause(log, began, ended)
             figures["pause_said"] = saved["pause_seconds"]
             figures["image"] = float(saved["bytes_new"])
             figures["memory"] = float(saved["bytes_total"])
             self.kill()
-            out = look.empty_file(output)
-            began = time.time_ns()
-            restarted = subprocess.Popen(
-                [*self.words, "restart", self.name],
-                env=self.env, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE, start_new_session=True,
-            )  # fmt: skip
-            os.close(out)
-            figures["restart"] = (look.first_instruction(output, began) - began) / 1e9
+            with self.restarted(self.name) as figures["restart"]:
+                pass
             return figures
-        except TimeoutError as error:
-            said = ""
-            if restarted is not None and restarted.poll() is not None and restarted.stderr:
-                said = restarted.stderr.read().decode(errors="replace")[-400:]
-            raise RuntimeError(f"{error}; {said}") from error
         finally:
             self.kill()
-            if restarted is not None:
-                if restarted.poll() is None:
-                    restarted.kill()
-                restarted.wait()
-                if restarted.stderr:
-                    restarted.stderr.close()
-            shutil.rmtree(f"{self.folder}/store", ignore_errors=True)
+            self.forget()
 
 
 def _runs(pid: int) -> bool:

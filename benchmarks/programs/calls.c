@@ -1,11 +1,15 @@
-/* How long system calls take: `calls KIND COUNT`, KIND getppid, connect, recvfrom or sendmsg. Prints the median and the 99th
- * percentile in microseconds; getppid, which is shorter than reading the clock, is timed by the thousand. */
+/* How long system calls take: `calls KIND COUNT [allow]`, KIND getppid, connect, recvfrom or sendmsg. Prints the median
+ * and the 99th percentile in microseconds; getppid, which is shorter than reading the clock, is timed by the thousand.
+ * allow: under the least filter that there is, one that allows everything: what any filter costs on this kernel. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <netinet/in.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -24,8 +28,17 @@ static int compare(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
+static int allow_everything(void)
+{
+    struct sock_filter all[] = {BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
+    struct sock_fprog program = {1, all};
+    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program);
+}
+
 int main(int argc, char **argv)
 {
+    if (argc > 3 && allow_everything())
+        return 1;
     long count = argc > 2 ? atol(argv[2]) : 1000;
     struct sockaddr_in where = {.sin_family = AF_INET, .sin_port = htons(9)};
     where.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
@@ -58,6 +71,6 @@ int main(int argc, char **argv)
         took[i] = (now() - start) / batch;
     }
     qsort(took, count, sizeof *took, compare);
-    printf("%.4f %.4f\n", took[count / 2], took[count * 99 / 100]);
+    printf("%.6f %.6f\n", took[count / 2], took[count * 99 / 100]);
     return 0;
 }

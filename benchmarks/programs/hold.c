@@ -1,9 +1,10 @@
-/* hold MIB THREADS PROCESSES: a job of a given size that watches its own pauses.
+/* hold MIB THREADS PROCESSES [huge]: a job of a given size that watches its own pauses.
  *
- * It fills MIB of memory with random bytes, starts so many threads and processes in all, and measures what a fork of
- * itself costs. Then its first thread looks at the clock about 5,000 times a second. On standard output:
+ * So many processes in all, each with MIB of random memory of its own (in pages of 4K, or in huge ones), and so many
+ * threads in the first. Each process measures what a fork of itself costs, while all the others wait. Then the first
+ * thread looks at the clock about 5,000 times a second. On standard output:
  *
- *   fork NANOSECONDS        once: the median of five forks
+ *   fork NANOSECONDS        once: of each process the median of five forks, added up
  *   ready                   once
  *   gap BEFORE AFTER        whenever it did not get to look for more than a millisecond: both looks, as nanoseconds
  *                           since 1970 (this clock is the same before and after a restart, and outside)
@@ -18,6 +19,8 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+
+#define HUGE ((size_t)2 << 20)
 
 static int64_t now(void)
 {
@@ -46,6 +49,24 @@ static void say(const char *line, int size)
         _exit(1);
 }
 
+static void fill(size_t size, int huge)
+{
+    if (!size)
+        return;
+    char *at = mmap(NULL, size + HUGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (at == MAP_FAILED)
+        _exit(1);
+    at = (char *)(((uintptr_t)at + HUGE - 1) & ~(HUGE - 1));
+    madvise(at, size, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+    uint64_t state = 88172645463325252ULL ^ (uint64_t)now() ^ (uint64_t)getpid() << 40;
+    for (size_t i = 0; i < size / 8; i++) {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        ((uint64_t *)at)[i] = state;
+    }
+}
+
 static int by_size(const void *a, const void *b)
 {
     int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
@@ -67,33 +88,56 @@ static int64_t fork_time(void)
     return took[2];
 }
 
+static void let_go(const int *turn, const int *answer)
+{
+    for (int i = 0; i < 2; i++) {
+        close(turn[i]);
+        close(answer[i]);
+    }
+}
+
+/* A process beside the first: it is ready when it has filled its memory, waits for its turn to measure, and tells. */
+static void other(const int *turn, const int *answer, size_t size, int huge)
+{
+    prctl(PR_SET_PDEATHSIG, 9);
+    fill(size, huge);
+    int64_t costs = 0;
+    if (write(answer[1], &costs, sizeof costs) != sizeof costs || read(turn[0], &costs, 1) != 1)
+        _exit(1);
+    costs = fork_time();
+    if (write(answer[1], &costs, sizeof costs) != sizeof costs)
+        _exit(1);
+    let_go(turn, answer);
+    idle(NULL);
+}
+
 int main(int argc, char **argv)
 {
     size_t size = argc > 1 ? strtoull(argv[1], NULL, 10) << 20 : 0;
-    int threads = argc > 2 ? atoi(argv[2]) : 1, processes = argc > 3 ? atoi(argv[3]) : 1;
+    int threads = argc > 2 ? atoi(argv[2]) : 1, processes = argc > 3 ? atoi(argv[3]) : 1, huge = argc > 4;
+    int turn[2], answer[2];
     char line[100];
-    if (size) {
-        uint64_t *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (memory == MAP_FAILED)
-            return 1;
-        uint64_t state = 88172645463325252ULL ^ (uint64_t)now();
-        for (size_t i = 0; i < size / 8; i++) {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            memory[i] = state;
-        }
-    }
+    int64_t fork_costs = 0, costs;
+    if (pipe(turn) || pipe(answer))
+        return 1;
     for (int i = 1; i < processes; i++) {
         pid_t pid = fork();
-        if (pid == 0) {
-            prctl(PR_SET_PDEATHSIG, 9);
-            idle(NULL);
-        }
+        if (pid == 0)
+            other(turn, answer, size, huge);
         if (pid < 0)
             return 1;
     }
-    int64_t fork_costs = fork_time();
+    fill(size, huge);
+    for (int i = 1; i < processes; i++)
+        if (read(answer[0], &costs, sizeof costs) != sizeof costs)
+            return 1;
+    for (int i = 1; i < processes; i++) {
+        if (write(turn[1], "", 1) != 1 || read(answer[0], &costs, sizeof costs) != sizeof costs)
+            return 1;
+        fork_costs += costs;
+    }
+    let_go(turn, answer);
+    fork_costs += fork_time();
     for (int i = 1; i < threads; i++) {
         pthread_t thread;
         if (pthread_create(&thread, NULL, idle, NULL))
