@@ -6,9 +6,10 @@ and huge pages stay whole. And what was doubled already is there once again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 
+from torpor.checkpoint import stretches
 from torpor.named_tuple import NamedTuple
 from torpor.posix.memory.pages import WINDOW, Window
 from torpor.tracee.snapshot import Copy, Range, Snapshot
@@ -28,38 +29,49 @@ class Work(NamedTuple):
 
 
 class Dropping:
-    """Has copies give up their memory. work: what is read from them, in this order (`code_first`). known: what is not
-    read. guard: what is to be held where stops of tracees are waited for (SaveRequest). To be used by the thread that
-    made the copies."""
+    """Has copies give up their memory. work: what is read from them, in this order; pages that our code was in have
+    been (`code_apart`). known, stretches: what is not read; these by pid, as (start, end).  guard: what is to be held
+    where stops of tracees are waited for (SaveRequest). To be used by the thread that made the copies."""
 
     def __init__(
         self,
         snapshot: Snapshot,
         work: Sequence[Work],
         known: Sequence[Work],
+        stretches: Mapping[int, Iterable[stretches.Range]],
         guard: Callable[[], AbstractContextManager[object]],
     ) -> None:
-        self._snapshot, self._work, self._known, self._guard = snapshot, work, known, guard
-        self._code = _with_code(snapshot.copies)
+        self._snapshot, self._work, self._guard = snapshot, work, guard
         self._given = 0
-        while self._given < len(work) and _place(work[self._given]) in self._code:
-            self._given += 1
+        code = _with_code(snapshot.copies)
+        self._known = [each for each in known if _place(each) not in code]
+        self._stretches = {
+            pid: _without_code(ranges, [at for owner, at in sorted(code) if owner == pid])
+            for pid, ranges in stretches.items()
+        }
 
     def saved(self, done: int) -> None:
         """The first `done` windows are saved. Raises OSError if a copy is gone."""
+        while self._stretches:
+            self._drop(*self._stretches.popitem())
         while (end := portion(self._work, self._given, done)) > self._given:
-            part, self._given, self._known = [*self._known, *self._work[self._given : end]], end, ()
+            part, self._given, self._known = [*self._known, *self._work[self._given : end]], end, []
             for pid in dict.fromkeys(each.pid for each in part):
-                ranges = spans(each.window for each in part if each.pid == pid)
-                if ranges:
-                    with self._guard():
-                        self._snapshot.drop(pid, ranges)
+                self._drop(pid, spans(each.window for each in part if each.pid == pid))
+
+    def _drop(self, pid: int, ranges: Sequence[Range]) -> None:
+        if ranges:
+            with self._guard():
+                self._snapshot.drop(pid, ranges)
 
 
-def code_first(work: Iterable[Work], copies: Mapping[int, Copy]) -> list[Work]:
-    """What is read, those windows first that our code stood in: it can be put back when these are saved. Pure."""
+def code_apart(work: Iterable[Work], copies: Mapping[int, Copy]) -> tuple[list[Work], list[Work]]:
+    """What is read: windows that our code stood in, so that it can be put back later, and all others. Pure."""
     code = _with_code(copies)
-    return sorted(work, key=lambda each: _place(each) not in code)
+    parts: tuple[list[Work], list[Work]] = [], []
+    for each in work:
+        parts[_place(each) not in code].append(each)
+    return parts
 
 
 def portion(work: Sequence[Work], start: int, done: int) -> int:
@@ -85,7 +97,13 @@ def spans(windows: Iterable[Window]) -> list[Range]:
     return [one for one in found if one[1] >= LEAST]
 
 
-def _with_code(copies: Mapping[int, Copy]) -> Container[tuple[int, int]]:
+def _without_code(ranges: Iterable[stretches.Range], code: Iterable[int]) -> list[Range]:
+    """(address, bytes) of ranges, those that touch as one, without windows at these addresses."""
+    rest = stretches.minus(stretches.merged(ranges), ((at, at + WINDOW) for at in code))
+    return [(start, end - start) for start, end in rest]
+
+
+def _with_code(copies: Mapping[int, Copy]) -> Set[tuple[int, int]]:
     """Windows (pid, address) in which our code was."""
     return {(pid, at - at % WINDOW) for pid, copy in copies.items() for at in copy.code_ends()}
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from torpor.checkpoint.dropping import Dropping, Work, code_first
+from torpor.checkpoint.dropping import Dropping, Work, code_apart
 from torpor.checkpoint.shortage import INTERVAL, Shortage
+from torpor.checkpoint.stretches import Range, minus
 from torpor.linux import proc
 from torpor.linux.proc import Area
 from torpor.model.data import Sink
@@ -21,7 +22,7 @@ from torpor.posix.memory import capture, objects
 from torpor.posix.memory.area import FILE, OBJECT, AreaRecord
 from torpor.posix.memory.forget import Forget
 from torpor.posix.memory.objects import MemoryObjectRecord
-from torpor.posix.memory.pages import PagesRecord, Window, pack
+from torpor.posix.memory.pages import PagesRecord, Window, pack, windows
 from torpor.posix.service import Job
 from torpor.tracee.freeze import Frozen
 from torpor.tracee.process import LivingProcess, Process
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from torpor.checkpoint.tracking import Unchanged
 
 WORKERS = 2
+HUGE = 2 << 20
+"""Bytes of an area in which there can be a huge page."""
 _BATCH = 16
 """Windows that a thread takes at once."""
 
@@ -48,10 +51,12 @@ class Remarked(Unlike):
 
 
 class Look(NamedTuple):
-    """The areas of a stopped process. settled: all there is to know of them is known."""
+    """The areas of a stopped process. settled: all there is to know of them is known.  marked: at least it is known
+    of all large ones how they were marked, and whether they had huge pages, a moment ago."""
 
     seen: list[capture.Seen]
     settled: bool
+    marked: bool = False
 
 
 class Saved(NamedTuple):
@@ -77,8 +82,13 @@ def look(frozen: Frozen, known: Flags | None) -> dict[int, Look]:
     """
     looks = {}
     for pid, process in frozen.processes.items():
-        sketched = None if known is None else capture.sketch(process, known.get(pid, {}))
-        looks[pid] = Look(capture.look(process), True) if sketched is None else Look(sketched, False)
+        marks = {} if known is None else known.get(pid, {})
+        sketched = None if known is None else capture.sketch(process, marks)
+        if sketched is None:
+            looks[pid] = Look(capture.look(process), True)
+        else:
+            marked = all(area in marks for area in process.areas if area.size >= HUGE)
+            looks[pid] = Look(sketched, False, marked)
     return looks
 
 
@@ -105,7 +115,7 @@ def save(
     """
     held = Held(looks, file_number, sink, progress, snapshot, forget)
     shared: dict[tuple[int, int], list[tuple[Process, Area, AreaRecord]]] = {}
-    for pid, (seen, _) in looks.items():
+    for pid, (seen, *_) in looks.items():
         process = frozen.processes[pid]
         forget.look(pid, process.leader.tid)
         records = held.number(process, seen)
@@ -161,7 +171,10 @@ class Held:
         self._copies = {} if snapshot is None else snapshot.copies
         self._snapshot = snapshot
         self._comm: dict[int, str] = {}
+        self._later: list[int] = []
+        """Processes of which it is seen last whether their memory is marked as supposed."""
         self._found: dict[int, list[tuple[Window, int]]] = {pid: [] for pid in looks}
+        self._stretches: dict[int, list[tuple[Range, PagesRecord]]] = {pid: [] for pid in looks}
         self._guards: dict[int, tuple[tuple[int, int], ...]] = {}
 
     def number(self, process: Process, seen: Iterable[capture.Seen]) -> tuple[AreaRecord, ...]:
@@ -179,10 +192,10 @@ class Held:
         for pid, process in list(frozen.processes.items()):
             if pid not in self._copies and not self._looks[pid].settled:
                 self._settle_now(process)
-        work = []
-        for pid, (seen, _) in self._looks.items():
+        work: list[Work] = []
+        for pid, (seen, *_) in self._looks.items():
             chosen = [one for one in seen if one.apart] if pid in self._copies else seen
-            work += [Work(pid, pid, window) for window in self._windows(pid, pid, chosen)]
+            work += self._work(pid, pid, chosen)
             # A copy has neither what is apart nor all of what is shared; guard pages go with their areas.
             lacking = [one for one in seen if pid not in self._copies or one.record.shared or one.apart]
             self._guards[pid] = capture.guards(pid, lacking)
@@ -201,21 +214,30 @@ class Held:
                     self._snapshot.release()
                     if shortage.why:
                         self._snapshot.close()  # the job goes on when what they had is free again
-        self.pages = {pid: pack(sorted(found)) for pid, found in self._found.items()}
+        for pid, found in self._found.items():
+            stretches = sorted((start, record) for (start, _), record in self._stretches[pid])
+            self.pages[pid] = pack(sorted(found), stretches)
         return Saved(self.areas, self.pages, self._guards)
 
     def _read_copies(self, snapshot: Snapshot, shortage: Shortage) -> None:
         try:
             snapshot.clean()
             work = [each for pid, copy in self._copies.items() for each in self._of_copy(pid, copy)]
-            work, known = self._unknown(code_first(work, self._copies))
-            dropping = Dropping(snapshot, work, known, shortage.guard)
+            work, known = self._unknown(work)
+            code, work = code_apart(work, self._copies)
+            self._take(code)
+            stretches = {pid: [one for one, _ in self._stretches[pid]] for pid in self._copies}
+            dropping = Dropping(snapshot, work, known, stretches, shortage.guard)
 
             def mind(done: int) -> None:
                 shortage.mind()
                 dropping.saved(done)
 
             self._take(work, mind)
+            if self._later:
+                dropping.saved(0)
+            for pid in self._later:
+                self._confirm(pid, self._copies[pid])
         except (OSError, Refused, CheckpointFailed) as error:
             self._mind_dead()
             if isinstance(error, CheckpointFailed):
@@ -241,26 +263,44 @@ class Held:
         self._looks[process.pid] = Look(found, True)
         self._renumber(process.pid, found)
 
-    def _of_copy(self, pid: int, copy: Copy) -> list[Work]:
+    def _of_copy(self, pid: int, copy: Copy) -> Iterable[Work]:
         """What there is to read in a copy."""
-        seen, settled = self._looks[pid]
-        if not settled:
-            found = capture.look_at_copy(pid, self._comm[pid], copy.pid, copy.scratch)
-            if not capture.confirm(seen, found):
-                raise Remarked(f"process {pid} ({self._comm[pid]}) changed the marks of its memory")
-            self._renumber(pid, found)
-            self.flags[pid] = capture.seen_of(found)
-            seen = found
+        seen, settled, marked = self._looks[pid]
+        if not settled and marked and self.unchanged is not None and pid in self.unchanged:
+            self._later.append(pid)
+        elif not settled:
+            seen = self._confirm(pid, copy)
         else:
             seen = [one for one in seen if not one.apart]
-        self._guards[pid] = tuple(
-            sorted((*self._guards[pid], *capture.guards(copy.pid, (one for one in seen if not one.record.shared))))
-        )
-        return [Work(pid, copy.pid, window) for window in self._windows(pid, copy.pid, seen)]
+            self._guard(pid, copy, seen)
+        return self._work(pid, copy.pid, seen)
 
-    def _windows(self, pid: int, source: int, seen: Iterable[capture.Seen]) -> Iterable[Window]:
-        """What there is to save of these areas of a process. source: it, or its copy."""
-        return capture.own_windows(source, [one for one in seen if self.forget.kept(pid, one.record)])
+    def _confirm(self, pid: int, copy: Copy) -> list[capture.Seen]:
+        """What a copy shows of the areas of its process. The kernel looks at all pages that are there, so this comes
+        after most are gone where they need not be read. Raises Remarked."""
+        seen, found = self._looks[pid].seen, capture.look_at_copy(pid, self._comm[pid], copy.pid, copy.scratch)
+        if not capture.confirm(seen, found):
+            raise Remarked(f"process {pid} ({self._comm[pid]}) changed the marks of its memory")
+        if pid in self._later:
+            found = [one.with_huge(before.record.huge) for one, before in zip(found, seen)]
+        self._renumber(pid, found)
+        self.flags[pid] = capture.seen_of(found)
+        self._guard(pid, copy, found)
+        return found
+
+    def _guard(self, pid: int, copy: Copy, seen: Iterable[capture.Seen]) -> None:
+        """Take in the guard pages that a copy shows."""
+        shown = capture.guards(copy.pid, (one for one in seen if not one.record.shared))
+        self._guards[pid] = tuple(sorted((*self._guards[pid], *shown)))
+
+    def _work(self, pid: int, source: int, seen: Iterable[capture.Seen]) -> Iterator[Work]:
+        """What there is to save of these areas of a process, but for long stretches that are what they were. source:
+        it, or its copy."""
+        for pages in capture.own_pages(source, [one for one in seen if self.forget.kept(pid, one.record)]):
+            stretches = [] if self.unchanged is None else self.unchanged.stretches(pid, pages)
+            self._stretches[pid] += stretches
+            for window in windows(minus(pages, (one for one, _ in stretches))):
+                yield Work(pid, source, window)
 
     def _renumber(self, pid: int, found: Iterable[capture.Seen]) -> None:
         """Records as they were found now; the numbers of files and objects are known."""
@@ -387,10 +427,10 @@ def _pump(
     else:
         try:
             while any(helper.is_alive() for helper in helpers):
-                helpers[0].join(INTERVAL)
                 with lock:
                     until = min(underway, default=begun)
                 mind(until)
+                helpers[0].join(INTERVAL)
         except BaseException as error:
             failures.append(error)
     for helper in helpers:

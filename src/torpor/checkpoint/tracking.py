@@ -30,18 +30,19 @@ import _socket
 import array
 import errno
 import os
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
+from torpor.checkpoint.stretches import Range, merged, stretches
 from torpor.linux import pagemap, proc, userfaultfd
 from torpor.linux.arch.x86_64 import NR
 from torpor.model.data import Ref
 from torpor.model.errors import CheckpointFailed
 from torpor.posix.memory import capture
-from torpor.posix.memory.pages import WINDOW, PagesRecord, Window, rows
+from torpor.posix.memory.pages import WINDOW, PagesRecord, Window
 from torpor.posix.turnover import Meeting, Numbers, Script, close_all, send_descriptor
-from torpor.store.save import Save
+from torpor.store.save import Kept, Save
 from torpor.tracee.freeze import freeze
 from torpor.tracee.process import LivingProcess
 from torpor.tracee.task import Gone
@@ -53,20 +54,15 @@ _LEAST = 4 << 20
 _MOST = 256
 """Processes: each costs us a descriptor."""
 
-Range = tuple[int, int]
-"""(start, end)"""
-Known = dict[int, tuple[int, bytes]]
-"""By address of a window: the bitmap of its pages, and the name of its chunk."""
-
 
 class _Noted:
     """A process whose writes are noted. started: tells it from a later one of the same number (proc.Stat). fresh: areas
-    of which nothing is known yet. known: what the last checkpoint has of its memory."""
+    of which nothing is known yet. known: what the last checkpoint has of its memory; its chunks are that one's."""
 
     def __init__(self, started: int, fd: int) -> None:
         self.started, self.fd = started, fd
         self.fresh: list[Range] = []
-        self.known: Known = {}
+        self.known = PagesRecord()
 
 
 class Tracker:
@@ -76,6 +72,7 @@ class Tracker:
         self._noted: dict[int, _Noted] = {}
         self._alike: tuple[bytes, tuple[str, ...]] = b"", ()
         """By what the last checkpoint named its chunks, and what it left out of them."""
+        self._kept = Kept()
         self.why = ""
         """Why writes are not noted on this machine, '' if they are."""
         self.flags: Mapping[int, capture.Flags] = {}
@@ -116,10 +113,11 @@ class Tracker:
         for pid in pids:
             noted = self._noted.get(pid)
             if noted is not None:
-                known, noted.known = noted.known, {}
+                known, noted.known = noted.known, PagesRecord()
                 found[pid] = known, _changed(pid, noted)
         alike, self._alike = self._alike, (saving.names_by, tuple(forget))
-        return Unchanged(found, saving if alike == self._alike else None)
+        kept, self._kept = self._kept, Kept()
+        return Unchanged(found, kept, saving if alike == self._alike else None)
 
     def doubt(self) -> bool:
         """Memory was not marked as it was supposed to be: that is not supposed any more. Was it?"""
@@ -130,11 +128,11 @@ class Tracker:
         """A checkpoint was made of what `look` was told of. pages, flags: by host pid."""
         if not self._marks_change:
             self.flags = flags
-        names = saving.names()
+        self._kept = saving.kept()
         for pid, record in pages.items():
             noted = self._noted.get(pid)
             if noted is not None:
-                noted.known = {address: (bitmap, names[ref]) for address, bitmap, ref in rows(record)}
+                noted.known = record
 
     def close(self) -> None:
         """Writes are noted no more."""
@@ -184,12 +182,35 @@ class Tracker:
 class Unchanged:
     """What memory of a job is as it was in the last checkpoint."""
 
-    def __init__(self, found: Mapping[int, tuple[Known, list[Range]]], saving: Save | None) -> None:
-        """found: by host pid, what is known, and what may have changed since.  saving: None if it names chunks
-        otherwise."""
+    def __init__(
+        self, found: Mapping[int, tuple[PagesRecord, list[Range]]], kept: Kept, saving: Save | None
+    ) -> None:  # fmt: skip
+        """found: by host pid, what is known, and what may have changed since.  kept: the chunks of the last checkpoint.
+        saving: None if it names chunks otherwise."""
         self._found = found
+        self._kept = kept
         self._saving = saving
         self._starts = {pid: [start for start, _ in changed] for pid, (_, changed) in found.items()}
+        self._numbers = {pid: memoryview(record.windows).cast("I") for pid, (record, _) in found.items()}
+
+    def __contains__(self, pid: int) -> bool:
+        """Is anything known of the process?"""
+        return self._saving is not None and bool(self._numbers.get(pid))
+
+    def stretches(self, pid: int, pages: Sequence[Range]) -> list[tuple[Range, PagesRecord]]:
+        """What of these pages, in long stretches, is what it was, so that it need not be read: its addresses, and what
+        is to be written down of it. pages: ranges, ascending."""
+        if self._saving is None or pid not in self._found:
+            return []
+        record, changed = self._found[pid]
+        found = []
+        for stretch in stretches(record, pages, changed):
+            refs = self._saving.take_over(self._kept, record.refs[4 * stretch.first : 4 * stretch.end])
+            if refs is not None:
+                windows = record.windows[4 * stretch.first : 4 * stretch.end]
+                bitmaps = record.bitmaps[8 * stretch.first : 8 * stretch.end]
+                found.append((stretch.range, PagesRecord(windows, bitmaps, refs)))
+        return found
 
     def ref(self, pid: int, window: Window) -> Ref | None:
         """The chunk of a window, if it is what it was and the store has it still; None if it has to be read."""
@@ -198,23 +219,22 @@ class Unchanged:
 
     def name(self, pid: int, window: Window) -> bytes | None:
         """The name of the chunk that the window had in the last checkpoint, if it has not changed. Pure."""
-        known, changed = self._found.get(pid, ({}, []))
-        bitmap, name = known.get(window.address, (0, b""))
-        if bitmap != window.bitmap:
+        if pid not in self._found:
+            return None
+        (record, changed), numbers = self._found[pid], self._numbers[pid]
+        row = bisect_left(numbers, window.address // WINDOW)
+        if row == len(numbers) or (numbers[row], _number(record.bitmaps, row, 8)) != (
+            window.address // WINDOW, window.bitmap,
+        ):  # fmt: skip
             return None
         at = bisect_right(self._starts[pid], window.address + WINDOW - 1)
-        return name if not at or changed[at - 1][1] <= window.address else None
+        if at and changed[at - 1][1] > window.address:
+            return None
+        return self._kept.names[_number(record.refs, row, 4)]
 
 
-def merged(ranges: Iterable[Range]) -> list[Range]:
-    """Ranges in order, those that touch as one. Pure."""
-    out: list[Range] = []
-    for start, end in sorted(ranges):
-        if out and start <= out[-1][1]:
-            out[-1] = out[-1][0], max(out[-1][1], end)
-        else:
-            out.append((start, end))
-    return out
+def _number(column: bytes, row: int, size: int) -> int:
+    return int.from_bytes(column[size * row : size * (row + 1)], "little")
 
 
 def _worth_it(pid: int) -> bool:

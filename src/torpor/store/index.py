@@ -150,9 +150,10 @@ class Index:
                         self.bad.append(name)
             if not gone:
                 break
-        packs = {bytes.fromhex(name) for name in backend.list("packs") if len(name) == 2 * PACK_ID} - avoid
+        self.packs = {bytes.fromhex(name) for name in backend.list("packs") if len(name) == 2 * PACK_ID} - avoid
+        """Those that chunks may be in."""
         for segment in self.segments.values():
-            segment.believe(packs)
+            segment.believe(self.packs)
         self._find = [s.find for s in sorted(self.segments.values(), key=lambda s: -s.table.count)]
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from array import array
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -18,6 +19,7 @@ from blake3 import blake3
 
 from torpor.model.data import CHUNK_SIZE, Buffer, Ref
 from torpor.model.errors import CheckpointFailed
+from torpor.named_tuple import NamedTuple
 from torpor.store import index, lanes, lease, pack, root, sealing
 from torpor.store.backend import Backend
 from torpor.store.chunk import ZERO, ZEROS
@@ -26,6 +28,13 @@ from torpor.store.numbers import claim
 from torpor.store.parts import Part, digest, is_part, name_of
 from torpor.store.sealing import Sealer
 from torpor.store.table import Columns, Place
+
+
+class Kept(NamedTuple):
+    """The chunks of a save that is over: names and places by their references."""
+
+    names: list[bytes] = []
+    places: Columns = Columns()
 
 
 class Save:
@@ -91,10 +100,9 @@ class Save:
         """Tells whether two saves name chunks alike: the hash of the key of their names."""
         return blake3(self._key).digest()
 
-    def names(self) -> list[bytes]:
-        """The names of all chunks so far, by their reference."""
-        with self._lock:
-            return list(self._refs)
+    def kept(self) -> Kept:
+        """What `take_over` of a later save wants, once this one has been committed."""
+        return Kept(list(self._refs), self._columns)
 
     def again(self, name: bytes, length: int) -> Ref | None:
         """Keep a chunk that an earlier save had under this name, without its bytes. None if the store has it no more,
@@ -115,6 +123,28 @@ class Save:
             if row is None:
                 row = self._refs[name] = self._columns.append(place)
             return row
+
+    def take_over(self, kept: Kept, refs: bytes) -> bytes | None:
+        """Keep many chunks that an earlier save of this store has kept. refs: its references, four bytes each; ours are
+        returned, or None if it is not certain that the store has all of them still."""
+        rows = array("I", refs)
+        places = kept.places
+        if not places.packs_of(rows) <= self._index.packs:
+            return None
+        names = [kept.names[row] for row in rows]
+        with self._lock:
+            if self._error is not None:
+                raise self._error
+            self._total += sum([places.length[row] for row in rows])
+            first = len(self._refs)
+            if self._refs.keys().isdisjoint(names) and len(set(names)) == len(names):
+                self._refs.update(zip(names, range(first, first + len(names))))
+                self._columns.extend(places, rows)
+            else:
+                for name, row in zip(names, rows):
+                    if name not in self._refs:
+                        self._refs[name] = self._columns.append(places.get(row))
+            return array("I", [self._refs[name] for name in names]).tobytes()
 
     def number(self) -> int:
         """The number the checkpoint will have: claimed now, if it was not before. Raises CheckpointFailed."""
@@ -258,9 +288,10 @@ class Save:
     def _tell_index(self) -> None:
         """The checkpoint exists; what follows only helps the next one, so failures do not matter."""
         mine = set(self._packs.finished)
-        places = ((name, self._columns.get(row)) for row, name in enumerate(self._refs))
+        numbers = {number for number, name in enumerate(self._columns.packs) if name in mine}
+        rows = enumerate(zip(self._refs, self._columns.pack))
         try:
-            index.add(self._backend, ((name, place) for name, place in places if place.pack in mine))
+            index.add(self._backend, [(name, self._columns.get(row)) for row, (name, pack) in rows if pack in numbers])
             self._let_go()
             index.merge(self._backend)
         except OSError:

@@ -86,24 +86,40 @@ class Columns:
     def append(self, place: Place) -> int:
         """One more row, with this in it; its place."""
         pack, offset, stored, length, encoding = place
-        number = self.numbers.get(pack)
-        if number is None:
-            number = self.numbers[pack] = len(self.packs)
-            self.packs.append(pack)
-        self.pack.append(number)
+        self.pack.append(self._number(pack))
         self.offset.append(offset)
         self.stored.append(stored)
         self.length.append(length)
         self.encoding.append(encoding)
         return len(self.encoding) - 1
 
+    def packs_of(self, rows: Iterable[int]) -> set[bytes]:
+        """The packs that some rows are in."""
+        return {self.packs[number] for number in {self.pack[row] for row in rows} - {NOWHERE}}
+
+    def extend(self, other: Columns, rows: Sequence[int]) -> None:
+        """More rows, with what these rows of another table have in them; several times as fast as one by one."""
+        numbers = {NOWHERE: NOWHERE}
+        found = [other.pack[row] for row in rows]
+        for number in dict.fromkeys(found):
+            if number != NOWHERE:
+                numbers[number] = self._number(other.packs[number])
+        self.pack.extend([numbers[number] for number in found])
+        self.offset.extend([other.offset[row] for row in rows])
+        self.stored.extend([other.stored[row] for row in rows])
+        self.length.extend([other.length[row] for row in rows])
+        self.encoding.extend([other.encoding[row] for row in rows])
+
     def set(self, row: int, place: Place) -> None:
         pack, self.offset[row], self.stored[row], self.length[row], self.encoding[row] = place
+        self.pack[row] = self._number(pack)
+
+    def _number(self, pack: bytes) -> int:
         number = self.numbers.get(pack)
         if number is None:
             number = self.numbers[pack] = len(self.packs)
             self.packs.append(pack)
-        self.pack[row] = number
+        return number
 
     def get(self, row: int) -> Place:
         number = self.pack[row]

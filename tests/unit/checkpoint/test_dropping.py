@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 from torpor.checkpoint import dropping
-from torpor.checkpoint.dropping import PORTION, Dropping, Work, code_first, portion, spans
+from torpor.checkpoint.dropping import PORTION, Dropping, Work, code_apart, portion, spans
 from torpor.posix.memory.pages import PAGE, WINDOW, Window
 from torpor.tracee.snapshot import Copy, Range, Snapshot
 
@@ -58,24 +58,38 @@ def test_a_portion_is_whole_or_none() -> None:
     assert portion(work, MANY, MANY) == MANY
 
 
-def test_windows_with_our_code_come_first_and_stay() -> None:
-    snapshot = Told(7 * WINDOW + 8, 9 * WINDOW - 8)
-    work = code_first([*row(1, 0, MANY), *row(2, 0, 2)], snapshot.copies)
-    assert [each.window.address // WINDOW for each in work[:4]] == [7, 8, 9, 0]
-    giving = Dropping(snapshot, work, (), guard)
-    giving.saved(3)
+def test_windows_with_our_code_are_apart() -> None:
+    copies = Told(7 * WINDOW + 8, 9 * WINDOW - 8).copies
+    code, others = code_apart([*row(1, 0, 10), *row(2, 0, 10)], copies)
+    assert code == row(1, 7, 3)
+    assert others == [*row(1, 0, 7), *row(2, 0, 10)]
+
+
+def test_less_than_a_portion_is_left_to_its_end() -> None:
+    snapshot = Told()
+    giving = Dropping(snapshot, row(1, 0, MANY), (), {}, guard)
+    giving.saved(MANY // 2 - 1)
     assert snapshot.dropped == []
-    giving.saved(len(work))
-    (pid, ranges), *_ = snapshot.dropped
-    assert (pid, ranges) == (1, [(0, 7 * WINDOW), (10 * WINDOW, PORTION - 7 * WINDOW)])
-    assert len(snapshot.dropped) == 1, "less than a portion is left to its end"
+    giving.saved(MANY - 1)
+    assert snapshot.dropped == [(1, [(0, PORTION)])]
 
 
 def test_what_is_not_read_goes_with_the_first_portion() -> None:
-    snapshot = Told()
-    giving = Dropping(snapshot, row(1, 0, MANY), row(2, 5, 4), guard)
+    snapshot = Told(6 * WINDOW)
+    giving = Dropping(snapshot, row(1, 10, MANY), [*row(1, 6, 1), *row(2, 5, 4)], {}, guard)
     giving.saved(MANY // 2)
     giving.saved(MANY)
     assert snapshot.dropped == [
-        (2, [(5 * WINDOW, 4 * WINDOW)]), (1, [(0, PORTION)]), (1, [(PORTION, PORTION)]),
+        (2, [(5 * WINDOW, 4 * WINDOW)]), (1, [(10 * WINDOW, PORTION)]), (1, [(10 * WINDOW + PORTION, PORTION)]),
+    ]  # fmt: skip
+
+
+def test_stretches_go_at_once_but_for_our_code() -> None:
+    snapshot = Told(7 * WINDOW + 8, 9 * WINDOW - 8)
+    stretches = {1: [(0, 5 * WINDOW), (5 * WINDOW, 20 * WINDOW)], 2: [(7 * WINDOW, 9 * WINDOW)]}
+    giving = Dropping(snapshot, [], (), stretches, guard)
+    giving.saved(0)
+    giving.saved(0)
+    assert sorted(snapshot.dropped) == [
+        (1, [(0, 7 * WINDOW), (10 * WINDOW, 10 * WINDOW)]), (2, [(7 * WINDOW, 2 * WINDOW)]),
     ]  # fmt: skip

@@ -7,24 +7,12 @@ import os
 
 import pytest
 
-from torpor.checkpoint.tracking import Unchanged, merged
+from torpor.checkpoint.tracking import Unchanged
 from torpor.linux import pagemap, uio, userfaultfd
-from torpor.posix.memory.pages import WINDOW, Window
+from torpor.posix.memory.pages import WINDOW, Window, pack
+from torpor.store.save import Kept
 
 PAGE = 4096
-
-
-@pytest.mark.parametrize(
-    ("ranges", "out"),
-    [
-        ([], []),
-        ([(5, 6), (1, 2)], [(1, 2), (5, 6)]),
-        ([(1, 3), (3, 4)], [(1, 4)]),
-        ([(1, 9), (2, 3), (8, 12)], [(1, 12)]),
-    ],
-)
-def test_ranges_are_merged(ranges: list[tuple[int, int]], out: list[tuple[int, int]]) -> None:
-    assert merged(ranges) == out
 
 
 @pytest.mark.parametrize(
@@ -40,7 +28,8 @@ def test_ranges_are_merged(ranges: list[tuple[int, int]], out: list[tuple[int, i
     ],
 )
 def test_a_window_is_what_it_was_if_nothing_in_it_has_changed(changed: list[tuple[int, int]], same: bool) -> None:
-    unchanged = Unchanged({7: ({WINDOW: (5, b"name")}, changed)}, None)
+    record = pack([(Window(0, 5), 0), (Window(WINDOW, 5), 1), (Window(9 * WINDOW, 5), 0)])
+    unchanged = Unchanged({7: (record, changed)}, Kept([b"other", b"name"]), None)
     assert unchanged.name(7, Window(WINDOW, 5)) == (b"name" if same else None)
     assert unchanged.name(7, Window(WINDOW, 4)) is None, "other pages are there now"
     assert unchanged.name(7, Window(3 * WINDOW, 5)) is None, "nothing was known of it"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from array import array
 from collections.abc import Callable
 from typing import Any
 
@@ -188,6 +189,39 @@ def test_a_reference_that_does_not_exist(store: Store, save: Saver) -> None:
 def test_impossible_job_names(store: Store, job: str) -> None:
     with pytest.raises(UsageError):
         store.begin(job)
+
+
+def test_what_an_earlier_save_kept_is_taken_over(store: Store, save: Saver) -> None:
+    """Without its bytes: also what is there already, or twice, or zero."""
+    chunks = [RANDOM[0], bytes(CHUNK_SIZE), RANDOM[1], b"short"]
+    earlier = store.begin("j")
+    refs = [earlier.put(chunk) for chunk in chunks]
+    earlier.commit(b"", {})
+    for before, wanted in (([], [0, 1, 2, 3]), ([RANDOM[1], RANDOM[2]], [3, 2, 1]), ([], [1, 0, 1, 0])):
+        saving = store.begin("j")
+        for chunk in before:
+            saving.put(chunk)
+        taken = saving.take_over(earlier.kept(), array("I", [refs[i] for i in wanted]).tobytes())
+        assert taken is not None
+        own = saving.put(b"more")
+        info = saving.commit(b"", {})
+        load = store.load("j", info.number)
+        assert [bytes(load.get(ref)) for ref in array("I", taken)] == [chunks[i] for i in wanted]
+        assert bytes(load.get(own)) == b"more"
+        assert info.bytes_total == sum(len(chunks[i]) for i in wanted) + sum(map(len, before)) + 4
+    assert store.list()[0].bytes_new > CHUNK_SIZE
+
+
+def test_nothing_is_taken_over_of_a_pack_that_is_gone(store: Store) -> None:
+    earlier = store.begin("j")
+    refs = array("I", [earlier.put(RANDOM[0]), earlier.put(bytes(9))])
+    earlier.commit(b"", {})
+    for name in list(store.backend.list("packs")):
+        store.backend.delete(f"packs/{name}")
+    saving = store.begin("j")
+    assert saving.take_over(earlier.kept(), refs.tobytes()) is None
+    assert saving.take_over(earlier.kept(), refs[1:].tobytes()) is not None, "zeros are in no pack"
+    saving.abort()
 
 
 def test_the_index_is_only_a_help(store: Store, save: Saver) -> None:

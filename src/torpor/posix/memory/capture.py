@@ -8,6 +8,8 @@ import mmap
 import os
 from collections.abc import Callable, Iterable, Mapping
 
+import msgspec
+
 from torpor.linux import proc, uio
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.pagemap import PAGE, Pagemap
@@ -29,7 +31,7 @@ from torpor.posix.memory.area import (
     kind_of,
     prot_of,
 )
-from torpor.posix.memory.pages import Window, windows
+from torpor.posix.memory.pages import Window
 from torpor.tracee.call import ANY, Out, call
 from torpor.tracee.process import Process
 
@@ -54,6 +56,10 @@ class Seen(NamedTuple):
     def of(cls, area: proc.Area, record: AreaRecord, resident: bool) -> Seen:
         """With what follows from the record."""
         return cls(area, record, resident, _apart(record), _attached(record))
+
+    def with_huge(self, huge: bool) -> Seen:
+        """The same, if it had huge pages, or not."""
+        return self._replace(record=msgspec.structs.replace(self.record, huge=huge))
 
 
 class Marks(NamedTuple):
@@ -130,9 +136,10 @@ def _marked(area: proc.Area, fields: dict[str, str]) -> Marks:
     if kind_of(area, marks.flags) == OBJECT:
         return marks  # what it is called may change
     try:
-        return marks._replace(seen=_sketched(0, "", area, marks))
+        seen = _seen(0, "", area, fields)
     except Refused:
         return marks  # by whom, is told when it counts
+    return marks._replace(seen=seen and seen._replace(resident=True))
 
 
 def _sketched(pid: int, comm: str, area: proc.Area, marks: Marks) -> Seen | None:
@@ -228,8 +235,9 @@ def _page(fields: dict[str, str]) -> int:
     return int(fields["KernelPageSize"].split()[0]) * 1024
 
 
-def own_windows(pid: int, seen: Iterable[Seen]) -> Iterable[Window]:
-    """Windows of the private memory of a process (or of its copy) that must be saved."""
+def own_pages(pid: int, seen: Iterable[Seen]) -> Iterable[list[tuple[int, int]]]:
+    """Runs (start, end) of pages of the private memory of a process (or of its copy) that must be saved, area by
+    area."""
     some = [
         one for one in seen if one.resident and not one.record.shared and one.record.kind not in (KERNEL, DROPPABLE)
     ]
@@ -239,11 +247,10 @@ def own_windows(pid: int, seen: Iterable[Seen]) -> Iterable[Window]:
     try:
         for area, record, *_ in some:
             if record.kind in (ANONYMOUS, FILE):
-                runs = pagemap.private(area.start, area.end, not _anonymous(area))
+                yield pagemap.private(area.start, area.end, not _anonymous(area))
             else:
                 # A private mapping of an object that has no path: what was not copied is read through it as well.
-                runs = pagemap.present(area.start, area.end)
-            yield from windows(runs)
+                yield pagemap.present(area.start, area.end)
     finally:
         pagemap.close()
 

@@ -8,7 +8,8 @@ since a process may have a hundred thousand windows.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -76,8 +77,24 @@ class PagesRecord(msgspec.Struct, frozen=True):
     refs: bytes = b""
 
 
-def pack(found: Iterable[tuple[Window, int]]) -> PagesRecord:
-    """Windows with the chunk that holds each, as a record."""
+def pack(found: Sequence[tuple[Window, int]], stretches: Iterable[tuple[int, PagesRecord]] = ()) -> PagesRecord:
+    """Ascending windows with the chunk that holds each, as a record. stretches: such records, ascending by the address
+    of their first window, with other windows in a row."""
+    parts: list[PagesRecord] = []
+    done = 0
+    for address, record in stretches:
+        end = bisect_left(found, address, done, key=lambda one: one[0].address)
+        parts += _columns(found[done:end]), record
+        done = end
+    parts.append(_columns(found[done:]))
+    return PagesRecord(
+        b"".join(part.windows for part in parts),
+        b"".join(part.bitmaps for part in parts),
+        b"".join(part.refs for part in parts),
+    )
+
+
+def _columns(found: Iterable[tuple[Window, int]]) -> PagesRecord:
     numbers, bitmaps, refs = array("I"), array("Q"), array("I")
     for window, ref in found:
         numbers.append(window.address // WINDOW)
