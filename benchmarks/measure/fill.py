@@ -1,6 +1,6 @@
 """How fast a restart fills memory: what it takes longer than the restart of the same program with none, beside a plain
 fill, two threads that read the same packs into fresh anonymous memory. And `--lazy`: the first instruction, and when
-all memory is there."""
+all memory is there, in small pages (docs/lazy.md)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def run(to: Apart) -> list[Result]:
 
 
 def measure(ours: Torpor, small: str, large: str, huge: bool) -> Figures:
-    """One round, seconds; without `first` and `all` where --lazy is not allowed. Raises RuntimeError, TimeoutError."""
+    """One round, seconds; `first` and `all`, of --lazy, for small pages, and where it is allowed. Raises RuntimeError,
+    TimeoutError."""
     figures: Figures = {}
     with ours.restarted(small) as figures["small"]:
         pass
@@ -52,10 +53,11 @@ def measure(ours: Torpor, small: str, large: str, huge: bool) -> Figures:
         pass
     figures["fill"] = figures["restart"] - figures["small"]
     figures["plain"] = plain(f"{ours.folder}/store/packs", huge)
-    if os.geteuid() == 0:
+    if not huge and os.geteuid() == 0:
+        others = _bringing()
         began = time.perf_counter()
         with ours.restarted(large, "--lazy") as figures["first"]:
-            _arrived()
+            _arrived(others)
             figures["all"] = time.perf_counter() - began
     return figures
 
@@ -78,8 +80,8 @@ def plain(folder: str, huge: bool) -> float:
 
 
 def report(results: Sequence[Result]) -> str:
-    """The tables."""
-    fills, lazies = [], []
+    """The tables. The first result is that of small pages."""
+    fills = []
     for one in results:
         get = one["medians"].get
         share = table.quotient(get("plain"), get("fill"))
@@ -87,13 +89,12 @@ def report(results: Sequence[Result]) -> str:
             one["case"], *(table.seconds(get(name)) for name in ("restart", "small", "fill", "plain")),
             table.times(share), table.aim(f"{SHARE}x", share, least=SHARE),
         ])  # fmt: skip
-        lazies.append([
-            one["case"], table.seconds(get("first")), table.aim(f"{FIRST * 1e3:.0f} ms", get("first"), FIRST),
-            table.seconds(get("all")),
-        ])  # fmt: skip
     head = [f"restart of {MIB} MiB", "in all", "of a small one", "filling", "plain fill", "plain/ours", "aim"]
-    lazy = [f"--lazy, {MIB} MiB", "first instruction", "aim", "all there"]
-    return "\n\n".join([table.columns(head, fills), table.columns(lazy, lazies)])
+    get = results[0]["medians"].get
+    goal = table.aim(f"{FIRST * 1e3:.0f} ms", get("first"), FIRST)
+    lazy = ["--lazy", table.seconds(get("first")), goal, table.seconds(get("all"))]
+    late = table.columns([f"restart of {MIB} MiB", "first instruction", "aim", "all there"], [lazy])
+    return "\n\n".join([table.columns(head, fills), late])
 
 
 def _save(ours: Torpor, name: str, words: list[str]) -> None:
@@ -116,13 +117,18 @@ def _read(work: Iterator[tuple[str, int, int]], turn: threading.Lock, room: memo
             os.close(fd)
 
 
-def _arrived() -> None:
-    """Wait until nothing brings memory any more. Raises TimeoutError."""
+def _arrived(others: set[str]) -> None:
+    """Wait until nothing but `others` brings memory any more. Raises TimeoutError."""
     deadline = time.monotonic() + look.PATIENCE
-    while any(map(_brings, filter(str.isdecimal, os.listdir("/proc")))):
+    while _bringing() - others:
         if time.monotonic() > deadline:
             raise TimeoutError("memory does not arrive")
         time.sleep(0.02)
+
+
+def _bringing() -> set[str]:
+    """Processes that bring memory to a job, any job of this host."""
+    return {pid for pid in os.listdir("/proc") if pid.isdecimal() and _brings(pid)}
 
 
 def _brings(pid: str) -> bool:

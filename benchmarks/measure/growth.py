@@ -117,7 +117,7 @@ class Grown:
         os.close(out)
         os.close(errors)
         try:
-            ran = look.first_instruction(self._output, began)
+            ran = look.first_instruction(self._output, began, command)
             inside, own = _below(command.pid, os.path.realpath(self._program))
             return {
                 "restart": (ran - began) / 1e9,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from typing import NamedTuple
 
@@ -56,10 +57,11 @@ def pause(path: str, began: int, ended: int) -> float:
     return max((gap.seconds for gap in gaps(path) if gap.after >= began and gap.before <= ended), default=0.0)
 
 
-def first_instruction(path: str, began: int) -> int:
-    """Wait for a program that was restarted after `began`: when it ran again, ns since 1970. Raises TimeoutError."""
+def first_instruction(path: str, began: int, command: subprocess.Popen[bytes] | None = None) -> int:
+    """Wait for a program that was restarted after `began`: when it ran again, ns since 1970. command: that restarts it,
+    and stays as long as it runs. Raises TimeoutError, at once if the command has ended."""
     deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and (command is None or command.poll() is None):
         for gap in gaps(path):
             if gap.before <= began < gap.after:
                 return gap.after

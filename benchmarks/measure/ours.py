@@ -87,7 +87,7 @@ class Torpor:
         os.close(errors)
         try:
             try:
-                ran = look.first_instruction(output, began)
+                ran = look.first_instruction(output, began, command)
             except TimeoutError as error:
                 with open(f"{output}-errors", encoding="utf-8", errors="replace") as file:
                     raise RuntimeError(f"torpor restart: {error}; {file.read()[-400:]}") from error

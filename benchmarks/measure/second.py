@@ -37,7 +37,8 @@ def measure(ours: Torpor, program: str, mib: int, track: bool) -> Figures:
     started = ours.start(ours.name, [program, str(mib)], *(["--track"] if track else []))
     try:
         figures: Figures = {"first": _save(ours)["seconds"]}
-        _save(ours)  # the first one after which it is known what was written
+        if track:
+            _save(ours)  # the first one after which it is known what was written
         pages = (mib << 8) // 100
         chunks = min(pages, mib << 2)  # a chunk has less than a hundred pages
         for name, number, bytes_touched in (
