@@ -35,8 +35,7 @@ def measure(ours: Torpor, program: str) -> Figures:
         try:
             started = ours.start(ours.name, [program, str(MIB)], flag)
             wear.begun(started["log"])
-            if flag == "--track":
-                _saved(ours, started["log"])  # what is noted since a moment ago only is not believed yet
+            _saved(ours, started["log"])  # what is noted since a moment ago only is not believed yet
             figures[f"{name}_going"], _ = _saved(ours, started["log"])
             os.kill(started["pid"], signal.SIGSTOP)
             figures[f"{name}_stopped"], later = _saved(ours, started["log"], started["pid"])
