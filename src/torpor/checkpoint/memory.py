@@ -266,7 +266,7 @@ class Held:
     def _of_copy(self, pid: int, copy: Copy) -> Iterable[Work]:
         """What there is to read in a copy."""
         seen, settled, marked = self._looks[pid]
-        if not settled and marked and self.unchanged is not None and pid in self.unchanged:
+        if not settled and marked:
             self._later.append(pid)
         elif not settled:
             seen = self._confirm(pid, copy)
@@ -277,7 +277,7 @@ class Held:
 
     def _confirm(self, pid: int, copy: Copy) -> list[capture.Seen]:
         """What a copy shows of the areas of its process. The kernel looks at all pages that are there, so this comes
-        after most are gone where they need not be read. Raises Remarked."""
+        when most have been dropped, if it can. Raises Remarked."""
         seen, found = self._looks[pid].seen, capture.look_at_copy(pid, self._comm[pid], copy.pid, copy.scratch)
         if not capture.confirm(seen, found):
             raise Remarked(f"process {pid} ({self._comm[pid]}) changed the marks of its memory")

@@ -193,10 +193,6 @@ class Unchanged:
         self._starts = {pid: [start for start, _ in changed] for pid, (_, changed) in found.items()}
         self._numbers = {pid: memoryview(record.windows).cast("I") for pid, (record, _) in found.items()}
 
-    def __contains__(self, pid: int) -> bool:
-        """Is anything known of the process?"""
-        return self._saving is not None and bool(self._numbers.get(pid))
-
     def stretches(self, pid: int, pages: Sequence[Range]) -> list[tuple[Range, PagesRecord]]:
         """What of these pages, in long stretches, is what it was, so that it need not be read: its addresses, and what
         is to be written down of it. pages: ranges, ascending."""
