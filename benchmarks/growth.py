@@ -31,6 +31,8 @@ AXES = {
     "checkpoints": ("checkpoints in the store", (1, 10, 100, 1000)),
 }
 MOST_MEMORY = 300 << 20
+IDLE = 1.5
+"""How much memory has to be free for a job that writes nothing while it is saved, to its own."""
 SMALL = {"checkpoints": 4}
 """MiB of memory of a job on an axis that needs some."""
 
@@ -56,7 +58,7 @@ def measure(axis: str, most: int | None, rounds: int, grown: Grown, folder: str)
         if most is not None and at > most:
             break
         shape = Shape(size=SMALL.get(axis, 0))._replace(**{axis: at - (axis == "checkpoints")})
-        lacking = no_room(Case("", shape.size), folder)
+        lacking = no_room(Case("", shape.size), folder, IDLE)
         if lacking:
             print(f"{axis} {at}: left out, {lacking}", file=sys.stderr)
             break

@@ -62,11 +62,11 @@ def compiled(name: str, folder: str) -> str:
     return "" if built.returncode else out
 
 
-def no_room(case: Case, folder: str) -> str:
-    """Why this machine cannot run a case; '' if it can."""
+def no_room(case: Case, folder: str, memory: float = 2.5) -> str:
+    """Why this machine cannot run a case; '' if it can. memory: how many times over a job's has to be free."""
     with open("/proc/meminfo", encoding="ascii") as file:
         available = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:")) << 10
-    if available < 2.5 * case.bytes:
+    if available < memory * case.bytes:
         return f"{available >> 20} MiB of memory are free"
     disk = shutil.disk_usage(folder).free
     if disk < 2.5 * case.bytes + (1 << 30):
