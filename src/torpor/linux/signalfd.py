@@ -16,12 +16,21 @@ _signalfd.restype = ctypes.c_int
 
 def create(mask: int, flags: int) -> int:
     """A new signalfd for a set of signals (bit n - 1 is signal n). flags: os.O_NONBLOCK, os.O_CLOEXEC."""
+    return _make(-1, mask, flags)
+
+
+def change(fd: int, mask: int) -> None:
+    """From now on it is for another set of signals. Who waits for it is told of one that is pending (fs/signalfd.c)."""
+    _make(fd, mask, 0)
+
+
+def _make(fd: int, mask: int, flags: int) -> int:
     room = ctypes.create_string_buffer(mask.to_bytes(8, "little"), _SIGSET_SIZE)
-    fd: int = _signalfd(-1, ctypes.addressof(room), flags)
-    if fd < 0:
+    made: int = _signalfd(fd, ctypes.addressof(room), flags)
+    if made < 0:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
-    return fd
+    return made
 
 
 def probe() -> tuple[bool, str]:

@@ -35,13 +35,17 @@ class Guard:
 
     def __init__(self) -> None:
         self._lock = _thread.allocate_lock()
+        self.hush: Callable[[bool], None] = lambda on: None
+        """Told when a save holds it, and when it is about to let go: meanwhile nobody need hear of children."""
         self.on_release: Callable[[], None] = lambda: None
 
     def __enter__(self) -> Guard:
         self._lock.acquire()
+        self.hush(True)
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.hush(False)
         self._lock.release()
         self.on_release()
 

@@ -57,8 +57,7 @@ class Signals:
         taken |= {signal.SIGCHLD, *STOPS, *wanted}
         self.taken = taken
         self.before = signal.pthread_sigmask(signal.SIG_BLOCK, taken)
-        mask = sum(1 << (number - 1) for number in taken)
-        self.fd = signalfd.create(mask, os.O_CLOEXEC | os.O_NONBLOCK)
+        self.fd = signalfd.create(_mask(taken), os.O_CLOEXEC | os.O_NONBLOCK)
 
     def drain(self) -> list[Got]:
         """What has arrived since the last look."""
@@ -71,6 +70,14 @@ class Signals:
             for at in range(0, len(data), _SIZE):
                 number, _, code, pid, _ = _HEAD.unpack_from(data, at)
                 out.append(Got(number, code == SI_KERNEL, pid if code <= SI_USER else 0))
+
+    def hush(self, on: bool) -> None:
+        """While it is on, SIGCHLD waits and wakes nobody, in whichever thread this is called.
+
+        Every stop of a task that one of our threads traces sends it (ptrace(2)). Once it is pending, further ones cost
+        nothing (legacy_queue in kernel/signal.c).
+        """
+        signalfd.change(self.fd, _mask(self.taken - {signal.SIGCHLD} if on else self.taken))
 
     def stop_self(self, number: int) -> bool:
         """Stop this process as that signal would; returns when it is continued.
@@ -92,6 +99,11 @@ class Signals:
         """Give the signals back to their dispositions."""
         os.close(self.fd)
         signal.pthread_sigmask(signal.SIG_SETMASK, self.before)
+
+
+def _mask(numbers: Iterable[int]) -> int:
+    """As the kernel has it: bit n - 1 is signal n."""
+    return sum(1 << (number - 1) for number in numbers)
 
 
 def die_of(number: int) -> None:

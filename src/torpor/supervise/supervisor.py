@@ -97,6 +97,7 @@ class Supervisor:
         self.guard = Guard()
         self.worker = Worker()
         self.guard.on_release = self.worker.wake
+        self.guard.hush = signals.hush
         self._keeper = Keeper(
             self._upkeep, self._loop, self.save, self.busy, self.root.send, seconds,
             entry.saved or entry.origin,
