@@ -9,15 +9,15 @@ kernel itself looks at when a thread ends (rseq, the robust list, clear_child_ti
 from __future__ import annotations
 
 import struct
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 
 import msgspec
 
 from torpor.image.manifest import ProcessRecord
-from torpor.model.data import Ref
 from torpor.named_tuple import NamedTuple
 from torpor.posix.memory.area import ANONYMOUS, AreaRecord
-from torpor.posix.memory.pages import PAGE, WINDOW, PagesRecord, Window, pack, unpack
+from torpor.posix.memory.pages import PAGE, WINDOW, PagesRecord
 from torpor.posix.tid_address import ThreadEnd, TidAddressService
 
 SMALLEST = 1 << 20
@@ -44,21 +44,43 @@ def choose(record: ProcessRecord) -> Chosen | None:
     if record.guards or record.state == "zombie":
         return None
     areas = [area for area in record.areas if _eligible(area)]
-    starts = [area.start for area in areas]
-    warm = {address // WINDOW for address in hot(record)}
-    early: list[tuple[Window, Ref]] = []
-    late: list[tuple[Window, Ref]] = []
-    size = 0
-    for window, ref in unpack(record.pages):
-        at = bisect_right(starts, window.address + WINDOW - 1) - 1
-        if at >= 0 and _within(window, areas[at]) and window.address // WINDOW not in warm:
-            late.append((window, ref))
-            size += window.size
-        else:
-            early.append((window, ref))
+    numbers = memoryview(record.pages.windows).cast("I")
+    warm = sorted({address // WINDOW for address in hot(record)})
+    late = [rows for area in areas for rows in _rows(record.pages, numbers, area, warm)]
+    ends = [0, *(row for rows in late for row in rows), len(numbers)]
+    early = list(zip(ends[::2], ends[1::2]))
+    some = _cut(record.pages, late)
+    size = int.from_bytes(some.bitmaps, "little").bit_count() * PAGE
     if size < LEAST:
         return None
-    return Chosen([(area.start, area.end) for area in areas], pack(early), pack(late), size, robust_lists(record))
+    places = [(area.start, area.end) for area in areas]
+    return Chosen(places, _cut(record.pages, early), some, size, robust_lists(record))
+
+
+def _rows(pages: PagesRecord, numbers: Sequence[int], area: AreaRecord, warm: Sequence[int]) -> list[tuple[int, int]]:
+    """Rows (first, end) of the windows that are in an area, without those of the numbers `warm`. Not window by window:
+    a large process has many."""
+    first, end = bisect_left(numbers, area.start // WINDOW), bisect_left(numbers, -(-area.end // WINDOW))
+    while first < end and not _within(pages, numbers, first, area):
+        first += 1  # it has pages of the area before this one
+    while first < end and not _within(pages, numbers, end - 1, area):
+        end -= 1
+    found = []
+    for number in warm:
+        low, high = bisect_left(numbers, number, first, end), bisect_right(numbers, number, first, end)
+        if low < high:
+            found.append((first, low))
+            first = high
+    return [*found, (first, end)]
+
+
+def _cut(pages: PagesRecord, rows: Sequence[tuple[int, int]]) -> PagesRecord:
+    """Some rows of a record."""
+
+    def column(of: bytes, size: int) -> bytes:
+        return b"".join([of[size * first : size * end] for first, end in rows])
+
+    return PagesRecord(column(pages.windows, 4), column(pages.bitmaps, 8), column(pages.refs, 4))
 
 
 def hot(record: ProcessRecord) -> set[int]:
@@ -96,7 +118,8 @@ def _eligible(area: AreaRecord) -> bool:
     )
 
 
-def _within(window: Window, area: AreaRecord) -> bool:
+def _within(pages: PagesRecord, numbers: Sequence[int], row: int, area: AreaRecord) -> bool:
     """Are all pages of a window in one area?"""
-    low = (window.bitmap & -window.bitmap).bit_length() - 1
-    return area.start <= window.address + low * PAGE and window.address + window.bitmap.bit_length() * PAGE <= area.end
+    address, bitmap = numbers[row] * WINDOW, int.from_bytes(pages.bitmaps[8 * row : 8 * row + 8], "little")
+    low = (bitmap & -bitmap).bit_length() - 1
+    return area.start <= address + low * PAGE and address + bitmap.bit_length() * PAGE <= area.end

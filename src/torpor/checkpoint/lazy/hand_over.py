@@ -19,7 +19,7 @@ from torpor.linux import pidfd, uio, userfaultfd
 from torpor.linux.arch.x86_64 import NR
 from torpor.model import ourselves
 from torpor.model.errors import RestartFailed
-from torpor.posix.memory.pages import PagesRecord, unpack
+from torpor.posix.memory.pages import FULL, WINDOW, PagesRecord, Window, rows
 from torpor.posix.process_file import ProcessFile, ProcessFileService
 from torpor.tracee.call import call
 
@@ -258,9 +258,12 @@ def runs(late: PagesRecord) -> Sequence[Run]:
     from torpor.checkpoint.lazy.books import Run
 
     found = []
-    for window, ref in unpack(late):
+    for start, bitmap, ref in rows(late):
+        if bitmap == FULL:
+            found.append(Run(start, start + WINDOW, ref, 0))
+            continue
         skip = 0
-        for address, size in window.ranges():
+        for address, size in Window(start, bitmap).ranges():
             found.append(Run(address, address + size, ref, skip))
             skip += size
     return found

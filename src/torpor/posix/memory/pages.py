@@ -18,6 +18,8 @@ from torpor.named_tuple import NamedTuple
 PAGE = 4096
 WINDOW_PAGES = 64
 WINDOW = PAGE * WINDOW_PAGES
+FULL = (1 << WINDOW_PAGES) - 1
+"""The bitmap of a window of which all pages are there."""
 
 
 class Window(NamedTuple):
