@@ -354,11 +354,14 @@ class Takeover:
         executable = [(a.start, a.end) for a in record.areas if a.prot & 4 and a.prot & 1]
         vdso_first = sorted(executable, key=lambda r: r[0] != self._vdso_start())
         process.vacate(find_syscall(process.pid, vdso_first), [(self._hole, process.hole_size)])
+        fields = proc.status(process.pid)
+        caught, shared = int(fields["SigCgt"], 16), int(fields["ShdPnd"], 16)
         for task, thread in zip(process.tasks, record.threads):
             regs = Regs.from_buffer_copy(thread.cpu.regs)
             ptrace.set_regset(task.tid, NT_X86_XSTATE, thread.cpu.xstate)
             task.mask = thread.cpu.mask
-            task.regs = cpu.going_on(regs, self._handler_due(task, thread.cpu.mask), thread.cpu.restarting)
+            due = _handler_due(task, caught & ~thread.cpu.mask, shared)
+            task.regs = cpu.going_on(regs, due, thread.cpu.restarting)
             task.put_back()
             task.held.clear()
 
@@ -472,11 +475,13 @@ class Takeover:
             found |= pending.bits(state.signals)
         return found
 
-    def _handler_due(self, task: Task, mask: int) -> bool:
-        """Is a signal waiting that the thread does not block, and for which it has a handler?"""
-        fields = proc.status(self.process.pid, task.tid)
-        waiting = int(fields["SigPnd"], 16) | int(fields["ShdPnd"], 16)
-        return bool(waiting & ~mask & int(fields["SigCgt"], 16))
+
+def _handler_due(task: Task, open_to: int, shared: int) -> bool:
+    """Is a signal waiting that has a handler, and that the thread does not block? open_to: such signals (bits).
+    shared: those that wait for the whole process."""
+    if not open_to:
+        return False
+    return bool(open_to & (shared | pending.bits(ptrace.pending(task.tid, shared=False))))
 
 
 def _pages(size: int) -> int:

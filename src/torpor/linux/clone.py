@@ -14,6 +14,8 @@ from torpor.linux.libc import syscall
 
 NEWTIME = 0x80
 PIDFD = 0x1000
+PTRACE = 0x2000
+"""Traced from its birth by whoever traces its maker, who is not told of it."""
 VM, FS, FILES, SIGHAND, VFORK, THREAD, SYSVSEM = 0x100, 0x200, 0x400, 0x800, 0x4000, 0x10000, 0x40000
 NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
 SHARED = VM | FS | FILES | SIGHAND | SYSVSEM

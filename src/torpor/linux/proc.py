@@ -166,6 +166,12 @@ def threads(pid: int) -> list[int]:
     return tids
 
 
+def threads_by_age(pid: int) -> list[int]:
+    """Thread ids in the order in which they were made, the leader first: /proc/PID/task is the list to the end of which
+    each new one is put (fs/proc/base.c, proc_task_readdir; kernel/fork.c, copy_process)."""
+    return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+
+
 def face(pid: int) -> int:
     """The number by which a process is to be looked at: its own; or, if its first thread has ended and others go on,
     that of one of those. Such a process shows as a zombie without memory and descriptors, but /proc/TID shows them."""

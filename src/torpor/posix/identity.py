@@ -249,8 +249,9 @@ class IdentityService(ThreadBase):
     record: type[msgspec.Struct] = Identity
 
     def __init__(self) -> None:
-        self._looked: tuple[Owner | None, Room | None, bool] = None, None, False
-        """What came of `_room` for the process that was asked for last: its threads come one after the other."""
+        self._looked: tuple[Owner | None, Room | None, Identity | None] = None, None, None
+        """What came of `_room` for the process that was asked for last, and what its threads are as yet: they come one
+        after the other, the one that made the others first."""
 
     def ask(self, task: Task) -> Sequence[Call]:
         return _ASK
@@ -259,14 +260,17 @@ class IdentityService(ThreadBase):
         return from_status(task.status, answers[0].value, answers[1].value)
 
     def restore(self, record: Any, task: Task) -> Steps:
-        owner, room, fresh = self._looked
-        if room is None or owner is not task.owner:
+        owner, room, now = self._looked
+        if room is None or now is None or owner is not task.owner:
             room, fresh = _room(task.tgid)
-            self._looked = task.owner, room, fresh
-        # The stub was forked by us: it has our securebits, unless entering a user namespace has reset them.
-        securebits = 0 if fresh else prctl.get_securebits()
-        now = from_status(proc.status(task.tgid, task.tid), securebits)
-        return {Stage.LAST: plan(record, now, room, f"thread {task.vtid}")}
+            # The stub was forked by us: it has our securebits, unless entering a user namespace has reset them.
+            securebits = 0 if fresh else prctl.get_securebits()
+            # All its threads are as yet what the one that made them is.
+            now = from_status(proc.status(task.tgid, task.tid), securebits)
+            self._looked = task.owner, room, now
+        calls = plan(record, now, room, f"thread {task.vtid}")
+        # The last one sets what is kept with the memory: the first thread does that, after all others.
+        return {Stage.LAST: calls if len(calls) > 1 or task.tid == task.owner.pid else []}
 
 
 def _room(pid: int) -> tuple[Room, bool]:

@@ -152,15 +152,21 @@ class StubProcess(Process):
 
     def make_threads(self, vtids: Sequence[int]) -> None:
         """Make the other threads, with their numbers; each is stopped before its first instruction."""
+        if not vtids:
+            return
         calls = []
+        arguments = clone.arguments(_CLONE_THREAD | clone.PTRACE, 0, 0, 1)
         for vtid in vtids:
-            number = In(vtid.to_bytes(4, "little"))
-            calls.append(call(NR.clone3, In(clone.arguments(_CLONE_THREAD, 0, 0, 1), ((64, number),)), clone.SIZE))
+            calls.append(call(NR.clone3, In(arguments, ((64, In(vtid.to_bytes(4, "little"))),)), clone.SIZE))
+        # With O_TRACECLONE their maker would stop at each of them.
+        ptrace.request(ptrace.SETOPTIONS, self.pid, 0, _O_OPTIONS & ~ptrace.O_TRACECLONE)
         answers = self.leader.run(calls)
-        made = {answer.value for answer in answers}
-        if made != set(vtids):
+        ptrace.request(ptrace.SETOPTIONS, self.pid, 0, _O_OPTIONS)
+        tids = proc.threads_by_age(self.pid)[1:]
+        if [answer.value for answer in answers] != list(vtids) or len(tids) != len(vtids):
             raise RestartFailed(f"process {self.vpid}: threads got other numbers than they had")
-        self.adopt(vtids)
+        for tid, vtid in zip(tids, vtids):
+            self._take_in(tid, vtid)
 
     def make_some_threads(self, count: int) -> list[int]:
         """Make threads with whatever numbers come; the numbers. Each has to be adopted or ended."""
@@ -185,13 +191,15 @@ class StubProcess(Process):
             if tid != self.pid:
                 by_vtid[proc.inner_pid(proc.status(self.pid, tid))] = tid
         for vtid in vtids:
-            tid = by_vtid[vtid]
-            status = ptrace.wait(tid)
-            if not os.WIFSTOPPED(status):
-                raise RestartFailed(f"process {self.vpid}: thread {vtid} ended while it was being made")
-            task = Task(tid, self.tgid, vtid, self)
-            task.look()
-            self.tasks.append(task)
+            self._take_in(by_vtid[vtid], vtid)
+
+    def _take_in(self, tid: int, vtid: int) -> None:
+        status = ptrace.wait(tid)
+        if not os.WIFSTOPPED(status):
+            raise RestartFailed(f"process {self.vpid}: thread {vtid} ended while it was being made")
+        task = Task(tid, self.tgid, vtid, self)
+        task.look()
+        self.tasks.append(task)
 
     def lose_leader(self) -> None:
         """The first thread ends, the others live on; the process is looked at by one of those from now on."""

@@ -15,6 +15,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from torpor.linux import proc, ptrace
@@ -64,7 +65,7 @@ class FakeTask:
         self.tgid = tgid
         self._to, self._from = ends
         self.waiting: Sequence[bytes] = ()
-        self.owner = object()
+        self.owner = SimpleNamespace(pid=tgid)
         """Of its own: nothing is remembered from one thread to the next."""
 
     @property
