@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 
 import pytest
 
-from torpor.checkpoint.lazy.books import Books, Missing, Run, Unclear
+from torpor.checkpoint.lazy.books import Books, Missing, Run, Stirred, Unclear
 
 PAGE = 4096
 SLOT = 4 * PAGE
@@ -51,6 +51,30 @@ def test_nothing_is_put_back_that_was_dropped() -> None:
     assert books.settle() == [child]
     assert list(books.missing) == [Run(0, PAGE, 1, 0)]
     assert list(child.missing) == [Run(3 * PAGE, SLOT, 1, 3 * PAGE)]
+
+
+def test_it_waits_for_a_process_that_goes_on() -> None:
+    """Whether what was unmapped there is known cannot be seen while it does something else: nothing is settled yet."""
+    moving = True
+
+    def asked_for(_: int) -> bool:
+        if moving:
+            raise Stirred
+        return False
+
+    books = Books([(0, SLOT)], [Run(0, SLOT, 1, 0)], asked_for)
+    books.remapped(0, SLOT, SLOT)
+    books.unmapped(0, SLOT)
+    child = books.forked(_in({1: 0}))
+    books.unmapped(SLOT, 2 * SLOT)
+    assert books.settle() == []
+    assert not books.settled
+    assert list(books.missing) == [Run(0, SLOT, 1, 0)]
+    moving = False
+    assert books.settle() == [child]
+    assert books.settled
+    assert not books.missing
+    assert list(child.missing) == [Run(SLOT, 2 * SLOT, 1, 0)]
 
 
 def _in(slots: dict[int, int]) -> Callable[[int], bool]:

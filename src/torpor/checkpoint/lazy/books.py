@@ -28,6 +28,10 @@ _ASKEW = 4
 """How many others one deed may be told before or after that were done the other way round."""
 
 
+_MOST = 150
+"""So many deeds at most are waited for to be followed by none; what may have been becomes too much to be tried."""
+
+
 class Run(NamedTuple):
     """Pages that are missing: from `start` to `end`, `skip` bytes into a chunk."""
 
@@ -144,6 +148,10 @@ class Unclear(Exception):
         return "what threads did to its memory at the same time cannot be told apart; restart it without --lazy"
 
 
+class Stirred(Exception):
+    """A process does something to its memory in this very moment, which has not been told yet."""
+
+
 REMOVED, UNMAPPED, MOVED, FORKED = range(4)
 
 
@@ -232,7 +240,7 @@ class _World:
 
 class Books:
     """The memory of one process. areas: the ranges that the kernel asks for. asked_for: does it ask for the page at an
-    address? It tells the truth of the moment."""
+    address? It tells the truth of the moment, or raises Stirred."""
 
     def __init__(self, areas: Iterable[Range], runs: Iterable[Run], asked_for: Callable[[int], bool]) -> None:
         self.missing = Missing(runs)
@@ -272,7 +280,8 @@ class Books:
         return child
 
     def settle(self) -> list[Books]:
-        """Everything that was done so far has been told; the books of the children that can be read now. Raises
+        """Everything that was done so far has been told; the books of the children that can be read now. If the process
+        goes on meanwhile nothing is settled, and none: then it is to be called again when that was told as well. Raises
         Unclear."""
         deeds = _paired(self._heard)
         touched = Ranges()
@@ -281,15 +290,21 @@ class Books:
             touched.add(*deed.arrives)
         near = [run for low, high in touched.ranges for run in self.missing.take(low, high)]
         areas = list(self._areas.ranges)
-        for child in self._children:
-            child.books.missing = Missing([*self.missing, *child.books._cut(areas, near, deeds, child.heard)])
-            for low, high in child.wiped:
-                child.books.missing.take(low, high)
         world = _World(areas, near)
         for deed in deeds:
             world.do(deed)
         world.end()
-        self._compare(world.areas, deeds)
+        try:
+            self._compare(world.areas, deeds)
+        except Stirred:
+            if len(deeds) > _MOST:
+                raise Unclear from None
+            self.missing.add(near)
+            return []
+        for child in self._children:
+            child.books.missing = Missing([*self.missing, *child.books._cut(areas, near, deeds, child.heard)])
+            for low, high in child.wiped:
+                child.books.missing.take(low, high)
         self.missing.add(world.missing)
         self._areas = world.areas
         ready = [child.books for child in self._children]
@@ -310,7 +325,10 @@ class Books:
         known = Ranges(areas)  # that an area has grown is not told: nothing is known of what was unmapped behind it
         points = {deed.start for deed in deeds if deed.what == UNMAPPED and known.touches(deed.start, deed.start + 1)}
         points |= {point for deed in deeds if deed.what == MOVED for point in (deed.start, deed.to)}
-        truth = {point: self._asked_for(point) for point in points}
+        try:
+            truth = {point: self._asked_for(point) for point in points}
+        except Stirred:
+            raise Unclear from None  # what it does is not told before it is known what it has
         found: list[list[Run]] = []
         fewest = len(points)
         for done in _cuts(deeds):

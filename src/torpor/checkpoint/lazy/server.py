@@ -78,7 +78,7 @@ def books(fd: int, areas: Iterable[tuple[int, int]], runs: Iterable[Run]) -> Boo
 
 
 def _asked_for(fd: int, page: int) -> bool:
-    """See `books.Books`. Raises Unclear where the process is just changing it."""
+    """See `books.Books`."""
     try:
         return userfaultfd.asked_for(fd, page)
     except OSError as error:
@@ -86,9 +86,9 @@ def _asked_for(fd: int, page: int) -> bool:
             return False
         if error.errno != errno.EAGAIN:
             raise
-    from torpor.checkpoint.lazy.books import Unclear
+    from torpor.checkpoint.lazy.books import Stirred
 
-    raise Unclear
+    raise Stirred
 
 
 class Server:
@@ -175,7 +175,7 @@ class Server:
             if any(userfaultfd.settled(space.fd) for _ in range(_SPINS)):
                 for child in books.settle():
                     self._read(child)
-            else:
+            if not books.settled:
                 space.stirred = True  # what is under way will be told
         except OSError as error:
             if error.errno != errno.ESRCH:
