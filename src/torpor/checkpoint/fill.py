@@ -85,6 +85,8 @@ def worth_it(record: ProcessRecord) -> bool:
 
 _FEW = 4 * 32
 """Bytes of PagesRecord.windows: 8 MiB of contents."""
+_LEAST = 64 << 10
+"""Bytes of an area for which two system calls more are made up for by what each page takes less."""
 
 
 class _Way:
@@ -104,7 +106,8 @@ class _Way:
             userfaultfd.fill_missing(faults)
             for area in areas:
                 # Pages that are put in are small ones.
-                if area.kind == ANONYMOUS and not (area.shared or area.huge or "ht" in area.flags):
+                small = area.kind == ANONYMOUS and not (area.shared or area.huge or "ht" in area.flags)
+                if small and area.size >= _LEAST:
                     userfaultfd.register_missing(faults, area.start, area.size)
                     self._registered.add(area.start)
         except OSError:
