@@ -16,7 +16,7 @@ from torpor.linux import uio, userfaultfd
 from torpor.model.data import Source
 from torpor.model.errors import RestartFailed
 from torpor.posix.memory.area import ANONYMOUS, PROT_WRITE, AreaRecord, writable_first
-from torpor.posix.memory.pages import WINDOW, Window, unpack
+from torpor.posix.memory.pages import WINDOW, Window, for_threads, unpack
 
 WORKERS = 2
 
@@ -60,7 +60,7 @@ def fill(
             failures.append(error)
 
     helpers = []
-    if len(work) > 64:
+    if for_threads(len(work), total):
         from threading import Thread  # a small job does not wait for it
 
         helpers = [Thread(target=drain) for _ in range(WORKERS - 1)]

@@ -22,7 +22,7 @@ from torpor.posix.memory import capture, objects
 from torpor.posix.memory.area import FILE, OBJECT, AreaRecord
 from torpor.posix.memory.forget import Forget
 from torpor.posix.memory.objects import MemoryObjectRecord
-from torpor.posix.memory.pages import PagesRecord, Window, pack, windows
+from torpor.posix.memory.pages import PagesRecord, Window, for_threads, pack, windows
 from torpor.posix.service import Job
 from torpor.tracee.freeze import Frozen
 from torpor.tracee.process import LivingProcess, Process
@@ -419,7 +419,8 @@ def _pump(
         except BaseException as error:
             failures.append(error)
 
-    helpers = [threading.Thread(target=drain) for _ in range(WORKERS - (mind is None) if len(work) > 64 else 0)]
+    workers = WORKERS if for_threads(len(work), sum(each.window.size for each in work)) else 1
+    helpers = [threading.Thread(target=drain) for _ in range(workers - (mind is None) if len(work) > 64 else 0)]
     for helper in helpers:
         helper.start()
     if mind is None or not helpers:

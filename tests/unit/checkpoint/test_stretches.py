@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torpor.checkpoint.stretches import LEAST, Range, Stretch, merged, minus, stretches
-from torpor.posix.memory.pages import PAGE, WINDOW, Window, pack, unpack
+from torpor.posix.memory.pages import PAGE, WINDOW, Window, for_threads, pack, unpack
 
 FULL = (1 << 64) - 1
 
@@ -90,3 +90,9 @@ def test_a_record_is_put_together_again() -> None:
     parts = [(2 * WINDOW, pack(rows[2:4])), (4 * WINDOW, pack(rows[4:5])), (9 * WINDOW, pack(rows[9:]))]
     assert unpack(pack([*rows[:2], *rows[5:9]], parts)) == rows
     assert pack([], [(0, pack(rows))]) == pack(rows)
+
+
+def test_threads_are_for_much_work_in_large_pieces() -> None:
+    assert for_threads(100, 100 * WINDOW)
+    assert not for_threads(64, 64 * WINDOW)
+    assert not for_threads(30_000, 30_000 * PAGE)

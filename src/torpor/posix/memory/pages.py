@@ -71,6 +71,13 @@ def windows(runs: Iterable[tuple[int, int]]) -> Iterator[Window]:
         yield Window(address, bitmap)
 
 
+def for_threads(count: int, size: int) -> bool:
+    """Are so many windows, of so many bytes in all, worth more than one thread? What there is to do for small ones is
+    mostly Python's own, of which one thread runs at a time: others only wait for each other (30,000 windows of a page:
+    twice the time, now and then five times)."""
+    return count > 64 and size > count * 16384
+
+
 class PagesRecord(msgspec.Struct, frozen=True):
     """Contents: column by column, little-endian. windows: u32, address / 256 KiB. bitmaps: u64. refs: u32."""
 
