@@ -1,7 +1,7 @@
 """How time and memory of torpor itself grow with a job, and with its store: one axis at a time.
 
 Each axis leaves the others at their least. A point is the median of several rounds of: save, kill, restart. Written to
-results/growth-AXIS.json, and drawn from there as docs/growth-AXIS.svg. All of it takes half an hour, most of it the
+results/growth-AXIS.json, and drawn from there as docs/growth-AXIS.svg. All of it takes some ten minutes, most of it the
 largest memory and the thousand checkpoints. Processor time stands beside time, since others may use the machine.
 """
 
