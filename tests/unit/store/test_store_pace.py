@@ -247,7 +247,8 @@ def test_a_fast_store_is_not_slowed_down() -> None:
     # The least of each: what comes on top is the machine's.
     none, auto, zstd = (min(taken) for taken in times.values())
     assert zstd > 1.5 * none, times  # else this says nothing
-    assert auto < 1.2 * none, times
+    # Processors of a shared machine are a third slower at times, so not by how much of the one alone.
+    assert auto - none < (zstd - none) / 4, times
 
 
 def test_kinds_may_change_in_the_middle_of_a_pack(store: Store, save: Any, monkeypatch: pytest.MonkeyPatch) -> None:
