@@ -10,11 +10,11 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 
 from torpor.named_tuple import NamedTuple
-from torpor.posix.memory.pages import WINDOW, PagesRecord
+from torpor.posix.memory.pages import FULL, WINDOW, PagesRecord
 
 LEAST = 4
 """Windows in a row that are worth it."""
-_FULL = b"\xff" * 8
+_FULL = FULL.to_bytes(8, "little")
 
 Range = tuple[int, int]
 """(start, end)"""
@@ -36,7 +36,7 @@ class Stretch(NamedTuple):
 def stretches(record: PagesRecord, pages: Iterable[Range], changed: Iterable[Range]) -> list[Stretch]:
     """Stretches of the windows of a record that are what they were. pages: ranges of pages that are there. changed:
     what may be otherwise. Both ascending and apart from each other."""
-    numbers = memoryview(record.windows).cast("I")
+    numbers = record.numbers
     found: list[Stretch] = []
     for start, end in minus(pages, changed):
         found += _whole(record, numbers, -(-start // WINDOW), end // WINDOW)

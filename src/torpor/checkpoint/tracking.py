@@ -34,6 +34,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
+import msgspec
+
 from torpor.checkpoint.stretches import Range, merged, stretches
 from torpor.linux import pagemap, proc, userfaultfd
 from torpor.linux.arch.x86_64 import NR
@@ -191,7 +193,6 @@ class Unchanged:
         self._kept = kept
         self._saving = saving
         self._starts = {pid: [start for start, _ in changed] for pid, (_, changed) in found.items()}
-        self._numbers = {pid: memoryview(record.windows).cast("I") for pid, (record, _) in found.items()}
 
     def stretches(self, pid: int, pages: Sequence[Range]) -> list[tuple[Range, PagesRecord]]:
         """What of these pages, in long stretches, is what it was, so that it need not be read: its addresses, and what
@@ -201,11 +202,10 @@ class Unchanged:
         record, changed = self._found[pid]
         found = []
         for stretch in stretches(record, pages, changed):
-            refs = self._saving.take_over(self._kept, record.refs[4 * stretch.first : 4 * stretch.end])
+            rows = record.cut(stretch.first, stretch.end)
+            refs = self._saving.take_over(self._kept, rows.refs)
             if refs is not None:
-                windows = record.windows[4 * stretch.first : 4 * stretch.end]
-                bitmaps = record.bitmaps[8 * stretch.first : 8 * stretch.end]
-                found.append((stretch.range, PagesRecord(windows, bitmaps, refs)))
+                found.append((stretch.range, msgspec.structs.replace(rows, refs=refs)))
         return found
 
     def ref(self, pid: int, window: Window) -> Ref | None:
@@ -217,20 +217,15 @@ class Unchanged:
         """The name of the chunk that the window had in the last checkpoint, if it has not changed. Pure."""
         if pid not in self._found:
             return None
-        (record, changed), numbers = self._found[pid], self._numbers[pid]
-        row = bisect_left(numbers, window.address // WINDOW)
-        if row == len(numbers) or (numbers[row], _number(record.bitmaps, row, 8)) != (
-            window.address // WINDOW, window.bitmap,
-        ):  # fmt: skip
+        (record, changed), number = self._found[pid], window.address // WINDOW
+        numbers = record.numbers
+        row = bisect_left(numbers, number)
+        if row == len(numbers) or numbers[row] != number or record.bitmap(row) != window.bitmap:
             return None
         at = bisect_right(self._starts[pid], window.address + WINDOW - 1)
         if at and changed[at - 1][1] > window.address:
             return None
-        return self._kept.names[_number(record.refs, row, 4)]
-
-
-def _number(column: bytes, row: int, size: int) -> int:
-    return int.from_bytes(column[size * row : size * (row + 1)], "little")
+        return self._kept.names[record.ref(row)]
 
 
 def _worth_it(pid: int) -> bool:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from torpor.image.manifest import ProcessRecord
 from torpor.named_tuple import NamedTuple
 from torpor.posix.memory.area import ANONYMOUS, AreaRecord
-from torpor.posix.memory.pages import PAGE, WINDOW, PagesRecord
+from torpor.posix.memory.pages import PAGE, WINDOW, PagesRecord, joined
 from torpor.posix.tid_address import ThreadEnd, TidAddressService
 
 SMALLEST = 1 << 20
@@ -44,26 +44,25 @@ def choose(record: ProcessRecord) -> Chosen | None:
     if record.guards or record.state == "zombie":
         return None
     areas = [area for area in record.areas if _eligible(area)]
-    numbers = memoryview(record.pages.windows).cast("I")
     warm = sorted({address // WINDOW for address in hot(record)})
-    late = [rows for area in areas for rows in _rows(record.pages, numbers, area, warm)]
-    ends = [0, *(row for rows in late for row in rows), len(numbers)]
-    early = list(zip(ends[::2], ends[1::2]))
+    late = [rows for area in areas for rows in _rows(record.pages, area, warm)]
+    ends = [0, *(row for rows in late for row in rows), len(record.pages.numbers)]
     some = _cut(record.pages, late)
     size = int.from_bytes(some.bitmaps, "little").bit_count() * PAGE
     if size < LEAST:
         return None
     places = [(area.start, area.end) for area in areas]
-    return Chosen(places, _cut(record.pages, early), some, size, robust_lists(record))
+    return Chosen(places, _cut(record.pages, zip(ends[::2], ends[1::2])), some, size, robust_lists(record))
 
 
-def _rows(pages: PagesRecord, numbers: Sequence[int], area: AreaRecord, warm: Sequence[int]) -> list[tuple[int, int]]:
+def _rows(pages: PagesRecord, area: AreaRecord, warm: Sequence[int]) -> list[tuple[int, int]]:
     """Rows (first, end) of the windows that are in an area, without those of the numbers `warm`. Not window by window:
     a large process has many."""
+    numbers = pages.numbers
     first, end = bisect_left(numbers, area.start // WINDOW), bisect_left(numbers, -(-area.end // WINDOW))
-    while first < end and not _within(pages, numbers, first, area):
+    while first < end and not _within(pages, first, area):
         first += 1  # it has pages of the area before this one
-    while first < end and not _within(pages, numbers, end - 1, area):
+    while first < end and not _within(pages, end - 1, area):
         end -= 1
     found = []
     for number in warm:
@@ -74,13 +73,9 @@ def _rows(pages: PagesRecord, numbers: Sequence[int], area: AreaRecord, warm: Se
     return [*found, (first, end)]
 
 
-def _cut(pages: PagesRecord, rows: Sequence[tuple[int, int]]) -> PagesRecord:
+def _cut(pages: PagesRecord, rows: Iterable[tuple[int, int]]) -> PagesRecord:
     """Some rows of a record."""
-
-    def column(of: bytes, size: int) -> bytes:
-        return b"".join([of[size * first : size * end] for first, end in rows])
-
-    return PagesRecord(column(pages.windows, 4), column(pages.bitmaps, 8), column(pages.refs, 4))
+    return joined([pages.cut(first, end) for first, end in rows])
 
 
 def hot(record: ProcessRecord) -> set[int]:
@@ -118,8 +113,8 @@ def _eligible(area: AreaRecord) -> bool:
     )
 
 
-def _within(pages: PagesRecord, numbers: Sequence[int], row: int, area: AreaRecord) -> bool:
+def _within(pages: PagesRecord, row: int, area: AreaRecord) -> bool:
     """Are all pages of a window in one area?"""
-    address, bitmap = numbers[row] * WINDOW, int.from_bytes(pages.bitmaps[8 * row : 8 * row + 8], "little")
+    address, bitmap = pages.numbers[row] * WINDOW, pages.bitmap(row)
     low = (bitmap & -bitmap).bit_length() - 1
     return area.start <= address + low * PAGE and address + bitmap.bit_length() * PAGE <= area.end

@@ -85,6 +85,32 @@ class PagesRecord(msgspec.Struct, frozen=True):
     bitmaps: bytes = b""
     refs: bytes = b""
 
+    @property
+    def numbers(self) -> memoryview:
+        """The column `windows` as numbers, ascending."""
+        return memoryview(self.windows).cast("I")
+
+    def bitmap(self, row: int) -> int:
+        return int.from_bytes(self.bitmaps[8 * row : 8 * row + 8], "little")
+
+    def ref(self, row: int) -> int:
+        return int.from_bytes(self.refs[4 * row : 4 * row + 4], "little")
+
+    def cut(self, first: int, end: int) -> PagesRecord:
+        """The rows from `first` on, before `end`."""
+        return PagesRecord(
+            self.windows[4 * first : 4 * end], self.bitmaps[8 * first : 8 * end], self.refs[4 * first : 4 * end]
+        )
+
+
+def joined(parts: Sequence[PagesRecord]) -> PagesRecord:
+    """One record of several, in this order."""
+    return PagesRecord(
+        b"".join([part.windows for part in parts]),
+        b"".join([part.bitmaps for part in parts]),
+        b"".join([part.refs for part in parts]),
+    )
+
 
 def pack(found: Sequence[tuple[Window, int]], stretches: Iterable[tuple[int, PagesRecord]] = ()) -> PagesRecord:
     """Ascending windows with the chunk that holds each, as a record. stretches: such records, ascending by the address
@@ -96,11 +122,7 @@ def pack(found: Sequence[tuple[Window, int]], stretches: Iterable[tuple[int, Pag
         parts += _columns(found[done:end]), record
         done = end
     parts.append(_columns(found[done:]))
-    return PagesRecord(
-        b"".join(part.windows for part in parts),
-        b"".join(part.bitmaps for part in parts),
-        b"".join(part.refs for part in parts),
-    )
+    return joined(parts)
 
 
 def _columns(found: Iterable[tuple[Window, int]]) -> PagesRecord:
