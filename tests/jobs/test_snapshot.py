@@ -80,6 +80,34 @@ def test_it_is_saved_while_it_stands_still(how: str, note: str, user_bench: harn
     bench.restart(f"{job.name}@1").verified()
 
 
+# -- pages that are copied ahead of a program that writes to them
+
+
+def save_eagerly(bench: harness.Bench, job: harness.Running) -> None:
+    """A checkpoint in which nearly all of the memory is copied for the program, which rewrites it."""
+    words = [bench.account.python, harness.script("eager_snapshot.py"), "checkpoint", *job.which()]
+    words += ["--store", bench.store, "--json", "--compress", "none"]
+    command = bench.popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    said, heard = command.communicate(timeout=harness.PATIENCE)
+    assert command.returncode == 0 and json.loads(said)["notes"] == [], (said, heard)
+    copies, claimed = map(int, heard.split()[-2:])
+    assert copies > 90 << 20 and claimed > 50 << 20, heard
+
+
+def test_it_is_gone_ahead_of(user_bench: harness.Bench) -> None:
+    """What is saved is one moment, and the program finds what it wrote."""
+    bench = user_bench
+    job = bench.run([harness.build("rewrite.c"), bench.go, "0", "big"], "pid")
+    job.ready()
+    save_eagerly(bench, job)
+    job.verified()
+    bench.gone("after the job has ended")
+    bench.untell()
+    bench.checkpoint(bench.restart(f"{job.name}@1", detach=True))
+    bench.kill()
+    bench.restart(f"{job.name}@2").verified()
+
+
 # -- limits
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from torpor.checkpoint.ahead import Ahead
 from torpor.checkpoint.dropping import Dropping, Work, code_apart
 from torpor.checkpoint.shortage import INTERVAL, Shortage
 from torpor.checkpoint.stretches import Range, minus
@@ -220,12 +221,14 @@ class Held:
         return Saved(self.areas, self.pages, self._guards)
 
     def _read_copies(self, snapshot: Snapshot, shortage: Shortage) -> None:
+        ahead = Ahead(self._copies)
         try:
             snapshot.clean()
             work = [each for pid, copy in self._copies.items() for each in self._of_copy(pid, copy)]
             work, known = self._unknown(work)
             code, work = code_apart(work, self._copies)
             self._take(code)
+            ahead.go(work, {pid: self._may_claim(pid) for pid in self._copies}, shortage.enough)
             stretches = {pid: [one for one, _ in self._stretches[pid]] for pid in self._copies}
             dropping = Dropping(snapshot, work, known, stretches, shortage.guard)
 
@@ -245,6 +248,11 @@ class Held:
             raise Unlike(f"a copy cannot be read: {error}") from error
         # What is read of a copy that has been killed is nothing, which is not always told from there being nothing.
         self._mind_dead()
+
+    def _may_claim(self, pid: int) -> bool:
+        """May the kernel be made to do what it would do at writes of a process? Not where writes are noted, nor where
+        equal pages are wanted to be one (MADV_MERGEABLE)."""
+        return self.unchanged is None and not any("mg" in area.flags for area in self.areas[pid])
 
     def _mind_dead(self) -> None:
         """Raises Unlike if a copy was killed."""

@@ -70,6 +70,11 @@ class Shortage:
             self._since = now
             self._stop()
 
+    def enough(self) -> bool:
+        """`mind`; does the job still run? Raises as that does."""
+        self.mind()
+        return not self.why
+
     def guard(self) -> AbstractContextManager[object]:
         """What is to be held where stops of tracees are waited for: it is held already while the job is stopped."""
         return contextlib.nullcontext() if self.why else self._guard

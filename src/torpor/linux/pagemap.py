@@ -58,6 +58,19 @@ class Pagemap:
                     self._guards = False
         return self._by_entries(start, end, _FILE | _GUARD)
 
+    def anonymous(self, start: int, end: int) -> list[tuple[int, int]]:
+        """Runs of pages that are in memory, anonymous, and not the zero page; none where the kernel has no
+        PAGEMAP_SCAN."""
+        if not self._scan:
+            return []
+        unwanted = _IS_PFNZERO | _IS_FILE
+        try:
+            return self._by_scan(start, end, unwanted | _IS_PRESENT, unwanted, 0)
+        except OSError as error:
+            if error.errno not in (22, 25):
+                raise
+            return []
+
     def guards(self, start: int, end: int) -> list[tuple[int, int]]:
         """Runs of guard pages."""
         if self._scan and self._guards:

@@ -106,6 +106,17 @@ def name_and_state(pid: int, tid: int | None = None) -> tuple[str, str]:
     return head.partition(" (")[2], tail[0]
 
 
+def faults(pid: int) -> int:
+    """How many page faults the threads of a process have had, those that ended included, without those that waited for
+    a disk."""
+    return int(shown(f"/proc/{pid}/stat").rpartition(b")")[2].split()[7])
+
+
+def running() -> int:
+    """How many tasks of the whole machine run or wait for a processor in this moment, the one that asks included."""
+    return int(shown("/proc/loadavg").split()[3].partition(b"/")[0])
+
+
 class Status(Mapping[str, str]):
     """The text of a status file: name of the field to its text; numbers may have spaces in front.
 

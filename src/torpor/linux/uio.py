@@ -60,6 +60,39 @@ def write_from(pid: int, ranges: list[tuple[int, int]], local: int, size: int) -
     _move(_writev, "writing", pid, local, size, ranges)
 
 
+def unshare(pid: int, address: int, size: int) -> None:
+    """Have a process take pages of its own for those that it shares with another since a fork, as if it had written to
+    them. Its memory must be there: a page that is not may come to be. Raises OSError if the process is gone.
+
+    It is read into nowhere. To read, the kernel pins a page, and one that is shared is not pinned: it is copied first,
+    since Linux 5.19 (mm/gup.c, gup_must_unshare). 4 MiB at once (mm/process_vm_access.c), of which only the first are
+    taken in hand if there are more.
+    """
+    _touch(_readv, pid, address, size)
+
+
+def claim(pid: int, address: int, size: int) -> None:
+    """Have the kernel do now what it would do at a process' first write to each of these pages, at most 4 MiB of them;
+    no byte is written. Raises OSError if the process is gone.
+
+    Something from nowhere is written there: to write, the kernel makes a page writable, and pins it; to read what is to
+    be written fails, at the first byte (mm/process_vm_access.c, process_vm_rw_pages; lib/iov_iter.c fills nothing up).
+    """
+    _touch(_writev, pid, address, size)
+
+
+_NOWHERE = 4096
+"""Never mapped: below vm.mmap_min_addr."""
+
+
+def _touch(function: Any, pid: int, address: int, size: int) -> None:
+    near, far = IoVec(_NOWHERE, size), IoVec(address, size)
+    if function(pid, ctypes.addressof(near), 1, ctypes.addressof(far), 1, 0) < 0:
+        error = ctypes.get_errno()
+        if error != errno.EFAULT:
+            raise OSError(error, f"{os.strerror(error)}: {size} bytes at {address:#x} of process {pid}")
+
+
 class Memory:
     """The memory of a process as a file, /proc/PID/mem: what passes over page protection of private mappings
     (FOLL_FORCE). A program that the process executes later has other memory.
