@@ -47,7 +47,7 @@ class Forked:
     def own(self) -> int:
         """Bytes of the memory that are the child's alone."""
         fields = next(fields for area, fields in proc.smaps(self.pid) if area.start <= self.address < area.end)
-        return int(fields["Private_Dirty"].split()[0]) * 1024
+        return sum(int(fields[name].split()[0]) * 1024 for name in ("Private_Clean", "Private_Dirty"))
 
 
 @pytest.fixture
