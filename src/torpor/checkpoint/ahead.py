@@ -22,7 +22,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from torpor.checkpoint.dropping import Work, spans
 from torpor.linux import proc, uio
 from torpor.linux.pagemap import Pagemap
-from torpor.posix.memory.pages import Window
+from torpor.posix.memory.pages import WINDOW, Window
 from torpor.tracee.snapshot import Range
 
 STEP = 2 << 20
@@ -48,10 +48,13 @@ class Ahead:
         self._last: dict[int, float] = {}
         self._crowded = 0
 
-    def go(self, work: Iterable[Work], mine: Mapping[int, bool], go_on: Callable[[], bool]) -> None:
+    def go(self, work: Sequence[Work], mine: Mapping[int, bool], go_on: Callable[[], bool]) -> None:
         """Copy what is going to be read of the copies, as long as their processes write. mine: may pages of the process
         be made writable, too?  go_on: asked now and then.  Raises OSError if a copy is gone, and as `go_on` does."""
-        if len(os.sched_getaffinity(0)) < 2:
+        if len(os.sched_getaffinity(0)) < 2 or len(work) * WINDOW < LEAST:
+            return
+        self._look()
+        if not self._last:
             return
         rows: dict[int, list[Work]] = {pid: [] for pid in self._faults}
         for each in work:
@@ -62,11 +65,9 @@ class Ahead:
                 for pid, row in rows.items()
                 if sum(each.window.size for each in row) >= LEAST
             }
-            while ways and go_on():
-                self._look()
-                if self._crowded >= CROWDED:
-                    break
+            while ways and self._crowded < CROWDED and go_on():
                 self._advance(ways)
+                self._look()
 
     def _look(self) -> None:
         """Who has had many faults since the last time?"""
