@@ -19,12 +19,12 @@ from torpor.posix.memory.capture import Marks
 from torpor.tracee import snapshot
 
 function = torpor.checkpoint
-memory = importlib.import_module("torpor.checkpoint.memory")
+beforehand = importlib.import_module("torpor.checkpoint.beforehand")
 torpor.checkpoint = function  # the folder of that name has just taken its place
 how = sys.argv[1]
 if how == "unmarked":
-    look = memory.flags
-    memory.flags = lambda pids, known: {
+    look = beforehand.flags
+    beforehand.flags = lambda pids, known: {
         pid: {area: Marks(marks.flags - {"dc", "wf"}, marks.page) for area, marks in areas.items()}
         for pid, areas in look(pids, known).items()
     }

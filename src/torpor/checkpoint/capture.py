@@ -13,6 +13,7 @@ from torpor import __version__
 from torpor.checkpoint import descriptors, memory
 from torpor.checkpoint.asking import Asked
 from torpor.checkpoint.asking import ask as ask_one
+from torpor.checkpoint.beforehand import Flags
 from torpor.checkpoint.captured import Captured, Half
 from torpor.checkpoint.copies import Copies
 from torpor.checkpoint.mapped_files import MappedFiles
@@ -69,7 +70,7 @@ def capture(
     copies: Copies,
     backlogs: Backlogs,
     together: SavedTogether | None = None,
-    flags: memory.Flags | None = None,
+    flags: Flags | None = None,
     snapshot: Snapshot | None = None,
     forget: Forget | None = None,
     look_at_writes: Callable[[Iterable[int]], Unchanged] | None = None,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from torpor.checkpoint.ahead import Ahead
+from torpor.checkpoint.beforehand import Flags
 from torpor.checkpoint.dropping import Dropping, Work, code_apart
 from torpor.checkpoint.shortage import INTERVAL, Shortage
 from torpor.checkpoint.stretches import Range, minus
@@ -39,8 +40,6 @@ _BATCH = 16
 """Windows that a thread takes at once."""
 
 Progress = Callable[[str, int, int], None]
-Flags = Mapping[int, capture.Flags]
-"""By host pid: what `flags` found."""
 
 
 class Unlike(CheckpointFailed):
@@ -66,13 +65,6 @@ class Saved(NamedTuple):
     areas: dict[int, tuple[AreaRecord, ...]]
     pages: dict[int, PagesRecord]
     guards: dict[int, tuple[tuple[int, int], ...]]
-
-
-def flags(pids: Iterable[int], known: Flags) -> Flags:
-    """How the memory of a running job is marked. It may be otherwise when it is stopped. known: how it was at the last
-    checkpoint (`Held.flags`), which saves a look at all page tables as long as it holds."""
-    supposed = {pid: known.get(pid, {}) for pid in pids}
-    return {pid: marks if capture.hold(pid, marks) else capture.flags_of(pid) for pid, marks in supposed.items()}
 
 
 def look(frozen: Frozen, known: Flags | None) -> dict[int, Look]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from torpor.checkpoint import headroom, memory, survey
+from torpor.checkpoint import beforehand, headroom, survey
 from torpor.checkpoint.capture import capture, end
 from torpor.checkpoint.captured import Captured
 from torpor.checkpoint.copies import Copies
@@ -109,8 +109,10 @@ def save(request: SaveRequest) -> SaveReport:
     Raises Refused, CheckpointFailed; the job then runs on, and earlier checkpoints are whole.
     """
     began = time.perf_counter()
-    if not request.tree.find():
+    if not (pids := request.tree.find()):
         raise CheckpointFailed("the job has no processes any more")
+    # Where writes are tracked, this is known from before; or the first look has to come after `prepare`.
+    marks = beforehand.Meanwhile(pids) if request.tracker is None and not request.stop else None
     refusals = survey.running(request.tree, request.streams, request.files)
     if refusals:
         raise Refused(refusals)
@@ -122,7 +124,7 @@ def save(request: SaveRequest) -> SaveReport:
     why = ""
     for number, pause in enumerate(_PAUSES):
         try:
-            return _attempt(request, began, last, pause, number >= _PATIENT)
+            return _attempt(request, began, last, pause, number >= _PATIENT, marks=None if number else marks)
         except Changed:
             # A process ended in the middle of it, by a signal from outside or of its own accord. Once more, then.
             break
@@ -163,9 +165,10 @@ def _attempt(
     may: bool,
     certain: bool = False,
     why: str = "",
+    marks: beforehand.Meanwhile | None = None,
 ) -> SaveReport:
     """certain: what there is to know of memory is looked up while the job is stopped. why: all of it is saved while the
-    job is stopped, and the reason."""
+    job is stopped, and the reason.  marks: a look at how memory is marked that has begun already."""
     saving = _begin(request)
     together, tracker = request.together, request.tracker
     copies = Copies(request.with_files)
@@ -182,7 +185,9 @@ def _attempt(
         shortage = Shortage(request.tree.find, request.guard, needs, snapshot)
     flags = None
     if snapshot is not None and not certain:
-        flags = memory.flags(request.tree.find(), tracker.flags if tracker is not None else {})
+        pids = request.tree.find()
+        known = tracker.flags if tracker is not None else {}
+        flags = beforehand.flags(pids, known) if marks is None else marks.found(pids)
     job_services()  # they are modules, which are loaded while the job runs
     try:
         if together is not None:

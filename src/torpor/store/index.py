@@ -17,6 +17,7 @@ import mmap
 import os
 import struct
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 
 from torpor.model.data import Buffer
@@ -74,29 +75,30 @@ class Segment:
         return None
 
 
-def encode(entries: Sequence[tuple[bytes, Place]]) -> bytes:
-    """A segment with these chunks, sorted and without repetition by the caller."""
-    count = len(entries)
-    bits = max(0, (count // BUCKET).bit_length() - 1)
+def encode(names: Sequence[bytes], columns: Columns) -> bytes:
+    """A segment with these chunks. names: of the rows of `columns`, ascending and without repetition."""
+    bits = max(0, (len(names) // BUCKET).bit_length() - 1)
     shift = 32 - bits
-    sizes = array("I", bytes(4 * ((1 << bits) + 1)))
-    columns = Columns.of([place for _, place in entries])
-    names = [name for name, _ in entries]
-    for name in names:
-        sizes[(int.from_bytes(name[:4], "big") >> shift) + 1] += 1
-    total = 0
-    for bucket, size in enumerate(sizes):
-        total += size
-        sizes[bucket] = total
-    payload: list[Buffer] = [BITS.pack(bits), memoryview(sizes).cast("B"), *columns.encode(names)]
+    firsts = array("I", [bisect_left(names, (bucket << shift).to_bytes(4, "big")) for bucket in range(1 << bits)])
+    firsts.append(len(names))
+    payload: list[Buffer] = [BITS.pack(bits), memoryview(firsts).cast("B"), *columns.encode(names)]
     return envelope.wrap(MAGIC, VERSION, b"".join(payload))
 
 
 def add(backend: Backend, entries: Iterable[tuple[bytes, Place]]) -> None:
-    """Put a segment with these chunks."""
-    rows = dict(entries)
-    if rows:
-        backend.put(f"index/{os.urandom(16).hex()}", [encode(sorted(rows.items()))], durable=False)
+    """Put a segment with these chunks. Raises OSError."""
+    rows = sorted(dict(entries).items())
+    add_rows(backend, [name for name, _ in rows], Columns.of([place for _, place in rows]), range(len(rows)))
+
+
+def add_rows(backend: Backend, names: Sequence[bytes], columns: Columns, rows: Iterable[int]) -> None:
+    """Put a segment with these rows of a table. names: of all of its rows, none of them twice. Raises OSError."""
+    order = sorted(rows, key=names.__getitem__)
+    if order:
+        chosen = Columns()
+        chosen.extend(columns, order)
+        segment = encode([names[row] for row in order], chosen)
+        backend.put(f"index/{os.urandom(16).hex()}", [segment], durable=False)
 
 
 def open_segment(backend: Backend, name: str) -> Segment:

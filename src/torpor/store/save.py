@@ -289,9 +289,9 @@ class Save:
         """The checkpoint exists; what follows only helps the next one, so failures do not matter."""
         mine = set(self._packs.finished)
         numbers = {number for number, name in enumerate(self._columns.packs) if name in mine}
-        rows = enumerate(zip(self._refs, self._columns.pack))
+        rows = [row for row, number in enumerate(self._columns.pack) if number in numbers]
         try:
-            index.add(self._backend, [(name, self._columns.get(row)) for row, (name, pack) in rows if pack in numbers])
+            index.add_rows(self._backend, list(self._refs), self._columns, rows)
             self._let_go()
             index.merge(self._backend)
         except OSError:
