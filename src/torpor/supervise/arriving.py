@@ -1,5 +1,5 @@
 """The memory of a restarted job that is still on its way (`restart --lazy`): how far it is, and what becomes of the job
-if nobody brings it any more. The process that brings it is checkpoint/lazy/server.py; it outlives the supervisor."""
+if nobody brings it any more. The process that brings it is checkpoint/lazy/arrival.py; it outlives the supervisor."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def await_all(bringer: Pid, path: str, tell: Callable[[str, int, int], None] | N
 
 
 class ArrivalWatch:
-    """The supervisor's side. link: what it tells us comes here (checkpoint/lazy/server.py)."""
+    """The supervisor's side. link: what it tells us comes here (checkpoint/lazy/arrival.py)."""
 
     def __init__(self, loop: Loop, link: int, entry: Entry) -> None:
         self._loop, self._link, self._entry = loop, link, entry

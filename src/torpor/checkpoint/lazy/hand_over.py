@@ -1,4 +1,4 @@
-"""The restarting process' side: what comes later is decided, a process is started that brings it, and gets the
+"""The restarting process' side: what comes later is decided, a process is forked that brings it, and gets the
 userfaultfd of each process of the job."""
 
 from __future__ import annotations
@@ -6,7 +6,6 @@ from __future__ import annotations
 import array
 import os
 import select
-import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -17,23 +16,20 @@ from torpor.checkpoint.lazy.choose import Chosen, choose
 from torpor.image.manifest import Manifest, ProcessRecord
 from torpor.linux import pidfd, uio, userfaultfd
 from torpor.linux.arch.x86_64 import NR
-from torpor.model import ourselves
 from torpor.model.errors import RestartFailed
-from torpor.posix.memory.pages import FULL, WINDOW, PagesRecord, Window, rows
+from torpor.posix.memory.pages import PagesRecord
 from torpor.posix.process_file import ProcessFile, ProcessFileService
 from torpor.tracee.call import call
 
 if TYPE_CHECKING:
-    from torpor.checkpoint.lazy.books import Run
-    from torpor.checkpoint.lazy.server import Space
     from torpor.checkpoint.plant import Footing
     from torpor.tracee.stub import StubProcess
 
 WATCHES = b"watches"
-_CODE = "from torpor.checkpoint.lazy.server import main; main()"
-_TOGETHER = 200
+TOGETHER = 200
 """Descriptors in one message (SCM_MAX_FD is 253)."""
-_PIECE = 65536
+MESSAGE = 8192
+"""Bytes of the longest message."""
 _PATIENCE = 30.0
 """Seconds until it has to watch."""
 
@@ -46,17 +42,6 @@ class Where(msgspec.Struct, frozen=True):
     number: int
     untrusted: bool
     path: str
-
-
-class _Space(msgspec.Struct, frozen=True):
-    pid: int
-    areas: list[tuple[int, int]]
-    late: PagesRecord
-
-
-class _Given(msgspec.Struct, frozen=True):
-    spaces: list[_Space]
-    total: int
 
 
 def refused(footing: Footing, alone: bool) -> str:
@@ -78,7 +63,7 @@ class Late:
     def __init__(self, where: Where, chosen: Mapping[int, Chosen]) -> None:
         """chosen: by number of the process."""
         self._chosen = chosen
-        self._bringer = Bringer(where)
+        self._bringer = Bringer(where, chosen)
         self.pid, self.link = self._bringer.pid, self._bringer.link
 
     def early(self, record: ProcessRecord) -> ProcessRecord:
@@ -93,7 +78,7 @@ class Late:
             if _holds(stubs[number].pid, chosen.robust):
                 fill(number, chosen.late)
             else:
-                self._bringer.watch(stubs[number], chosen)
+                self._bringer.watch(stubs[number], number, chosen)
         self._bringer.begin(init)
 
     def close(self) -> None:
@@ -128,34 +113,21 @@ def _holds(pid: int, heads: Sequence[int]) -> bool:
 
 
 class Bringer:
-    """A process that is going to bring memory. Raises RestartFailed where it ends too early; `close` then, and nothing
-    of it stays once the job's PID 1 is gone."""
+    """A process that is going to bring memory (arrival.py). Raises RestartFailed where it ends too early; `close` then,
+    and nothing of it stays once the job's PID 1 is gone."""
 
-    def __init__(self, where: Where) -> None:
+    def __init__(self, where: Where, chosen: Mapping[int, Chosen]) -> None:
+        """chosen: by number of the process. Raises OSError."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        words = ourselves.command(_CODE)
-        try:
-            self.pid = os.posix_spawn(
-                words[0], words, os.environb,
-                file_actions=[
-                    *((os.POSIX_SPAWN_DUP2, null, number) for number in (0, 1, 2)),
-                    (os.POSIX_SPAWN_DUP2, theirs.fileno(), 3),
-                ],
-                setsid=True,
-                setsigmask=(),
-                setsigdef=set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP},
-            )  # fmt: skip
-        finally:
-            os.close(null)
-            theirs.close()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _arrive(theirs, where, chosen)
+        theirs.close()
         self.link = ours
         self._fds: list[int] = []
-        self._spaces: list[_Space] = []
-        self._total = 0
-        self._send(msgspec.msgpack.encode(where))
+        self._spaces: list[tuple[int, int]] = []
 
-    def watch(self, stub: StubProcess, chosen: Chosen) -> None:
+    def watch(self, stub: StubProcess, number: int, chosen: Chosen) -> None:
         """Have the kernel ask for memory of a taken-over process that has its areas and early contents. Raises
         RestartFailed."""
         made = stub.run([call(NR.userfaultfd, os.O_CLOEXEC | os.O_NONBLOCK)])[0].value
@@ -172,18 +144,15 @@ class Bringer:
                 userfaultfd.register_missing(fd, start, end - start)
         except OSError as error:
             raise RestartFailed(f"memory cannot be brought later ({error.strerror}); without --lazy it works") from None
-        self._spaces.append(_Space(stub.pid, chosen.areas, chosen.late))
-        self._total += chosen.size
+        self._spaces.append((stub.pid, number))
 
     def begin(self, init: int) -> None:
         """Hand everything over. init: pid of the job's PID 1; returns once it is watched. Raises RestartFailed."""
         process = os.pidfd_open(init)
-        fds = [process, *self._fds]
         try:
-            self._send(msgspec.msgpack.encode(_Given(self._spaces, self._total)))
-            for at in range(0, len(fds), _TOGETHER):
-                some = array.array("i", fds[at : at + _TOGETHER])
-                self.link.sendmsg([b"f"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, some)])
+            for at in range(0, len(self._fds), TOGETHER):
+                self._send(self._spaces[at : at + TOGETHER], self._fds[at : at + TOGETHER])
+            self._send([], [process])
             poll = select.poll()
             poll.register(self.link, select.POLLIN)
             if not poll.poll(_PATIENCE * 1000):
@@ -195,75 +164,30 @@ class Bringer:
         except OSError as error:
             raise RestartFailed(f"the process that is to bring the memory has ended ({error.strerror})") from None
         finally:
-            for fd in fds:
-                os.close(fd)
-            self._fds.clear()
+            os.close(process)
+            self._close_fds()
 
-    def close(self) -> None:
-        """The restart has failed."""
+    def _send(self, spaces: list[tuple[int, int]], fds: list[int]) -> None:
+        """See `arrival._receive`. Raises OSError."""
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
+        self.link.sendmsg([msgspec.msgpack.encode(spaces)], [rights], socket.MSG_NOSIGNAL)
+
+    def _close_fds(self) -> None:
         for fd in self._fds:
             os.close(fd)
         self._fds.clear()
+
+    def close(self) -> None:
+        """The restart has failed."""
+        self._close_fds()
         self.link.close()
 
-    def _send(self, data: bytes) -> None:
-        """In pieces that fit into a message, its size first."""
-        self.link.send(len(data).to_bytes(8, "little"))
-        for at in range(0, len(data), _PIECE):
-            self.link.send(data[at : at + _PIECE])
 
+def _arrive(link: socket.socket, where: Where, chosen: Mapping[int, Chosen]) -> None:
+    """In the forked process. Never returns."""
+    try:
+        from torpor.checkpoint.lazy import arrival  # meanwhile the restart goes on
 
-def _receive(link: socket.socket) -> bytes:
-    """What `_send` has sent; empty if the other side is gone."""
-    size = int.from_bytes(link.recv(8), "little")
-    data = bytearray()
-    while len(data) < size:
-        piece = link.recv(_PIECE)
-        if not piece:
-            return b""
-        data += piece
-    return bytes(data)
-
-
-def receive_where(link: socket.socket) -> Where | None:
-    """In the process that brings: what from where; None if nothing is to be brought."""
-    data = _receive(link)
-    return msgspec.msgpack.decode(data, type=Where) if data else None
-
-
-def receive_spaces(link: socket.socket) -> tuple[int, list[Space], int] | None:
-    """In the process that brings: the job's PID 1 (a descriptor), its address spaces, and the bytes in all; None if
-    nothing is to be brought."""
-    from torpor.checkpoint.lazy.server import Space, books
-
-    data = _receive(link)
-    if not data:
-        return None
-    given = msgspec.msgpack.decode(data, type=_Given)
-    fds: list[int] = []
-    while len(fds) <= len(given.spaces):
-        piece, ancillary, _, _ = link.recvmsg(1, socket.CMSG_SPACE(4 * _TOGETHER), socket.MSG_CMSG_CLOEXEC)
-        if not piece:
-            return None
-        for _, _, received in ancillary:
-            fds += array.array("i", received[: len(received) // 4 * 4])
-    spaces = [
-        Space(fd, space.pid, books(fd, space.areas, runs(space.late))) for fd, space in zip(fds[1:], given.spaces)
-    ]
-    return fds[0], spaces, given.total
-
-
-def runs(late: PagesRecord) -> Sequence[Run]:
-    """What is missing at first. Pure."""
-    from torpor.checkpoint.lazy.books import Run
-
-    found = []
-    for start, bitmap, ref in rows(late):
-        if bitmap == FULL:
-            found.append(Run(start, start + WINDOW, ref, 0))
-            continue
-        skip = 0
-        for address, size in Window(start, bitmap).ranges():
-            found.append(Run(address, address + size, ref, skip))
-            skip += size
-    return found
+        arrival.main(link, where, chosen)
+    finally:
+        os._exit(1)

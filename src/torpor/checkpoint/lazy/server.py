@@ -1,13 +1,5 @@
-"""The process that brings a running job the memory that it does not have yet.
-
-It outlives the supervisor and is not of the job. It puts in pages that threads wait for, what is beside them, and in
-between all the rest; when a process has everything, its userfaultfd is closed, which leaves no trace, and when all
-have, this ends.
-
-**If it died, the kernel would give the job zeros.** So it is two processes with one table of descriptors
-(CLONE_FILES): also the userfaultfd of a child, which the kernel puts into the table of whoever reads of it, is in both
-at that moment. Each watches the other, and if that ends too early it kills the job, whose memory is asked for until it
-is gone. Whoever restarted the job watches both (supervise/arriving.py).
+"""Bring a running job the memory that it does not have yet: pages that threads wait for, what is beside them, and in
+between all the rest. When a process has everything, its userfaultfd is closed, which leaves no trace.
 
 What cannot be fetched, or is not what it should be, is asked for again every few seconds, and the job waits.
 
@@ -16,18 +8,12 @@ Source: Documentation/admin-guide/mm/userfaultfd.rst, userfaultfd(2), fs/userfau
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import mmap
 import os
 import select
-import signal
-import socket
 import time
 
-from torpor.linux import clone, prctl, uio, userfaultfd
-from torpor.linux.arch.x86_64 import NR
-from torpor.linux.libc import syscall
+from torpor.linux import uio, userfaultfd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,14 +21,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from torpor.checkpoint.lazy.books import Books, Run
-    from torpor.checkpoint.lazy.fetch import Chunks
     from torpor.model.data import Buffer, Ref
 
-LINK = 3
-"""The descriptor it is given: a socket to whoever restarts the job."""
 PAGE = 4096
-_THREADS = 4
-"""That fetch."""
 _AHEAD = 8
 """Requests under way that nobody waits for."""
 _TRAIL = 16
@@ -365,173 +346,3 @@ def _wiped(pid: int) -> list[tuple[int, int]]:
         return [(area.start, area.end) for area, fields in proc.smaps(pid) if "wf" in fields.get("VmFlags", "").split()]
     except OSError:
         return []
-
-
-# -- the process ------------------------------------------------------------------------------------------------------
-
-
-class _Pair:
-    """This process and its twin. Both know how it ends by a byte of shared memory."""
-
-    def __init__(self) -> None:
-        self._done = mmap.mmap(-1, 1)
-        self.init = -1
-        """A descriptor of the job's PID 1: its end is the job's. In both, once the job's memory is asked for."""
-        here = os.getpid()
-        us = os.pidfd_open(here)
-        link_r, link_w = os.pipe()
-        twin = clone.fork(flags=clone.FILES)
-        if twin == 0:
-            try:
-                self._twin(us, link_r)
-            finally:
-                os._exit(1)
-        self._init_told = link_w
-        self.twin = os.pidfd_open(twin)
-
-    def know(self, init: int) -> None:
-        """Its memory is asked for from now on."""
-        self.init = init
-        os.write(self._init_told, init.to_bytes(4, "little"))
-
-    def _twin(self, other: int, told: int) -> None:
-        """Wait for the other's end."""
-        _call_us(b"torpor-arrival")
-        poll = select.poll()
-        poll.register(other, select.POLLIN)
-        poll.register(told, select.POLLIN)
-        while True:
-            ready = [fd for fd, _ in poll.poll()]
-            if told in ready:
-                self.init = int.from_bytes(os.read(told, 4), "little")
-                poll.unregister(told)
-            elif other in ready:
-                if self.init >= 0 and not self._done[0]:
-                    self.kill()
-                os._exit(0)
-
-    def kill(self) -> None:
-        """Kill the job; its memory is asked for until it has ended, so that it never computes with zeros."""
-        try:
-            os.write(LINK, b'{"lost": true}')
-        except OSError:
-            pass  # nobody supervises it any more
-        try:
-            signal.pidfd_send_signal(self.init, signal.SIGKILL)
-        except ProcessLookupError:
-            return
-        poll = select.poll()
-        poll.register(self.init, select.POLLIN)
-        poll.poll()
-
-    def done(self) -> None:
-        """Everything is there, or nobody is left who needs it."""
-        self._done[0] = 1
-
-
-class _Telling:
-    """How far it is: to whoever supervises the job, and into a file for whoever asks."""
-
-    def __init__(self, link: socket.socket, path: str, total: int) -> None:
-        self._link, self._path, self._total = link, path, total
-        self._last: tuple[int, str] = -1, ""
-        self._said = ""
-
-    def __call__(self, brought: int, why: str) -> None:
-        import json
-
-        if why != self._said:
-            self._said = why
-            self.say({"why": why})
-        if (brought, why) != self._last:
-            self._last = brought, why
-            try:
-                with open(f"{self._path}.new", "w") as f:
-                    json.dump({"done": brought, "total": self._total, "why": why}, f)
-                os.rename(f"{self._path}.new", self._path)
-            except OSError:
-                pass  # the job has ended, and its folder is gone
-
-    def say(self, what: dict[str, Any]) -> None:
-        import json
-
-        try:
-            self._link.send(json.dumps(what).encode(), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
-        except OSError:
-            pass  # nobody supervises the job any more
-
-    def end(self) -> None:
-        for path in (self._path, f"{self._path}.new"):
-            try:
-                os.unlink(path)
-            except OSError:
-                pass
-
-
-def _call_us(name: bytes) -> None:
-    import ctypes
-
-    text = ctypes.create_string_buffer(name)
-    syscall(NR.prctl, prctl.SET_NAME, ctypes.addressof(text), 0, 0, 0)
-
-
-def main() -> None:
-    """The process. It is asked over LINK (hand_over.py) what to bring from where, and answers when it watches."""
-    os.closerange(LINK + 1, 1 << 30)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP, signal.SIGPIPE):
-        signal.signal(number, signal.SIG_IGN)
-    pair = _Pair()
-    _call_us(b"torpor-arrival")
-    link = socket.socket(fileno=LINK)
-    try:
-        _bring(pair, link)
-    except BaseException as error:
-        # Whoever waits for us to begin is told why we do not; later nobody listens, or it was said already.
-        with contextlib.suppress(OSError):
-            link.send(f"{type(error).__name__}: {error}".encode()[:1000], socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
-        raise
-
-
-def _bring(pair: _Pair, link: socket.socket) -> None:
-    """Be told what there is to do, and do it. Never returns."""
-    from torpor.checkpoint.lazy import hand_over
-
-    where = hand_over.receive_where(link)
-    if where is None:
-        os._exit(0)  # the restart has failed
-    from torpor.checkpoint.lazy.fetch import Fetcher
-
-    fetcher = Fetcher(lambda: _opened(where), _THREADS)
-    given = hand_over.receive_spaces(link)
-    if given is None:
-        os._exit(0)
-    init, spaces, total = given
-    pair.know(init)
-    telling = _Telling(link, where.path, total)
-    server = Server(spaces, fetcher, telling)
-    link.send(hand_over.WATCHES)
-    began = time.monotonic()
-    try:
-        ended = server.serve((init, pair.twin))
-    except BaseException as error:
-        telling.say({"broken": str(error) or type(error).__name__})
-        pair.kill()
-        os._exit(1)
-    if ended == pair.twin:
-        pair.kill()
-        os._exit(1)
-    pair.done()
-    telling.end()
-    if ended < 0:
-        telling.say({"done": server.brought, "seconds": time.monotonic() - began})
-    else:
-        telling.say({"over": True})
-    os._exit(0)
-
-
-def _opened(where: Any) -> Chunks:
-    """The checkpoint. Raises TorporError."""
-    from torpor.image.seal import Opening
-    from torpor.store import open_store
-
-    return open_store(where.store).load(where.job, where.number, Opening(where.untrusted))
