@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torpor.checkpoint.lazy import choose as choosing
-from torpor.checkpoint.lazy.choose import choose
 from torpor.checkpoint.lazy.arrival import runs
+from torpor.checkpoint.lazy.choose import choose
 from torpor.image.manifest import ProcessRecord
 from torpor.posix.memory.area import ANONYMOUS, FILE, AreaRecord
 from torpor.posix.memory.pages import FULL, PAGE, WINDOW, Window, pack, unpack, windows
