@@ -17,18 +17,18 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Generator, Iterator, Mapping, Sequence
 
-from torpor.checkpoint.dropping import Work, spans
+from torpor.checkpoint.stretches import Range
 from torpor.linux import proc, uio
 from torpor.linux.pagemap import Pagemap
-from torpor.posix.memory.pages import WINDOW, Window
-from torpor.tracee.snapshot import Range
 
 STEP = 2 << 20
 """Bytes that are taken in hand at once: a huge page is shared as long as the copy has any of it."""
 LEAST = 16 << 20
 """Bytes of a process that are worth it."""
+SHORT = 64 << 10
+"""Bytes in a row that are worth a call."""
 LOOK = 0.005
 """Seconds between two looks at what the programs do."""
 BUSY = 50_000
@@ -40,30 +40,29 @@ CROWDED = 4
 
 
 class Ahead:
-    """Watches the faults of processes (host pids), from when it is made."""
+    """Watches the faults of processes, from when it is made. copies: by host pid, the host pid of the copy of each."""
 
-    def __init__(self, pids: Iterable[int]) -> None:
-        self._faults = {pid: _faults(pid) for pid in pids}
+    def __init__(self, copies: Mapping[int, int]) -> None:
+        self._copies = copies
+        self._faults = {pid: _faults(pid) for pid in copies}
         self._since = time.perf_counter()
         self._last: dict[int, float] = {}
         self._crowded = 0
 
-    def go(self, work: Sequence[Work], mine: Mapping[int, bool], go_on: Callable[[], bool]) -> None:
-        """Copy what is going to be read of the copies, as long as their processes write. mine: may pages of the process
-        be made writable, too?  go_on: asked now and then.  Raises OSError if a copy is gone, and as `go_on` does."""
-        if len(os.sched_getaffinity(0)) < 2 or len(work) * WINDOW < LEAST:
+    def go(self, runs: Mapping[int, Sequence[Range]], mine: Container[int], go_on: Callable[[], bool]) -> None:
+        """Copy what is going to be read of the copies, as long as their processes write. runs: of pages, ascending, for
+        each process. mine: those of which pages may be made writable, too.  go_on: asked now and then.
+
+        Raises OSError if a copy is gone, and as `go_on` does.
+        """
+        large = {pid: pages for pid, pages in runs.items() if sum(end - start for start, end in pages) >= LEAST}
+        if not large or len(os.sched_getaffinity(0)) < 2:
             return
         self._look()
-        if not self._last:
-            return
-        rows: dict[int, list[Work]] = {pid: [] for pid in self._faults}
-        for each in work:
-            rows[each.pid].append(each)
         with contextlib.ExitStack() as stack:
             ways = {
-                pid: stack.enter_context(contextlib.closing(_way(pid, mine[pid], row)))
-                for pid, row in rows.items()
-                if sum(each.window.size for each in row) >= LEAST
+                pid: stack.enter_context(contextlib.closing(self._way(pid, pages, pid in mine)))
+                for pid, pages in large.items()
             }
             while ways and self._crowded < CROWDED and go_on():
                 self._advance(ways)
@@ -93,32 +92,30 @@ class Ahead:
                 if next(ways[pid], ...) is ...:
                     del ways[pid]
 
-
-def backwards(windows: Sequence[Window]) -> Iterator[Range]:
-    """(address, bytes) of what these ascending windows have in a row, cut into steps, from the last. Pure."""
-    for address, size in reversed(spans(windows)):
-        end = address + size
-        while end > address:
-            start = max(address, (end - 1) // STEP * STEP)
-            yield start, end - start
-            end = start
-
-
-def _way(pid: int, mine: bool, row: Sequence[Work]) -> Generator[None, None, None]:
-    """Goes through what there is of a process, step by step."""
-    pages = _pagemap(pid) if mine else None
-    try:
-        for address, size in backwards([each.window for each in row]):
-            uio.unshare(row[0].source, address, size)
+    def _way(self, pid: int, runs: Sequence[Range], mine: bool) -> Generator[None, None, None]:
+        """Goes through what there is of a process, step by step."""
+        pages = _pagemap(pid) if mine else None
+        try:
+            for start, end in backwards(runs):
+                uio.unshare(self._copies[pid], start, end - start)
+                if pages is not None:
+                    # It may have something else there by now, which is none of ours to touch.
+                    for first, last in pages.anonymous(start, end):
+                        with contextlib.suppress(OSError):
+                            uio.claim(pid, first, last - first)
+                yield
+        finally:
             if pages is not None:
-                # It may have something else there by now, which is none of ours to touch.
-                for start, end in pages.anonymous(address, address + size):
-                    with contextlib.suppress(OSError):
-                        uio.claim(pid, start, end - start)
-            yield
-    finally:
-        if pages is not None:
-            pages.close()
+                pages.close()
+
+
+def backwards(runs: Sequence[Range]) -> Iterator[Range]:
+    """Ascending runs of pages, cut into steps, from the last. What is too short to be worth it is left out. Pure."""
+    for start, end in reversed(runs):
+        while end - start >= SHORT:
+            at = max(start, (end - 1) // STEP * STEP)
+            yield at, end
+            end = at
 
 
 def _pagemap(pid: int) -> Pagemap | None:

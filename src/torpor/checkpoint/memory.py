@@ -188,7 +188,7 @@ class Held:
         work: list[Work] = []
         for pid, (seen, *_) in self._looks.items():
             chosen = [one for one in seen if one.apart] if pid in self._copies else seen
-            work += self._work(pid, pid, chosen)
+            work += _work(pid, pid, self._runs(pid, pid, chosen))
             # A copy has neither what is apart nor all of what is shared; guard pages go with their areas.
             lacking = [one for one in seen if pid not in self._copies or one.record.shared or one.apart]
             self._guards[pid] = capture.guards(pid, lacking)
@@ -213,14 +213,19 @@ class Held:
         return Saved(self.areas, self.pages, self._guards)
 
     def _read_copies(self, snapshot: Snapshot, shortage: Shortage) -> None:
-        ahead = Ahead(self._copies)
+        ahead = Ahead({pid: copy.pid for pid, copy in self._copies.items()})
         try:
             snapshot.clean()
-            work = [each for pid, copy in self._copies.items() for each in self._of_copy(pid, copy)]
+            runs = {pid: list(self._of_copy(pid, copy)) for pid, copy in self._copies.items()}
+            ahead.go(
+                {pid: [run for pages in areas for run in pages] for pid, areas in runs.items()},
+                [pid for pid in self._copies if self._may_claim(pid)],
+                shortage.enough,
+            )
+            work = [each for pid, copy in self._copies.items() for each in _work(pid, copy.pid, runs[pid])]
             work, known = self._unknown(work)
             code, work = code_apart(work, self._copies)
             self._take(code)
-            ahead.go(work, {pid: self._may_claim(pid) for pid in self._copies}, shortage.enough)
             stretches = {pid: [one for one, _ in self._stretches[pid]] for pid in self._copies}
             dropping = Dropping(snapshot, work, known, stretches, shortage.guard)
 
@@ -263,8 +268,8 @@ class Held:
         self._looks[process.pid] = Look(found, True)
         self._renumber(process.pid, found)
 
-    def _of_copy(self, pid: int, copy: Copy) -> Iterable[Work]:
-        """What there is to read in a copy."""
+    def _of_copy(self, pid: int, copy: Copy) -> Iterable[Sequence[Range]]:
+        """What there is to read in a copy, by area."""
         seen, settled, marked = self._looks[pid]
         if not settled and marked:
             self._later.append(pid)
@@ -273,7 +278,7 @@ class Held:
         else:
             seen = [one for one in seen if not one.apart]
             self._guard(pid, copy, seen)
-        return self._work(pid, copy.pid, seen)
+        return self._runs(pid, copy.pid, seen)
 
     def _confirm(self, pid: int, copy: Copy) -> list[capture.Seen]:
         """What a copy shows of the areas of its process. The kernel looks at all pages that are there, so this comes
@@ -293,14 +298,13 @@ class Held:
         shown = capture.guards(copy.pid, (one for one in seen if not one.record.shared))
         self._guards[pid] = tuple(sorted((*self._guards[pid], *shown)))
 
-    def _work(self, pid: int, source: int, seen: Iterable[capture.Seen]) -> Iterator[Work]:
-        """What there is to save of these areas of a process, but for long stretches that are what they were. source:
-        it, or its copy."""
+    def _runs(self, pid: int, source: int, seen: Iterable[capture.Seen]) -> Iterator[Sequence[Range]]:
+        """Runs of pages that there are to save of each of these areas of a process, but for long stretches that are
+        what they were. source: it, or its copy."""
         for pages in capture.own_pages(source, [one for one in seen if self.forget.kept(pid, one.record)]):
             stretches = [] if self.unchanged is None else self.unchanged.stretches(pid, pages)
             self._stretches[pid] += stretches
-            for window in windows(minus(pages, (one for one, _ in stretches))):
-                yield Work(pid, source, window)
+            yield list(minus(pages, (one for one, _ in stretches))) if stretches else pages
 
     def _renumber(self, pid: int, found: Iterable[capture.Seen]) -> None:
         """Records as they were found now; the numbers of files and objects are known."""
@@ -331,6 +335,11 @@ class Held:
         refs = _pump(work, self._sink, told, self.forget, mind)
         for each, ref in zip(work, refs):
             self._found[each.pid].append((each.window, ref))
+
+
+def _work(pid: int, source: int, runs: Iterable[Sequence[Range]]) -> Iterator[Work]:
+    """What there is to be read of a process. source: it, or its copy."""
+    return (Work(pid, source, window) for pages in runs for window in windows(pages))
 
 
 def _file(process: Process, area: Area, file_number: Callable[[str], int]) -> int:

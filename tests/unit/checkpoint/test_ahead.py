@@ -8,17 +8,11 @@ from collections.abc import Callable
 import pytest
 
 from torpor.checkpoint import ahead
-from torpor.checkpoint.ahead import STEP, Ahead, backwards
-from torpor.checkpoint.dropping import Work
+from torpor.checkpoint.ahead import SHORT, STEP, Ahead, backwards
 from torpor.linux import proc, uio
-from torpor.posix.memory.pages import WINDOW, Window
 
-FULL = (1 << 64) - 1
 MIB = 1 << 20
-
-
-def row(pid: int, first: int, count: int) -> list[Work]:
-    return [Work(pid, 10 + pid, Window(n * WINDOW, FULL)) for n in range(first, first + count)]
+STEPS = list(range(30 * MIB, -1, -STEP))
 
 
 class World:
@@ -34,16 +28,14 @@ class World:
         patch.setattr(ahead, "PATIENCE", 0.02)
 
     def go(self, go_on: Callable[[], bool] = lambda: True) -> None:
-        work = row(1, 0, 32 * MIB // WINDOW) + row(2, 0, 32 * MIB // WINDOW)
-        Ahead((1, 2)).go(work, {1: False, 2: False}, go_on)
+        runs = [(0, 30 * MIB), (30 * MIB, 32 * MIB)]
+        Ahead({1: 11, 2: 12}).go({1: runs, 2: runs}, (), go_on)
 
 
 def test_from_the_end_in_steps_of_huge_pages() -> None:
-    first = STEP // WINDOW - 1
-    windows = [Window(n * WINDOW, FULL) for n in range(first, first + 2 + STEP // WINDOW)]
-    windows += [Window(5 * STEP, 1), Window(6 * STEP, FULL)]
-    assert list(backwards(windows)) == [
-        (6 * STEP, WINDOW), (2 * STEP, WINDOW), (STEP, STEP), (STEP - WINDOW, WINDOW),
+    runs = [(STEP - SHORT, 2 * STEP + SHORT), (5 * STEP, 5 * STEP + SHORT - 1), (6 * STEP, 6 * STEP + SHORT)]
+    assert list(backwards(runs)) == [
+        (6 * STEP, 6 * STEP + SHORT), (2 * STEP, 2 * STEP + SHORT), (STEP, 2 * STEP), (STEP - SHORT, STEP),
     ]  # fmt: skip
 
 
@@ -56,13 +48,13 @@ def test_nothing_is_done_for_who_does_not_write(monkeypatch: pytest.MonkeyPatch)
 def test_all_is_done_for_who_does(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch, 2)
     world.go()
-    assert world.done == [(12, at) for at in range(30 * MIB, -1, -STEP)]
+    assert world.done == [(12, at) for at in STEPS]
 
 
 def test_several_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch, 1, 2)
     world.go()
-    assert world.done == [(copy, at) for at in range(30 * MIB, -1, -STEP) for copy in (11, 12)]
+    assert world.done == [(copy, at) for at in STEPS for copy in (11, 12)]
 
 
 def test_who_stops_writing_is_let_be(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,5 +88,5 @@ def test_not_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_little_is_not_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch, 1)
-    Ahead((1,)).go(row(1, 0, ahead.LEAST // WINDOW - 1), {1: False}, lambda: True)
+    Ahead({1: 11}).go({1: [(0, ahead.LEAST - 1)]}, (), lambda: True)
     assert world.done == []
