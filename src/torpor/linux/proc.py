@@ -207,6 +207,33 @@ def children_of_thread(pid: int, tid: int) -> list[int]:
         return []
 
 
+class Population(NamedTuple):
+    """born: so many tasks were ever made on this machine, threads too and in whatever namespace (`processes` in
+    /proc/stat).  alive: so many there are, those included that nobody has waited for yet (in /proc/loadavg).
+
+    As long as both are what they were, nobody was born and nobody has gone, so that nobody has another parent either:
+    the kernel counts in the same breath in which it changes the tree (total_forks and nr_threads in kernel/fork.c,
+    copy_process, and kernel/exit.c, __unhash_process).
+    """
+
+    born: int
+    alive: int
+
+
+def population() -> Population | None:
+    """None where the kernel does not tell: where something is mounted over these files, as in some containers (lxcfs).
+    On a machine with many processors it takes a while to add up what else stands in /proc/stat."""
+    try:
+        device = os.stat("/proc").st_dev
+        if any(os.stat(path).st_dev != device for path in ("/proc/stat", "/proc/loadavg")):
+            return None
+        born = shown("/proc/stat").partition(b"\nprocesses ")[2].split(None, 1)
+        alive = shown("/proc/loadavg").split()[3].partition(b"/")[2]
+        return Population(int(born[0]), int(alive))
+    except (OSError, IndexError, ValueError):
+        return None
+
+
 def comm(pid: int) -> str:
     """The name of a process; '?' once it is gone."""
     try:

@@ -34,6 +34,8 @@ _YIELDS = 50
 than it is told to."""
 _LOOKS = 10
 """How often a tree is looked through, at the least, before it counts as one that grows too fast."""
+_MANY = 8
+"""Threads of a tree that take longer to be looked through than it takes to see that nobody was born meanwhile."""
 
 
 class Frozen:
@@ -138,7 +140,8 @@ def _stop_all(frozen: Frozen, find: Callable[[], Iterable[int]], deadline: float
         looks += 1
         zombies: list[int] = []
         asked: dict[int, LivingProcess] = {}
-        news = False
+        news, wanted = False, 0
+        before = proc.population() if looks == 1 else None
         frozen.found = list(find())
         frozen.since = frozen.since or time.perf_counter()
         try:
@@ -153,6 +156,7 @@ def _stop_all(frozen: Frozen, find: Callable[[], Iterable[int]], deadline: float
                 except (ProcessLookupError, FileNotFoundError):
                     news = True  # it is ending: by the next look it is a zombie, which is saved too, or gone
                     continue
+                wanted += len(tids)
                 # All are asked before the first is waited for: so they come to their stops at the same time.
                 for tid in tids:
                     if _seize(pid, tid):
@@ -166,11 +170,18 @@ def _stop_all(frozen: Frozen, find: Callable[[], Iterable[int]], deadline: float
             _take_in(frozen, asked, deadline)
         for pid in [pid for pid, process in frozen.processes.items() if not process.tasks]:
             del frozen.processes[pid]  # all of it has ended before it could be stopped
-        if not news:
+        if not news or (before is not None and wanted >= _MANY and _all(frozen, wanted, before)):
             return zombies
         # A machine that stood still itself (a virtual one that was moved) says nothing about the job.
         if looks >= _LOOKS and time.monotonic() > deadline:
             raise CheckpointFailed("the job makes new processes faster than they can be stopped; try again")
+
+
+def _all(frozen: Frozen, wanted: int, before: proc.Population) -> bool:
+    """Was the first look at a tree enough? All that it showed have stopped (`wanted` threads), and on the whole machine
+    nobody was born or has gone since `before`."""
+    stopped = sum(len(process.tasks) for process in frozen.processes.values())
+    return stopped == wanted and frozen.processes.keys() >= set(frozen.found) and proc.population() == before
 
 
 def _take_in(frozen: Frozen, asked: dict[int, LivingProcess], deadline: float) -> None:

@@ -123,3 +123,70 @@ def test_a_thread_that_has_ended_is_no_news() -> None:
 def test_a_process_is_let_go_of_which_nothing_came_to_a_stop() -> None:
     """Its threads ended before they could, or it is let go in the middle of being stopped."""
     LivingProcess(os.getpid()).detach()
+
+
+def _threads_that_fork_when_told(count: int, told: int) -> int:
+    """A process of so many threads, which forks at SIGUSR1 and writes the number of the child."""
+    ready, here = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+
+        def split(*_: object) -> None:
+            child = os.fork()
+            if child:
+                os.write(told, child.to_bytes(4, "little"))
+
+        signal.signal(signal.SIGUSR1, split)
+        for _ in range(count - 1):
+            threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+        os.write(here, b"x")
+        while True:
+            time.sleep(1)
+    os.read(ready, 1)
+    os.close(ready)
+    os.close(here)
+    return pid
+
+
+def test_one_look_is_enough_where_nobody_was_born_or_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    pid = _threads_that_fork_when_told(10, 1)
+    looks = 0
+
+    def find() -> list[int]:
+        nonlocal looks
+        looks += 1
+        return [pid]
+
+    try:
+        for population, wanted in ((proc.Population(5, 5), 1), (None, 2)):
+            looks = 0
+            monkeypatch.setattr(proc, "population", lambda population=population: population)
+            with freeze(find) as frozen:
+                assert len(frozen.processes[pid].tasks) == 10
+            assert looks == wanted
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def test_a_child_that_is_born_behind_the_look_is_found() -> None:
+    source, told = os.pipe()
+    pid = _threads_that_fork_when_told(10, told)
+    born: list[int] = []
+
+    def find() -> list[int]:
+        found = [pid, *born]
+        if not born:
+            os.kill(pid, signal.SIGUSR1)
+            born.append(int.from_bytes(os.read(source, 4), "little"))
+        return found
+
+    try:
+        with freeze(find) as frozen:
+            assert list(frozen.processes) == [pid, *born]
+    finally:
+        for each in (*born, pid):
+            os.kill(each, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(source)
+        os.close(told)
