@@ -6,7 +6,6 @@ services (those that say so: `afterwards` in posix/service.py) make their record
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -119,7 +118,7 @@ class Asked:
             answered.take(one)
         self._cpu = [cpu.capture(process, task) for task in process.tasks]
         self._auxv = proc.read(f"/proc/{process.pid}/auxv")
-        self.exe = os.readlink(f"/proc/{process.pid}/exe")
+        self.exe = process.program
         self._stat = proc.stat(process.pid, process.leader.tid) if process.leader.tid != process.pid else process.stat
         return self
 

@@ -12,17 +12,22 @@ from torpor.checkpoint.tree import Tree
 from torpor.linux import proc
 from torpor.model.data import Buffer, Ref, Sink
 from torpor.model.errors import Refusal
-from torpor.posix import descriptor_services, scratch, seccomp_filters
+from torpor.posix import descriptor_services, obstacles, scratch, seccomp_filters
 from torpor.posix.backlog import Backlogs
 from torpor.posix.far import Told
-from torpor.posix.memory import obstacles
+from torpor.posix.memory import obstacles as memory_obstacles
 from torpor.posix.obstacles import Seen
 from torpor.posix.process_services import PROCESS_SERVICES, THREAD_SERVICES
-from torpor.posix.service import Descriptor, DescriptorService, Stream
+from torpor.posix.service import Descriptor, DescriptorService, ProcessBase, ProcessService, Stream, ThreadBase
 from torpor.posix.socket_address import Address
 
 LOOKS = 3
 """How often something has to be seen in a running job before it is believed to be in the way."""
+
+
+_OF_PROCESSES = [one for one in PROCESS_SERVICES if getattr(type(one), "survey") is not ProcessBase.survey]  # noqa: B009
+_OF_THREADS = [one for one in THREAD_SERVICES if getattr(type(one), "survey") is not ThreadBase.survey]  # noqa: B009
+"""Those that look for something."""
 
 
 class NoSink:
@@ -34,6 +39,9 @@ class NoSink:
 
 class Survey:
     """What was seen of a job; the `Job` that descriptor services are shown while nothing is saved yet."""
+
+    _of_processes: Sequence[ProcessService] = _OF_PROCESSES
+    """Who is asked about each process."""
 
     def __init__(
         self, pids: Sequence[int], streams: Sequence[Stream], files: str = "auto", watched: bool = False
@@ -114,6 +122,14 @@ class Survey:
         """The memory areas of a process. Raises OSError."""
         return proc.maps(pid)
 
+    def program(self, pid: int) -> str:
+        """What the link to the program of a process says. Raises OSError."""
+        return os.readlink(f"/proc/{pid}/exe")
+
+    def face(self, pid: int) -> int:
+        """By which number a process can be looked at (proc.face)."""
+        return proc.face(pid)
+
     def threads(self, pid: int) -> Iterable[tuple[int, Mapping[str, str]]]:
         """The threads of a process, and the status of each. Raises OSError if one of them has ended."""
         return [(tid, proc.status(pid, tid)) for tid in proc.threads(pid)]
@@ -125,13 +141,15 @@ class Survey:
             try:
                 if self.has_ended(pid):
                     continue
-                for process_service in PROCESS_SERVICES:
+                for process_service in self._of_processes:
                     found += process_service.survey(pid)
-                found += obstacles.survey(pid, self.areas(pid))
+                found += memory_obstacles.survey(pid, self.areas(pid), self.program)
                 for tid, status in self.threads(pid):
-                    for thread_service in THREAD_SERVICES:
+                    for thread_service in _OF_THREADS:
                         found += thread_service.survey(pid, tid, status)
-                    found += seccomp_filters.survey(Seen(pid, tid, status), self._watched)
+                    seen = Seen(pid, tid, status, self.face)
+                    found += obstacles.survey(seen)
+                    found += seccomp_filters.survey(seen, self._watched)
             except (FileNotFoundError, ProcessLookupError):
                 continue
             except PermissionError:
@@ -142,8 +160,8 @@ class Survey:
                 except (FileNotFoundError, ProcessLookupError):
                     continue
                 found.append(Refusal(pid, fields["Name"], "may not be traced by this user", why_not_traced(fields)))
-        for seen in self.descriptors:
-            refusal = self._refusal(seen)
+        for one in self.descriptors:
+            refusal = self._refusal(one)
             if refusal is not None:
                 found.append(refusal)
         return found

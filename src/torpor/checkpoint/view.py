@@ -31,6 +31,8 @@ class Far(NamedTuple):
 class View(Survey):
     """The `Job` that services are shown while a frozen job is captured."""
 
+    _of_processes = [service for service in Survey._of_processes if not service.captures_all]
+
     def __init__(
         self,
         frozen: Frozen,
@@ -93,6 +95,13 @@ class View(Survey):
 
     def areas(self, pid: int) -> Iterable[proc.Area]:
         return self._frozen.processes[pid].areas
+
+    def program(self, pid: int) -> str:
+        return self._frozen.processes[pid].program
+
+    def face(self, pid: int) -> int:
+        process = self._by_number.get(pid)
+        return proc.face(pid) if process is None else process.pid
 
     def threads(self, pid: int) -> Iterable[tuple[int, Mapping[str, str]]]:
         return [(task.tid, task.status) for task in self._frozen.processes[pid].tasks]

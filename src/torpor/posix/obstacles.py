@@ -14,17 +14,13 @@ import ctypes
 import os
 import struct
 from _thread import get_native_id
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, lru_cache
-
-import msgspec
 
 from torpor.linux import proc, ptrace
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.libc import syscall
 from torpor.model.errors import Refusal
-from torpor.posix.service import ThreadBase
-from torpor.tracee.task import Task
 
 _PF_KTHREAD = 0x00200000
 _KCMP_VM, _KCMP_FILES, _KCMP_FS = 1, 2, 3
@@ -32,17 +28,29 @@ _GET_SYSCALL_USER_DISPATCH = 0x4210
 
 
 class Seen:
-    """A process, or one of its threads, as the functions below look at it."""
+    """A process, or one of its threads, as the functions below look at it. face: tells by which number another process
+    can be looked at (proc.face)."""
 
-    def __init__(self, pid: int, tid: int, status: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, pid: int, tid: int, status: Mapping[str, str] | None = None, face: Callable[[int], int] = proc.face
+    ) -> None:
         self.pid, self.tid = pid, tid
         self.status = proc.status(pid, tid) if status is None else status
-        self.name = self.status["Name"]
+        self._face = face
+
+    @cached_property
+    def name(self) -> str:
+        return self.status["Name"]
 
     @cached_property
     def parent(self) -> int:
         """By which its parent can be looked at."""
-        return proc.face(int(self.status["PPid"]))
+        return self._face(int(self.status["PPid"]))
+
+    @cached_property
+    def tracer(self) -> int:
+        """The thread that traces it, 0 if none does."""
+        return int(self.status.get("TracerPid", "0"))
 
     def refuse(self, thing: str, way_out: str) -> Refusal:
         if self.tid != self.pid:
@@ -60,21 +68,34 @@ def kernel_thread(seen: Seen) -> Iterator[Refusal]:
 
 
 def word_size(seen: Seen) -> Iterator[Refusal]:
-    """The class of its program's ELF header: 1 for 32 bits (i386 and x32), 2 for 64."""
+    """The class of its program's ELF header: 1 for 32 bits (i386 and x32), 2 for 64. A file that is being executed
+    cannot be written, so that its own is known as long as it is the same file."""
+    path = f"/proc/{seen.pid}/exe"
     try:
-        fd = os.open(f"/proc/{seen.pid}/exe", os.O_RDONLY | os.O_CLOEXEC)
+        st = os.stat(path)
+        file = st.st_dev, st.st_ino, st.st_ctime_ns
+        if file not in _sixty_four:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if os.read(fd, 5) == b"\x7fELF\x01":
+                    yield seen.refuse("is a 32-bit program", "only 64-bit programs are supported; use its 64-bit build")
+                    return
+            finally:
+                os.close(fd)
+            if len(_sixty_four) < _MOST:
+                _sixty_four.add(file)
     except OSError:
         return
-    try:
-        if os.read(fd, 5) == b"\x7fELF\x01":
-            yield seen.refuse("is a 32-bit program", "only 64-bit programs are supported; use its 64-bit build")
-    finally:
-        os.close(fd)
+
+
+_sixty_four: set[tuple[int, int, int]] = set()
+"""Programs (device, inode, time of change in nanoseconds) that were found to be of 64 bits."""
+_MOST = 1000
 
 
 def traced(seen: Seen) -> Iterator[Refusal]:
     """TracerPid names the thread that traces it; ourselves we do not count."""
-    tracer = int(seen.status.get("TracerPid", "0"))
+    tracer = seen.tracer
     if tracer and tracer != get_native_id() and not os.path.exists(f"/proc/self/task/{tracer}"):
         yield seen.refuse(f"is being traced by process {tracer} ({proc.comm(tracer)})", "end that tracer first")
 
@@ -82,12 +103,12 @@ def traced(seen: Seen) -> Iterator[Refusal]:
 def shares_memory(seen: Seen) -> Iterator[Refusal]:
     """A process that has its parent's memory without being a thread (clone with CLONE_VM). Only told once both are
     stopped: a child of vfork has it too, for a moment, and a parent in vfork does not stop."""
-    parent = int(seen.status["PPid"])
-    us = str(get_native_id())
-    if seen.tid != seen.pid or seen.status.get("TracerPid") != us:
+    us = get_native_id()
+    if seen.tid != seen.pid or seen.tracer != us:
         return
+    parent = int(seen.status["PPid"])
     try:
-        if syscall(NR.kcmp, seen.pid, parent, _KCMP_VM, 0, 0) != 0 or proc.status(parent).get("TracerPid") != us:
+        if syscall(NR.kcmp, seen.pid, parent, _KCMP_VM, 0, 0) != 0 or Seen(parent, parent).tracer != us:
             return
     except OSError:
         return
@@ -131,12 +152,9 @@ def shadow_stack(seen: Seen) -> Iterator[Refusal]:
 def namespaces(seen: Seen) -> Iterator[Refusal]:
     """Namespaces that the job made for itself: other ones than its parent's and ours. (The parent of an orphan may be
     outside of the container that both of us are in.)"""
-    parent = seen.parent
     for kind in ("user", "pid", "mnt", "net", "ipc", "uts", "time", "cgroup"):
         own = _namespace(seen.pid, kind)
-        others = (_namespace(whose, name) for whose, name in (
-            (parent, kind), (parent, f"{kind}_for_children"),
-        ))  # fmt: skip
+        others = (_namespace(seen.parent, name) for name in (kind, f"{kind}_for_children"))
         # A process with a new namespace for its children only shows it there.
         # (A pid namespace without a process in it yet cannot be read.)
         split = kind in ("pid", "time") and _namespace(seen.pid, f"{kind}_for_children") != own
@@ -184,7 +202,7 @@ def unshared(seen: Seen) -> Iterator[Refusal]:
 def dispatch(seen: Seen) -> Iterator[Refusal]:
     """System calls handed to a signal handler (PR_SET_SYSCALL_USER_DISPATCH): only its tracer sees it (Linux
     6.4)."""
-    if int(seen.status.get("TracerPid", "0")) != get_native_id():
+    if seen.tracer != get_native_id():
         return
     room = ctypes.create_string_buffer(32)
     try:
@@ -206,24 +224,11 @@ PROCESS: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
 THREAD: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (traced, shadow_stack, unshared, dispatch)
 
 
-class Nothing(msgspec.Struct, frozen=True):
-    """Obstacles leave no record."""
-
-
-class ThreadObstacles(ThreadBase):
-    """Those of the process are looked for with its first thread."""
-
-    name = "thread_obstacles"
-    afterwards = True
-    record: type[msgspec.Struct] = Nothing
-
-    def survey(self, pid: int, tid: int, status: Mapping[str, str]) -> Iterable[Refusal]:
-        seen = Seen(pid, tid, status)
-        for look in (*PROCESS, *THREAD) if tid == pid else THREAD:
-            found = list(look(seen))
-            if found:
-                return found
-        return ()
-
-    def capture(self, task: Task, answers: object) -> None:
-        return None
+def survey(seen: Seen) -> list[Refusal]:
+    """The first thing that stands in the way of saving a thread. Those of the process are looked for with its first
+    one."""
+    for look in (*PROCESS, *THREAD) if seen.tid == seen.pid else THREAD:
+        found = list(look(seen))
+        if found:
+            return found
+    return []

@@ -162,6 +162,7 @@ def whose(timer: Listed, vpid: int, vtids: dict[int, int]) -> int:
 
 class PosixTimerService(ProcessBase):
     name = "posix_timers"
+    captures_all = True
     record: type[msgspec.Struct] = Timers
 
     def survey(self, pid: int) -> Iterable[Refusal]:

@@ -15,7 +15,6 @@ from torpor.posix.membarrier import MembarrierService
 from torpor.posix.memory_policy import MemoryPolicyService
 from torpor.posix.modes import ModeService
 from torpor.posix.name import NameService
-from torpor.posix.obstacles import ThreadObstacles
 from torpor.posix.oom import OomService
 from torpor.posix.pdeath import ParentDeathService
 from torpor.posix.pending import PendingService
@@ -44,7 +43,6 @@ PROCESS_SERVICES: tuple[ProcessService, ...] = (
 )
 
 THREAD_SERVICES: tuple[ThreadService, ...] = (
-    ThreadObstacles(),
     NameService(),
     TidAddressService(),
     ThreadSignalService(),

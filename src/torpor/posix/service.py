@@ -289,10 +289,14 @@ class ProcessService(Protocol):
     afterwards (False where it is not said): may `capture` wait until the job goes on? Then it says nothing but what the
     answers say, and what `Process` and `Task` have kept since the stop: `status`, `stat`, `waiting`, `tasks`, numbers,
     registers. Every service of which this is true makes the pause shorter.
+
+    captures_all (likewise): does `capture` refuse all that `survey` refuses? Then the survey of the stopped job leaves
+    it out, since it would look twice.
     """
 
     name: str
     record: type[msgspec.Struct]
+    captures_all: bool
 
     def survey(self, pid: int) -> Iterable[Refusal]:
         """Why process `pid` (host pid) cannot be saved, as far as /proc tells; the process may be running."""
@@ -385,6 +389,7 @@ class ProcessBase:
     """Defaults for the steps a process service often does not need."""
 
     afterwards = False
+    captures_all = False
 
     def survey(self, pid: int) -> Iterable[Refusal]:
         return ()

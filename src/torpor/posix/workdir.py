@@ -19,8 +19,10 @@ import msgspec
 
 from torpor.linux import proc
 from torpor.linux.arch.x86_64 import NR
-from torpor.model.errors import Refusal, RestartFailed
+from torpor.model.errors import Refusal, Refused, RestartFailed
+from torpor.named_tuple import NamedTuple
 from torpor.posix.directory import free_name
+from torpor.posix.paths import DELETED
 from torpor.posix.service import ProcessBase, Stage, Steps
 from torpor.tracee.call import Answer, In, call
 from torpor.tracee.process import Process
@@ -34,49 +36,52 @@ class Workdir(msgspec.Struct, frozen=True):
     removed: bool = False
 
 
-def removed(pid: int) -> bool:
-    """Has the working directory of a process been removed, or is something else mounted or made in its
-    place?"""
+class Look(NamedTuple):
+    """What was seen of a process. where: what its working directory is called.  removed: it is nowhere any more.
+    obstacle: what stands in the way of saving it and the way out, ('', '') for nothing."""
+
+    where: str
+    removed: bool
+    obstacle: tuple[str, str] = ("", "")
+
+
+def look(pid: int) -> Look:
+    """Raises OSError where the process has ended."""
+    root = os.readlink(f"/proc/{pid}/root")
+    if root != "/":
+        return Look("", False, (f"has the root directory {root}", "not supported yet; run torpor inside of it"))
     here = f"/proc/{pid}/cwd"
-    really = os.stat(here)
+    where, really = os.readlink(here), os.stat(here)
     if really.st_nlink == 0:
-        return True
+        return Look(where.removesuffix(DELETED), True)
     try:
-        named = os.stat(f"/proc/{pid}/root{os.readlink(here)}")
+        named = os.stat(f"/proc/{pid}/root{where}")
     except (FileNotFoundError, NotADirectoryError):
-        return True
+        named = None
     except PermissionError:
-        return False  # a folder above it may not be searched any more: the restart will tell
-    return (named.st_dev, named.st_ino) != (really.st_dev, really.st_ino)
+        return Look(where, False)  # a folder above it may not be searched any more: the restart will tell
+    if named is None or (named.st_dev, named.st_ino) != (really.st_dev, really.st_ino):
+        # It is elsewhere now, or something else is mounted or made in its place.
+        thing = f"its working directory {where.removesuffix(DELETED)} is not found under that name"
+        return Look(where, False, (thing, "let it chdir, or unmount what is over it"))
+    return Look(where, False)
 
 
 class WorkdirService(ProcessBase):
     name = "workdir"
+    captures_all = True
     record: type[msgspec.Struct] = Workdir
 
     def survey(self, pid: int) -> Iterable[Refusal]:
-        tid = proc.face(pid)
-        where = os.readlink(f"/proc/{tid}/root")
-        if where != "/":
-            yield Refusal(
-                pid,
-                proc.comm(pid),
-                f"has the root directory {where}",
-                "not supported yet; run torpor inside of it",
-            )
-        elif removed(tid) and os.stat(f"/proc/{tid}/cwd").st_nlink:
-            where = os.readlink(f"/proc/{tid}/cwd").removesuffix(" (deleted)")
-            yield Refusal(
-                pid,
-                proc.comm(pid),
-                f"its working directory {where} is not found under that name",
-                "let it chdir, or unmount what is over it",
-            )
+        thing, way_out = look(proc.face(pid)).obstacle
+        if thing:
+            yield Refusal(pid, proc.comm(pid), thing, way_out)
 
     def capture(self, process: Process, answers: Sequence[Answer]) -> Workdir:
-        here = os.fsencode(f"/proc/{process.leader.tid}/cwd")
-        where, gone = os.readlink(here), os.stat(here).st_nlink == 0
-        return Workdir(where.removesuffix(b" (deleted)") if gone else where, int(process.status["Umask"], 8), gone)
+        seen = look(process.leader.tid)
+        if seen.obstacle[0]:
+            raise Refused([Refusal(process.pid, process.comm, *seen.obstacle)])
+        return Workdir(os.fsencode(seen.where), int(process.status["Umask"], 8), seen.removed)
 
     def restore(self, record: Any, process: Process) -> Steps:
         if record.removed:

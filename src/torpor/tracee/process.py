@@ -48,6 +48,7 @@ class Process:
         self._stat: proc.Stat | None = None
         self._status: Mapping[str, str] | None = None
         self._areas: list[proc.Area] | None = None
+        self._program: str | None = None
 
     @property
     def leader(self) -> Task:
@@ -58,7 +59,7 @@ class Process:
     def comm(self) -> str:
         """Its name, read once."""
         if not self._comm:
-            self._comm = proc.comm(self.pid)
+            self._comm = proc.comm(self.pid) if self._stat is None else self._stat.comm
         return self._comm
 
     @property
@@ -74,6 +75,13 @@ class Process:
         if self._stat is None:
             self._stat = proc.stat(self.pid)
         return self._stat
+
+    @property
+    def program(self) -> str:
+        """What /proc/PID/exe says, read once."""
+        if self._program is None:
+            self._program = os.readlink(f"/proc/{self.pid}/exe")
+        return self._program
 
     @property
     def areas(self) -> list[proc.Area]:

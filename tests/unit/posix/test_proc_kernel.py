@@ -21,7 +21,8 @@ from torpor.linux import membarrier as membarriers
 from torpor.linux import prctl, proc, sched, siginfo
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.libc import syscall
-from torpor.model.errors import RestartFailed
+from torpor.model.errors import Refused, RestartFailed
+from torpor.posix import obstacles as whole
 from torpor.posix import posix_timers, seccomp_filters
 from torpor.posix.dispositions import DispositionService
 from torpor.posix.identity import IdentityService
@@ -31,7 +32,7 @@ from torpor.posix.membarrier import MembarrierService
 from torpor.posix.memory_policy import MemoryPolicyService
 from torpor.posix.modes import ModeService
 from torpor.posix.name import NameService
-from torpor.posix.obstacles import Seen, ThreadObstacles
+from torpor.posix.obstacles import Seen
 from torpor.posix.oom import OomService
 from torpor.posix.pdeath import ParentDeathService
 from torpor.posix.pending import PendingService
@@ -349,6 +350,8 @@ def test_another_root_is_refused(tmp_path: Any) -> None:
     with Executor(prepare=prepare) as process:
         (refusal,) = WorkdirService().survey(process.pid)
         assert str(tmp_path) in refusal.thing
+        with pytest.raises(Refused, match=str(tmp_path)):
+            capture(WorkdirService(), process)  # by which a stopped job is looked at
 
 
 def test_personality(old: Executor, new: Executor) -> None:
@@ -592,8 +595,8 @@ def test_impossible_in_a_user_namespace(old: Executor) -> None:
 def obstacles(process: Executor) -> list[str]:
     found = []
     for task in process.tasks:
-        found += ThreadObstacles().survey(process.pid, task.tid, task.status)
-        found += seccomp_filters.survey(Seen(process.pid, task.tid, task.status), False)
+        seen = Seen(process.pid, task.tid, task.status)
+        found += [*whole.survey(seen), *seccomp_filters.survey(seen, False)]
     return [refusal.thing for refusal in found]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 
 from torpor.linux import proc
 from torpor.model.errors import Refusal
@@ -11,10 +12,10 @@ from torpor.model.errors import Refusal
 HARMLESS_DEVICES = ("/dev/zero", "/dev/zero (deleted)")
 
 
-def survey(pid: int, areas: Iterable[proc.Area]) -> Iterable[Refusal]:
-    """Look at the areas of a process (host pid); it may be running."""
+def survey(pid: int, areas: Iterable[proc.Area], program_of: Callable[[int], str]) -> Iterable[Refusal]:
+    """Look at the areas of a process (host pid); it may be running. program_of: reads the link to its program."""
     try:
-        program = os.readlink(f"/proc/{pid}/exe")
+        program = program_of(pid)
     except OSError:
         return  # it is just ending
     if program.endswith(" (deleted)") and not os.path.exists(program):
@@ -29,6 +30,7 @@ def survey(pid: int, areas: Iterable[proc.Area]) -> Iterable[Refusal]:
             yield Refusal(pid, proc.comm(pid), f"{found[0]} at {start:#x}", found[1])
 
 
+@lru_cache(256)
 def special(path: str) -> tuple[str, str] | None:
     """What memory that is not ordinary a path in maps stands for, and the way out; None for ordinary memory. Pure."""
     if path.startswith("/dev/"):
