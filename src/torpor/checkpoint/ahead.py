@@ -58,6 +58,7 @@ class Ahead:
         large = {pid: pages for pid, pages in runs.items() if sum(end - start for start, end in pages) >= LEAST}
         if not large or len(os.sched_getaffinity(0)) < 2:
             return
+        self._faults = {pid: self._faults[pid] for pid in large}
         self._look()
         with contextlib.ExitStack() as stack:
             ways = {
