@@ -14,6 +14,8 @@ import pytest
 from test_robustness import picture, same_again
 from toolchain import needs
 
+from torpor.linux import proc
+
 pytestmark = pytest.mark.usefixtures("compiler")
 
 
@@ -105,6 +107,31 @@ def test_it_is_gone_ahead_of(user_bench: harness.Bench) -> None:
     bench.untell()
     bench.checkpoint(bench.restart(f"{job.name}@1", detach=True))
     bench.kill()
+    bench.restart(f"{job.name}@2").verified()
+
+
+# -- huge pages
+
+
+def in_huge_pages(pid: int) -> int:
+    """Bytes of a process."""
+    return proc.rollup(pid)["AnonHugePages"]
+
+
+def test_huge_pages_are_whole_again(root_bench: harness.Bench) -> None:
+    """A program that writes splits them while it is saved, and they are put together: at the end it has them all."""
+    bench = root_bench
+    job = bench.run([harness.build("rewrite.c"), bench.go, "0", "huge"], "pid")
+    job.ready()
+    assert job.popen is not None
+    before = in_huge_pages(job.popen.pid)
+    if before < 64 << 20:
+        pytest.skip(f"{before >> 20} MiB are in huge pages here")
+    for _ in range(2):
+        bench.checkpoint(job)
+        assert in_huge_pages(job.popen.pid) >= before
+    job.verified()
+    bench.gone("after the job has ended")
     bench.restart(f"{job.name}@2").verified()
 
 

@@ -12,6 +12,7 @@ import msgspec
 from torpor.checkpoint.ahead import Ahead
 from torpor.checkpoint.beforehand import Flags
 from torpor.checkpoint.dropping import Dropping, Work, code_apart
+from torpor.checkpoint.huge_pages import HugePages
 from torpor.checkpoint.shortage import INTERVAL, Shortage
 from torpor.checkpoint.stretches import Range, minus
 from torpor.linux import proc
@@ -141,7 +142,7 @@ def save(
 class Held:
     """The memory of a job, saved in part. why: by host pid of those that no copy could be made of, the reason.
     unchanged: what need not be read.  pages: by host pid, what there is of each process, once all is saved.
-    bytes_read: of all this.  flags: what the copies showed."""
+    bytes_read: of all this.  flags: what the copies showed.  huge_pages: to be closed when the copies are gone."""
 
     def __init__(
         self,
@@ -160,6 +161,7 @@ class Held:
         self.pages: dict[int, PagesRecord] = {}
         self.bytes_read = 0
         self.flags: dict[int, capture.Flags] = {}
+        self.huge_pages = HugePages()
         self._looks, self._file_number, self._sink, self._progress = looks, file_number, sink, progress
         self._copies = {} if snapshot is None else snapshot.copies
         self._snapshot = snapshot
@@ -207,6 +209,7 @@ class Held:
                     self._snapshot.release()
                     if shortage.why:
                         self._snapshot.close()  # the job goes on when what they had is free again
+            self.huge_pages.mend()
         for pid, found in self._found.items():
             stretches = sorted((start, record) for (start, _), record in self._stretches[pid])
             self.pages[pid] = pack(sorted(found), stretches)
@@ -271,6 +274,7 @@ class Held:
     def _of_copy(self, pid: int, copy: Copy) -> Iterable[Sequence[Range]]:
         """What there is to read in a copy, by area."""
         seen, settled, marked = self._looks[pid]
+        self.huge_pages.note(pid, copy.pid, [(one.record.start, one.record.end) for one in seen if one.record.huge])
         if not settled and marked:
             self._later.append(pid)
         elif not settled:

@@ -189,6 +189,7 @@ def _attempt(
         known = tracker.flags if tracker is not None else {}
         flags = beforehand.flags(pids, known) if marks is None else marks.found(pids)
     job_services()  # they are modules, which are loaded while the job runs
+    captured: Captured | None = None
     try:
         if together is not None:
             together.surveyed()
@@ -241,6 +242,8 @@ def _attempt(
         proc.forget_areas()
         if snapshot is not None:
             snapshot.close()
+        if captured is not None:
+            captured.memory.huge_pages.close()
     return SaveReport(
         job=info.job,
         number=info.number,

@@ -19,7 +19,7 @@ PAGE = 4096
 
 _PAGEMAP_SCAN = 0xC0606610
 _IS_FILE, _IS_PRESENT, _IS_SWAPPED, _IS_PFNZERO, _IS_GUARD = 1 << 2, 1 << 3, 1 << 4, 1 << 5, 1 << 8
-_IS_WRITTEN = 1 << 1
+_IS_WRITTEN, _IS_HUGE = 1 << 1, 1 << 6
 _WP_MATCHING, _CHECK_WPASYNC = 1, 2
 _REGIONS = 4096
 
@@ -61,11 +61,17 @@ class Pagemap:
     def anonymous(self, start: int, end: int) -> list[tuple[int, int]]:
         """Runs of pages that are in memory, anonymous, and not the zero page; none where the kernel has no
         PAGEMAP_SCAN."""
+        return self._if_told(start, end, _IS_PFNZERO | _IS_FILE | _IS_PRESENT, _IS_PFNZERO | _IS_FILE)
+
+    def huge(self, start: int, end: int) -> list[tuple[int, int]]:
+        """Runs of pages that are parts of huge ones, mapped as such; none where the kernel has no PAGEMAP_SCAN."""
+        return self._if_told(start, end, _IS_HUGE, 0)
+
+    def _if_told(self, start: int, end: int, all_of: int, inverted: int) -> list[tuple[int, int]]:
         if not self._scan:
             return []
-        unwanted = _IS_PFNZERO | _IS_FILE
         try:
-            return self._by_scan(start, end, unwanted | _IS_PRESENT, unwanted, 0)
+            return self._by_scan(start, end, all_of, inverted, 0)
         except OSError as error:
             if error.errno not in (22, 25):
                 raise

@@ -1,4 +1,4 @@
-"""Memory of another process: process_vm_readv(2), process_vm_writev(2) and /proc/PID/mem."""
+"""Memory of another process: process_vm_readv(2), process_vm_writev(2), process_madvise(2) and /proc/PID/mem."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import os
 from typing import Any
 
 from torpor.linux import proc
-from torpor.linux.libc import libc
+from torpor.linux.arch.x86_64 import NR
+from torpor.linux.libc import libc, syscall
 
 
 class IoVec(ctypes.Structure):
@@ -91,6 +92,17 @@ def _touch(function: Any, pid: int, address: int, size: int) -> None:
         error = ctypes.get_errno()
         if error != errno.EFAULT:
             raise OSError(error, f"{os.strerror(error)}: {size} bytes at {address:#x} of process {pid}")
+
+
+_MADV_COLLAPSE = 25
+
+
+def collapse(pidfd: int, address: int, size: int) -> None:
+    """Have the kernel make huge pages of the pages of a process there, whole ones (Linux 6.1, needs CAP_SYS_NICE). The
+    process has to wait where it comes to one that is just being made. Raises OSError: EPERM, ESRCH; ENOMEM where there
+    are none to be had, EAGAIN or EINVAL where some could not be made."""
+    range_ = IoVec(address, size)
+    syscall(NR.process_madvise, pidfd, ctypes.addressof(range_), 1, _MADV_COLLAPSE, 0)
 
 
 class Memory:

@@ -173,6 +173,7 @@ class NR:
     close_range = 436
     pidfd_open = 434
     pidfd_getfd = 438
+    process_madvise = 440
 
 
 def name_of(nr: int) -> str:

@@ -1,0 +1,115 @@
+"""Huge pages that are split while a copy of the process is there are made whole again.
+
+When a process writes to a huge page that it shares with its copy, the kernel does not copy all of it, but splits it and
+copies a small page (mm/huge_memory.c, do_huge_pmd_wp_page). So it stays, for hours perhaps, until khugepaged comes by,
+which takes 16 MiB every ten seconds; and a program that reads and writes here and there in a GiB took five times as
+long as before. It may take a program 0.7 s for each GiB that is put together: only the pages that were split are.
+
+Another process may be given this advice only with CAP_SYS_NICE (process_madvise(2)).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+
+from torpor.checkpoint.stretches import Range, minus
+from torpor.linux import capability, uio
+from torpor.linux.pagemap import Pagemap
+from torpor.named_tuple import NamedTuple
+
+HUGE = 2 << 20
+PIECE = 16 << 20
+"""Bytes that are put together by one call, which begins with a round over all processors (lru_add_drain_all)."""
+
+
+class _Process(NamedTuple):
+    """had: ranges that were huge pages when it was copied."""
+
+    pidfd: int
+    pages: Pagemap
+    had: Sequence[Range]
+
+
+class HugePages:
+    """Those of the processes of one job, in one checkpoint."""
+
+    def __init__(self) -> None:
+        self._processes: list[_Process] = []
+        self._thread: threading.Thread | None = None
+
+    def note(self, pid: int, copy: int, areas: Iterable[Range]) -> None:
+        """Note what huge pages a process has, by its copy (host pids), which nobody has touched yet. areas: where there
+        are such. Raises OSError if the copy is gone."""
+        ranges = list(areas)
+        if not ranges or not capability.have(capability.SYS_NICE):
+            return
+        pages = Pagemap(copy)
+        try:
+            had = [run for start, end in ranges for run in pages.huge(start, end)]
+        finally:
+            pages.close()
+        if not had:
+            return
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            return  # it has ended
+        try:
+            self._processes.append(_Process(pidfd, Pagemap(pid), had))
+        except OSError:
+            os.close(pidfd)
+
+    def mend(self) -> None:
+        """Begin to put together what has been split, beside whatever else is done."""
+        if self._processes:
+            self._thread = threading.Thread(target=self._mend)
+            self._thread.start()
+
+    def close(self) -> None:
+        """Wait until that is done. If it has not begun it is done now: a save that failed has split them as well."""
+        if self._thread is None:
+            self._mend()
+        else:
+            self._thread.join()
+        for process in self._processes:
+            os.close(process.pidfd)
+            process.pages.close()
+        self._processes.clear()
+
+    def _mend(self) -> None:
+        for process in self._processes:
+            try:
+                for start, end in pieces(_split(process)):
+                    try:
+                        uio.collapse(process.pidfd, start, end - start)
+                    except OSError as error:
+                        if error.errno not in (errno.EAGAIN, errno.EINVAL, errno.EBUSY):
+                            raise  # it has ended, or there are no huge pages to be had
+            except OSError:
+                continue
+
+
+def _split(process: _Process) -> list[Range]:
+    """What was huge pages and is not now, all small pages of it being there. Raises OSError."""
+    gone: list[Range] = []
+    for start, end in process.had:
+        gone += minus([(start, end)], process.pages.huge(start, end))
+    return list(whole(run for start, end in gone for run in process.pages.anonymous(start, end)))
+
+
+def whole(runs: Iterable[Range]) -> Iterator[Range]:
+    """What runs of pages have of whole huge ones. Pure."""
+    for start, end in runs:
+        first, last = -(-start // HUGE) * HUGE, end // HUGE * HUGE
+        if first < last:
+            yield first, last
+
+
+def pieces(runs: Iterable[Range]) -> Iterator[Range]:
+    """Runs, cut into pieces. Pure."""
+    for start, end in runs:
+        for at in range(start, end, PIECE):
+            yield at, min(at + PIECE, end)
