@@ -440,11 +440,12 @@ def _pump(
         drain()
     else:
         try:
-            while any(helper.is_alive() for helper in helpers):
-                with lock:
-                    until = min(underway, default=begun)
-                mind(until)
-                helpers[0].join(INTERVAL)
+            for helper in helpers:
+                while helper.is_alive():
+                    with lock:
+                        until = min(underway, default=begun)
+                    mind(until)
+                    helper.join(INTERVAL)
         except BaseException as error:
             failures.append(error)
     for helper in helpers:
