@@ -27,9 +27,9 @@ def compiler() -> None:
 # -- killed in the middle of it
 
 
-def kill_at(bench: harness.Bench, steps: range) -> None:
+def kill_at(bench: harness.Bench, steps: range, program: str = "busy.c", *mode: str) -> None:
     """Checkpoints that are killed at each of these steps; the last one is beyond the end."""
-    job = bench.run([harness.build("busy.c"), bench.go], "pid")
+    job = bench.run([harness.build(program), bench.go, *mode], "pid")
     job.ready()
     assert job.popen is not None
     before, processes = picture(job.popen.pid), len(harness.tagged(bench.tag))
@@ -51,6 +51,11 @@ def kill_at(bench: harness.Bench, steps: range) -> None:
 
 def test_killed_while_copies_are_made(user_bench: harness.Bench) -> None:
     kill_at(user_bench, range(1, 200, 4))
+
+
+def test_killed_while_advisers_are_made(user_bench: harness.Bench) -> None:
+    """A program with huge pages has an adviser where we are not root."""
+    kill_at(user_bench, range(1, 200, 4), "rewrite.c", "0", "huge")
 
 
 @pytest.mark.exam
@@ -118,9 +123,8 @@ def in_huge_pages(pid: int) -> int:
     return proc.rollup(pid)["AnonHugePages"]
 
 
-def test_huge_pages_are_whole_again(root_bench: harness.Bench) -> None:
+def test_huge_pages_are_whole_again(bench: harness.Bench) -> None:
     """A program that writes splits them while it is saved, and they are put together: at the end it has them all."""
-    bench = root_bench
     job = bench.run([harness.build("rewrite.c"), bench.go, "0", "huge"], "pid")
     job.ready()
     assert job.popen is not None

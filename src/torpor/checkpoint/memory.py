@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -12,7 +13,7 @@ import msgspec
 from torpor.checkpoint.ahead import Ahead
 from torpor.checkpoint.beforehand import Flags
 from torpor.checkpoint.dropping import Dropping, Work, code_apart
-from torpor.checkpoint.huge_pages import HugePages
+from torpor.checkpoint.huge_pages import HugePages, unaided
 from torpor.checkpoint.shortage import INTERVAL, Shortage
 from torpor.checkpoint.stretches import Range, minus
 from torpor.linux import proc
@@ -123,7 +124,9 @@ def save(
             if snapshot is not None and why:
                 held.why[pid] = why
             elif snapshot is not None:
-                snapshot.begin(frozen.processes[pid], capture.dropped(looks[pid].seen))
+                seen = looks[pid].seen
+                adviser = any(one.record.huge for one in seen) and not unaided()
+                snapshot.begin(frozen.processes[pid], capture.dropped(seen), adviser)
     finally:
         # Also where one of them could not be asked: the others are in the middle of it.
         if snapshot is not None:
@@ -274,7 +277,9 @@ class Held:
     def _of_copy(self, pid: int, copy: Copy) -> Iterable[Sequence[Range]]:
         """What there is to read in a copy, by area."""
         seen, settled, marked = self._looks[pid]
-        self.huge_pages.note(pid, copy.pid, [(one.record.start, one.record.end) for one in seen if one.record.huge])
+        huge = [(one.record.start, one.record.end) for one in seen if one.record.huge]
+        adviser = partial(self._snapshot.advise, pid) if self._snapshot is not None and copy.adviser else None
+        self.huge_pages.note(pid, copy.pid, huge, adviser)
         if not settled and marked:
             self._later.append(pid)
         elif not settled:

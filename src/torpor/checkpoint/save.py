@@ -240,10 +240,10 @@ def _attempt(
     finally:
         copies.close()
         proc.forget_areas()
+        if captured is not None:
+            captured.memory.huge_pages.close(request.guard)
         if snapshot is not None:
             snapshot.close()
-        if captured is not None:
-            captured.memory.huge_pages.close()
     return SaveReport(
         job=info.job,
         number=info.number,

@@ -94,7 +94,7 @@ def _touch(function: Any, pid: int, address: int, size: int) -> None:
             raise OSError(error, f"{os.strerror(error)}: {size} bytes at {address:#x} of process {pid}")
 
 
-_MADV_COLLAPSE = 25
+MADV_COLLAPSE = 25
 
 
 def collapse(pidfd: int, address: int, size: int) -> None:
@@ -102,7 +102,7 @@ def collapse(pidfd: int, address: int, size: int) -> None:
     process has to wait where it comes to one that is just being made. Raises OSError: EPERM, ESRCH; ENOMEM where there
     are none to be had, EAGAIN or EINVAL where some could not be made."""
     range_ = IoVec(address, size)
-    syscall(NR.process_madvise, pidfd, ctypes.addressof(range_), 1, _MADV_COLLAPSE, 0)
+    syscall(NR.process_madvise, pidfd, ctypes.addressof(range_), 1, MADV_COLLAPSE, 0)
 
 
 class Memory:

@@ -12,6 +12,10 @@ A process makes its copy itself, as fork(2) would. What must not be seen of it:
   trace it, it ends of its own accord.
 - Where memory is short it is killed first (oom_score_adj).
 
+Where it is asked for, the intermediate makes an adviser as well: a task that has the very memory of the process, and
+gives advice on it in its name (madvise(2)) which nobody else may give. It is made like a copy, and stands still but for
+that; our code is gone by then, so that it makes its calls where the kernel's own code (vdso) has one.
+
 What the copy lacks or has otherwise: memory marked MADV_DONTFORK or MADV_WIPEONFORK; of shared memory it has the very
 same, which changes; locked memory is not locked. Source: fork(2), madvise(2), kernel/fork.c (dup_mmap).
 
@@ -39,6 +43,7 @@ from torpor.tracee.task import ALL_BLOCKED, NOT_IN_CALL, Gone
 Range = tuple[int, int]
 """(address, bytes)"""
 
+_SYSCALL = b"\x0f\x05"
 _FIRST = clone.VM | clone.VFORK | clone.FILES | clone.FS
 _SECOND = clone.FILES
 _CLOSE_RANGE_UNSHARE, _PR_SET_NAME, _MADV_DONTNEED = 2, 15, 4
@@ -51,13 +56,16 @@ _WHY = {
 
 class Copy(NamedTuple):
     """pid: the host's. scratch: memory that the process did not have before it was steered. slots: where our code is;
-    it was not there either. rows: its part that makes the calls of a table, which is at `table`."""
+    it was not there either. rows: its part that makes the calls of a table, which is at `table`.  adviser: host pid of
+    the task that has the process' memory, 0 if there is none; gate: where it makes its calls."""
 
     pid: int
     scratch: Range
     slots: tuple[int, ...]
     rows: int
     table: int
+    adviser: int = 0
+    gate: int = 0
 
     def code_ends(self) -> Iterator[int]:
         """Addresses of the first and last bytes of our code."""
@@ -81,10 +89,11 @@ class Snapshot:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def begin(self, process: LivingProcess, dropped: Sequence[Range] = ()) -> None:
+    def begin(self, process: LivingProcess, dropped: Sequence[Range] = (), adviser: bool = False) -> None:
         """Let a process begin to make a copy of itself, which goes on while we turn to others: the kernel copies page
-        tables meanwhile. Nothing can be asked in it before `finish`. dropped: memory that the copy is to be without."""
-        making = _Making(process, dropped)
+        tables meanwhile. Nothing can be asked in it before `finish`. dropped: memory that the copy is to be without.
+        adviser: is there to be one, if there can be?"""
+        making = _Making(process, dropped, _gate(process) if adviser else 0)
         self._makings.append(making)
         self._step(_Making.set_out, making)
         for before in self._makings[-2:-1]:
@@ -144,6 +153,23 @@ class Snapshot:
             if not _stands(copy.pid):
                 raise ProcessLookupError(errno.ESRCH, "its copy was killed")
 
+    def advise(self, pid: int, address: int, size: int, advice: int) -> None:
+        """Have the adviser of a process give advice on its memory (madvise(2)). To be called by the thread that made
+        it, and nobody else waits for our children meanwhile. Raises OSError, ProcessLookupError if it was killed."""
+        copy = self.copies[pid]
+        regs = ptrace.get_regs(copy.adviser)
+        regs.rax, regs.rdi, regs.rsi, regs.rdx = NR.madvise, address, size, advice
+        regs.orig_rax, regs.rip = NOT_IN_CALL, copy.gate
+        ptrace.set_regs(copy.adviser, regs)
+        for _ in ("its beginning", "its end"):
+            ptrace.request(ptrace.SYSCALL, copy.adviser)
+            status = ptrace.wait(copy.adviser)
+            if not os.WIFSTOPPED(status) or os.WSTOPSIG(status) & 0x7F != signal.SIGTRAP:
+                raise ProcessLookupError(errno.ESRCH, "its adviser was killed")
+        error = -ptrace.get_regs(copy.adviser).rax & (1 << 64) - 1
+        if error:
+            raise OSError(error, os.strerror(error))
+
     def release(self) -> None:
         """The copies are not needed any more. They end meanwhile: the kernel takes their memory apart, which takes some
         10 ms for each GiB, on another processor if there is one; `close` waits for it."""
@@ -151,24 +177,28 @@ class Snapshot:
             _kill(copy.pid)
 
     def close(self) -> None:
-        """End the copies."""
+        """End the copies, and the advisers."""
         self.release()
         for copy in self.copies.values():
             _end(copy.pid)
+            if copy.adviser:
+                _end(copy.adviser)
         self.copies.clear()
 
 
 class _Making:
-    """One copy in the making. `over`: there is nothing more to be done; `copy` is there, or `why` not."""
+    """One copy in the making. `over`: there is nothing more to be done; `copy` is there, or `why` not. gate: see Copy;
+    0 if no adviser is wanted."""
 
-    def __init__(self, process: LivingProcess, drop: Sequence[Range]) -> None:
+    def __init__(self, process: LivingProcess, drop: Sequence[Range], gate: int) -> None:
         self.process = process
         self.over = False
         self.copy: Copy | None = None
         self.why = ""
         self._task = process.leader
         self._drop = drop
-        self._middle = self._child = 0
+        self._gate = gate
+        self._middle = self._child = self._adviser = 0
 
     def set_out(self) -> None:
         """Let the process go."""
@@ -215,13 +245,49 @@ class _Making:
                 break
             ptrace.request(ptrace.CONT, self._middle)
         self._child = ptrace.event_message(self._middle)
-        ptrace.request(ptrace.CONT, self._middle)
-        if _born(self._child):
-            regs = ptrace.get_regs(self._child)
+        if self._gate:
+            self._make_adviser()
+        if self._middle:
+            ptrace.request(ptrace.CONT, self._middle)
+        self._set_to_work(self._child, self._batch.count)
+        if self._adviser:
+            self._set_to_work(self._adviser, len(_ALWAYS))
+
+    def _make_adviser(self) -> None:
+        """The intermediate, which is in the call by which it made the copy, makes the same once more, with other flags;
+        then it is as if nothing had been."""
+        if not self._on():
+            return
+        regs = ptrace.get_regs(self._middle)
+        answer = regs.rax
+        regs.rax, regs.rdi, regs.orig_rax, regs.rip = NR.clone, clone.VM, NOT_IN_CALL, regs.rip - len(_SYSCALL)
+        ptrace.set_regs(self._middle, regs)
+        stop = self._on() and self._on()
+        if stop >> 16 == ptrace.EVENT_CLONE:
+            self._adviser = ptrace.event_message(self._middle)
+            stop = self._on()
+        if stop:
+            regs = ptrace.get_regs(self._middle)
+            regs.rax = answer
+            ptrace.set_regs(self._middle, regs)
+
+    def _on(self) -> int:
+        """Let the intermediate go to the beginning or the end of its call; what the wait tells, 0 if it was killed."""
+        ptrace.request(ptrace.SYSCALL, self._middle)
+        status = ptrace.wait(self._middle)
+        if not os.WIFSTOPPED(status):
+            self._middle = 0
+            return 0
+        return status
+
+    def _set_to_work(self, pid: int, count: int) -> None:
+        """Send what was born to the first calls of the table."""
+        if _born(pid):
+            regs = ptrace.get_regs(pid)
             regs.orig_rax, regs.rip = NOT_IN_CALL, self._split.rows
-            regs.r12, regs.r13 = self._words + 64, self._batch.count
-            ptrace.set_regs(self._child, regs)
-            ptrace.request(ptrace.CONT, self._child)
+            regs.r12, regs.r13 = self._words + 64, count
+            ptrace.set_regs(pid, regs)
+            ptrace.request(ptrace.CONT, pid)
 
     def arrive(self) -> None:
         """Everybody stands where he should."""
@@ -230,6 +296,16 @@ class _Making:
         self._middle = 0
         self._task.to_stop(self._seat, runs=True)
         self._seated(0)
+        if self._adviser and not _stands(self._adviser):
+            self._adviser = 0
+        try:
+            self._stand()
+        finally:
+            if self.copy is None and self._adviser:
+                _end(self._adviser)
+
+    def _stand(self) -> None:
+        """Take the copy in."""
         if not self._child:
             return
         if not _stands(self._child):
@@ -242,12 +318,14 @@ class _Making:
             _end(self._child)
             return
         scratch = self._seat.scratch, self._seat.size
-        self.copy = Copy(self._child, scratch, self.process.slots, self._split.rows, self._words + 64)
+        self.copy = Copy(
+            self._child, scratch, self.process.slots, self._split.rows, self._words + 64, self._adviser, self._gate
+        )
 
     def give_up(self) -> None:
         """The process has ended, or something is wrong that nobody thought of."""
         self.over = True
-        for pid in filter(None, (self._middle, self._child)):
+        for pid in filter(None, (self._middle, self._child, self._adviser)):
             _end(pid)
 
     def _seated(self, word: int) -> None:
@@ -288,6 +366,15 @@ def _calls(drop: Sequence[Range]) -> list[Call]:
         *_ALWAYS,
         *[call(NR.munmap, address, size, accept=ANY) for address, size in drop[:_MOST_DROPPED]],
     ]
+
+
+def _gate(process: LivingProcess) -> int:
+    """Where the kernel's own code in a process makes a system call; 0 if it has none."""
+    for area in process.areas:
+        if area.path == "[vdso]":
+            at = process.read(area.start, area.size).find(_SYSCALL)
+            return area.start + at if at >= 0 else 0
+    return 0
 
 
 def _stands(pid: int) -> bool:

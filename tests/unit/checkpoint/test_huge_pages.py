@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import signal
@@ -78,13 +79,13 @@ def test_what_was_split_is_huge_again(memory: Memory) -> None:
     if not capability.have(capability.SYS_NICE):
         pytest.skip("only with CAP_SYS_NICE")
     pages = HugePages()
-    pages.note(os.getpid(), memory.child, [(memory.start, memory.end)])
+    pages.note(os.getpid(), memory.child, [(memory.start, memory.end)], None)
     for block in (0, 2, 3):
         memory.write(block * HUGE + 5 * PAGE, -1 & 0xFFFF)
     memory.drop(3 * HUGE)
     assert memory.huge() == [1]
     pages.mend()
-    pages.close()
+    pages.close(contextlib.nullcontext())
     assert memory.huge() == [0, 1, 2], "one of the last one's pages is not there"
     for at in range(0, COUNT * HUGE, PAGE):
         block, rest = divmod(at, HUGE)
@@ -94,6 +95,6 @@ def test_what_was_split_is_huge_again(memory: Memory) -> None:
 
 def test_nothing_is_done_for_who_has_none(memory: Memory) -> None:
     pages = HugePages()
-    pages.note(os.getpid(), memory.child, [])
+    pages.note(os.getpid(), memory.child, [], None)
     pages.mend()
-    pages.close()
+    pages.close(contextlib.nullcontext())
