@@ -3,8 +3,8 @@
 When a process writes to a huge page that it shares with its copy, the kernel does not copy all of it, but splits it and
 copies a small page (mm/huge_memory.c, do_huge_pmd_wp_page). So it stays, for hours perhaps, until khugepaged comes by,
 which takes 16 MiB every ten seconds; and a program that reads and writes here and there in a GiB took three to five
-times as long as before. To make a GiB whole takes 0.3 to 0.7 s, in which a program waits where it comes to a page that is
-just being made; so only those are that were split.
+times as long as before. To make a GiB whole takes 0.3 to 0.7 s, in which a program waits where it comes to a page that
+is just being made; so only those are that were split.
 
 Another process may be given this advice only with CAP_SYS_NICE (process_madvise(2)). Where we have not got it, the
 process has an adviser for it (tracee/snapshot.py).
