@@ -280,7 +280,10 @@ def verify(record: OpenFile, restart: Wanted) -> None:
             return
         reason = paths.replaced(file)
         if reason:
-            raise missing(file.path, reason, "bring it back, or restart with --files=keep to go on with what is there")
+            way_out = "bring it back, or restart with --files=keep to go on with what is there"
+            if reason == paths.GONE:
+                way_out = "bring it back, or put another in its place and restart with --files=keep"
+            raise missing(file.path, reason, way_out)
     else:
         check_unchanged(file, restart)
 

@@ -120,6 +120,10 @@ def test_shorter_or_replaced_is_refused(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(Refused, match="is gone"):
         FakeRestart(job.sink, files="keep").make(saved)
+    with pytest.raises(Refused, match=r"is gone; .*put another in its place and restart with --files=keep"):
+        FakeRestart(job.sink).make(saved)
+    path.touch()
+    FakeRestart(job.sink, files="keep").make(saved)
 
 
 def test_read_file_must_be_unchanged(tmp_path: Path) -> None:
