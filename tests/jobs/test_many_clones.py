@@ -8,6 +8,8 @@ import harness
 import pytest
 
 COUNT = 5
+MUCH = 13 << 20
+"""Less than apart.c has in an area of private memory, more than torpor's processes share with each other."""
 
 LISTENS = """
 import os, socket, sys, time
@@ -19,13 +21,19 @@ print("OK", flush=True)
 """
 
 
-def clones(bench: harness.Bench, name: str, *options: str) -> list[harness.Running]:
-    said = bench.must("restart", name, "--store", bench.store, "--clone", "--count", str(COUNT), "--json", *options)
+def clones(bench: harness.Bench, name: str, *options: str, count: int = COUNT) -> list[harness.Running]:
+    said = bench.must("restart", name, "--store", bench.store, "--clone", "--count", str(count), "--json", *options)
     return [harness.Running(bench, None, each["log"], each["name"], "restart") for each in said.json()]
 
 
 def running(bench: harness.Bench) -> dict[str, int]:
     return {job["name"]: job["pid"] for job in bench.must("jobs", "--json").json()}
+
+
+def shared(pid: int) -> int:
+    """Bytes that a process has written, or that were written for it, and that others have too."""
+    found = re.search(r"^Shared_Dirty: +(\d+) kB$", harness.text_of_proc(f"/proc/{pid}/smaps_rollup"), re.MULTILINE)
+    return int(found[1]) << 10 if found else 0
 
 
 def test_each_goes_its_own_way(bench: harness.Bench) -> None:
@@ -35,7 +43,14 @@ def test_each_goes_its_own_way(bench: harness.Bench) -> None:
     copies = clones(bench, job.name)
     assert [copy.name for copy in copies] == [f"{job.name}-{number}" for number in range(1, COUNT + 1)]
     there = running(bench)
-    assert len({there[copy.name] for copy in copies}) == COUNT
+    pids = {there[copy.name] for copy in copies}
+    assert len(pids) == COUNT
+    # Nobody has written to it yet: private memory, which all of them share, and none of torpor's own processes.
+    assert all(shared(pid) > MUCH for pid in pids), [shared(pid) for pid in pids]
+    harness.until(
+        lambda: not any(shared(pid) > MUCH for pid in {*harness.tagged(bench.tag)} - pids),
+        "torpor's processes let go of the job's memory",
+    )
     # One of them is saved and comes back as itself.
     bench.checkpoint(copies[2], "--stop")
     copies[2] = bench.restart(copies[2].name, detach=True)
@@ -44,6 +59,16 @@ def test_each_goes_its_own_way(bench: harness.Bench) -> None:
         copy.verified()
         seeds |= set(re.findall(r"^SEED (\w+)$", copy.output(), re.MULTILINE))
     assert len(seeds) == COUNT, seeds
+
+
+def test_shared_memory_is_like_its_own(user_bench: harness.Bench) -> None:
+    """Whatever a program may do to an area of its memory it can do to one that it shares with other copies."""
+    job = user_bench.run([harness.build("late_memory.c"), user_bench.go, "0"])
+    job.ready()
+    user_bench.checkpoint(job, "--stop")
+    user_bench.tell()
+    for copy in clones(user_bench, job.name, count=2):
+        copy.verified()
 
 
 @pytest.mark.parametrize("wrong", (1, 2))

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Sequence
 
+from torpor.checkpoint.molds import Molds
 from torpor.checkpoint.plan import Plan
 from torpor.checkpoint.plant import (
     NOTE_NO_CLOCK,
@@ -26,7 +27,7 @@ from torpor.tracee.stub import StubProcess
 
 class Namespaces:
     """`plant.Footing` in new namespaces. user: with a user namespace around them. ipc: a new IPC namespace as well (the
-    job has System V objects)."""
+    job has System V objects). molds: memory that the tree is to inherit; ours no longer, once the tree has it."""
 
     inherits = True
     executes = False
@@ -34,12 +35,17 @@ class Namespaces:
     first = 1
     turns: Turns | None = None
 
-    def __init__(self, user: bool, ipc: bool = False) -> None:
-        self._user, self._ipc = user, ipc
+    def __init__(self, user: bool, ipc: bool = False, molds: Molds | None = None) -> None:
+        self._user, self._ipc, self._molds = user, ipc, molds
         self._ids = os.getuid(), os.getgid()
 
     def fork(self, flags: int = 0) -> int:
-        return clone.fork(0, flags | namespaces.flags(self._user) | (clone.NEWIPC if self._ipc else 0))
+        if self._molds is not None:
+            self._molds.hand_on()
+        pid = clone.fork(0, flags | namespaces.flags(self._user) | (clone.NEWIPC if self._ipc else 0))
+        if pid:
+            self.shed()
+        return pid
 
     def arrive(self) -> None:
         namespaces.die_with_parent()
@@ -92,6 +98,10 @@ class Namespaces:
     def make_threads(self, wanted: Sequence[tuple[StubProcess, Sequence[int]]]) -> None:
         for process, numbers in wanted:
             process.make_threads(numbers)
+
+    def shed(self) -> None:
+        if self._molds is not None:
+            self._molds.drop()
 
     def abandoned(self) -> None:
         """Our own end is everybody's."""

@@ -16,7 +16,7 @@ from torpor.linux import uio, userfaultfd
 from torpor.model.data import Source
 from torpor.model.errors import RestartFailed
 from torpor.posix.memory.area import ANONYMOUS, PROT_WRITE, AreaRecord, writable_first
-from torpor.posix.memory.pages import WINDOW, Window, for_threads, unpack
+from torpor.posix.memory.pages import WINDOW, PagesRecord, Window, for_threads, unpack
 
 WORKERS = 2
 
@@ -78,9 +78,9 @@ def fill(
     return total
 
 
-def worth_it(record: ProcessRecord) -> bool:
-    """Has a process so much contents that a userfaultfd is worth its while?"""
-    return len(record.pages.windows) > _FEW
+def worth_it(pages: PagesRecord) -> bool:
+    """Is it so much contents of a process that a userfaultfd is worth its while?"""
+    return len(pages.windows) > _FEW
 
 
 _FEW = 4 * 32

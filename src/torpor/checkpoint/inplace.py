@@ -237,6 +237,9 @@ class InPlace:
     def hosts(self, init: int, plan: Plan) -> dict[int, int]:
         return {**{number: number for number in plan.births}, 1: init}
 
+    def shed(self) -> None:
+        """Nothing is inherited here that is not wanted."""
+
     def abandoned(self) -> None:
         end_below(os.getpid())
 

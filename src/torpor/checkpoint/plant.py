@@ -132,6 +132,10 @@ class Footing(Protocol):
         """Make the threads, by number, of taken-over processes. Raises RestartFailed."""
         ...
 
+    def shed(self) -> None:
+        """In a process that is none of the job's, with all below it forked: let go of what only these need."""
+        ...
+
     def abandoned(self) -> None:
         """In the first process: the restarting process is gone before it was done."""
         ...
@@ -447,6 +451,7 @@ def _end_at_the_gate(birth: Birth, world: World) -> None:
 
 def _stand_in(birth: Birth, world: World) -> None:
     """Stay for what was outside: reap, and report what becomes of the child that is watched."""
+    world.footing.shed()
     events = os.dup(world.events) if birth.watches else -1
     release = world.release
     keep = sorted(fd for fd in (release, events) if fd >= 0)

@@ -34,6 +34,7 @@ from torpor.tracee.together import together
 
 if TYPE_CHECKING:
     from torpor.checkpoint.lazy.hand_over import Late, Where
+    from torpor.checkpoint.molds import Molds
     from torpor.checkpoint.ports import Held
     from torpor.checkpoint.rehearse import Rehearsal
     from torpor.checkpoint.takeover import Takeover
@@ -59,7 +60,9 @@ class RestartRequest(msgspec.Struct, kw_only=True):
     restarted is cut loose from the world outside; `before_release` then has to raise. together: the other hosts of the
     job, if this is a part of one. whereabouts: where they all are, None for where they were. names: where a file with
     their names may be made. stopped: the job is stopped, as by SIGSTOP, before its first instruction. lazy: where
-    memory is fetched from that may arrive while the job runs, None if all of it is to be there.
+    memory is fetched from that may arrive while the job runs, None if all of it is to be there. molds: memory of the
+    job that we have, and its processes shall share with us. Not with lazy. made: called when its files have been
+    opened, and cut back.
     """
 
     load: Load
@@ -84,6 +87,8 @@ class RestartRequest(msgspec.Struct, kw_only=True):
     names: str = ""
     stopped: bool = False
     lazy: Where | None = None
+    molds: Molds | None = None
+    made: Callable[[], None] = lambda: None
 
 
 class Restarted(msgspec.Struct, kw_only=True):
@@ -150,6 +155,7 @@ def restart(request: RestartRequest) -> Restarted:
         # By the addresses that it had: what it has asked for is written down by these.
         inventory.connected.update(request.admit(saved, notes.append))
         inventory.make()
+        request.made()
         met.release()
         ground = _ground(manifest, inventory, request)
         planted = plant.plant(births, manifest, ground, footing, inventory.pioneer, wrapping, _bring)
@@ -295,7 +301,7 @@ def _footing(
     user = os.geteuid() != 0
     why = "as asked for" if request.in_place else namespaces.refused(user) if request.in_place is None else ""
     if not why:
-        return Namespaces(user, _own_ipc(manifest, say)), plan(manifest, keep_session)
+        return Namespaces(user, _own_ipc(manifest, say), request.molds), plan(manifest, keep_session)
     from torpor.checkpoint import inplace
 
     say(f"restarted in place: {why}")
@@ -352,7 +358,13 @@ def _take_over(
     from torpor.checkpoint.takeover import Takeover
 
     living = [record for record in manifest.processes if record.state != "zombie"]
-    takeovers = [Takeover(record, planted.hosts[record.pid], inventory, request.stopped) for record in living]
+    molds = None if footing.executes else request.molds  # they are gone with the stub's memory then
+    takeovers = [
+        Takeover(
+            record, planted.hosts[record.pid], inventory, request.stopped, molds.areas(record.pid) if molds else (),
+        )
+        for record in living
+    ]  # fmt: skip
     for each in takeovers:
         each.seize()
     together(each.settle() for each in takeovers)
@@ -386,11 +398,12 @@ def _take_over(
         each.attach()
     together(each.map() for each in takeovers)
     progress = request.progress
-    records = [each.record if late_memory is None else late_memory.early(each.record) for each in takeovers]
+    less = late_memory.early if late_memory is not None else molds.rest if molds is not None else lambda record: record
+    records = [less(each.record) for each in takeovers]
     faults: dict[int, int] = {}
     try:
         if late_memory is None:
-            together(each.hand_out(faults) for each in takeovers)
+            together(each.hand_out(record.pages, faults) for record, each in zip(records, takeovers))
         fill(
             [(record, each.process.pid) for record, each in zip(records, takeovers)], request.load,
             (lambda done, total: progress("memory", done, total)) if progress else None, faults,

@@ -29,6 +29,7 @@ from torpor.posix.descriptors import O_ASYNC
 from torpor.posix.memory import area as areas
 from torpor.posix.memory import layout, vdso
 from torpor.posix.memory.area import ANONYMOUS, KERNEL, MAY_WRITE, OBJECT, SYSV, AreaRecord
+from torpor.posix.memory.pages import PagesRecord
 from torpor.posix.process_services import PROCESS_SERVICES, THREAD_SERVICES
 from torpor.posix.service import Stage, Steps
 from torpor.tracee.call import ANY, Call, In, Out, call
@@ -43,10 +44,15 @@ _SIG_IGN_ACTION = (1).to_bytes(8, "little") + bytes(24)
 class Takeover:
     """One process of the job, from stub to release."""
 
-    def __init__(self, record: ProcessRecord, host: int, inventory: Inventory, held: bool = False) -> None:
-        """held: the whole job is to stand still once it is released. What was stopped of itself is not held."""
+    def __init__(
+        self, record: ProcessRecord, host: int, inventory: Inventory, held: bool = False,
+        inherited: Sequence[tuple[int, int]] = (),
+    ) -> None:  # fmt: skip
+        """held: the whole job is to stand still once it is released. What was stopped of itself is not held.
+        inherited: areas (start, end), ascending, that the stub has already, with their contents."""
         self.record, self.inventory = record, inventory
         self.held = held and not record.stop_signal
+        self._inherited = inherited
         self._segments = _segments(record.areas, inventory.segment_sizes())
         self._mine, self._hole, size = self._look_around(host)
         self.process = StubProcess(host, record.pid, self._hole, size)
@@ -171,12 +177,20 @@ class Takeover:
             calls.append(call(NR.mremap, uio.address_of(shared), 0, size, 3, room))
             self._parked[number] = room
             room += size
-        end = self._hole + process.hole_size
-        calls.append(call(NR.munmap, LOWEST, self._hole - LOWEST))
-        calls.append(call(NR.munmap, end, USER_END - end))
+        hole = (self._hole, self._hole + process.hole_size)
+        at = LOWEST
+        for start, end in sorted((*self._inherited, hole, (USER_END, USER_END))):
+            if start > at:
+                calls.append(call(NR.munmap, at, start - at))
+            at = end
         yield self._ask(calls)
         calls, code = self._kernel_calls()
-        calls += [areas.make(a, self._fd_of, self._parked_at) for a in record.areas if a.kind != KERNEL]
+        there = set(self._inherited)
+        calls += [
+            areas.make(a, self._fd_of, self._parked_at)
+            for a in record.areas
+            if a.kind != KERNEL and (a.start, a.end) not in there
+        ]
         answers = yield self._ask(calls)
         for what, answer in zip(calls, answers):
             wanted = what.args[0] if what.nr == NR.mmap else what.args[4]
@@ -195,10 +209,10 @@ class Takeover:
                 if answer.error:
                     raise RestartFailed(f"process {record.pid}: its memory layout is refused (errno {answer.error})")
 
-    def hand_out(self, faults: dict[int, int]) -> Work:
+    def hand_out(self, pages: PagesRecord, faults: dict[int, int]) -> Work:
         """Put a userfaultfd of the process into `faults`, by its pid, if there is so much to fill that it is worth it,
-        and if it may have one."""
-        if masked("userfaultfd") or not worth_it(self.record):
+        and if it may have one. pages: what is to be filled."""
+        if masked("userfaultfd") or not worth_it(pages):
             return
         flags = os.O_CLOEXEC | os.O_NONBLOCK | userfaultfd.USER_MODE_ONLY
         (made,) = yield self._ask([call(NR.userfaultfd, flags)], check=False)

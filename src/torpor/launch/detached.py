@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from torpor.supervise import registry, state
 from torpor.supervise.registry import Entry, Pid
 
 if TYPE_CHECKING:
+    from torpor.checkpoint.molds import Molds
     from torpor.store import RootInfo, Store
     from torpor.store.load import Load
     from torpor.supervise.protocol import Message
@@ -46,19 +48,24 @@ def restart_copies(checkpoint: str | None, store: str, wishes: Wishes, count: in
     with logged(checkpoint, store, wishes):
         opened, info = resolve(checkpoint, store)
     with logged(f"{info.job}@{info.number}", opened.location, wishes):
-        load = _read_once(opened, info, wishes, count)
+        load, molds = _read_once(opened, info, wishes, count)
         entries: list[Entry] = []
         heard: list[int] = []
         go, sign = os.pipe()
+        turn = os.memfd_create("torpor-turn")
+        some = len(os.sched_getaffinity(0))
         try:
             for _ in range(count):
                 entries.append(claim(info, opened, wishes, copies=True))
             for at, entry in enumerate(entries):
                 entries[at], log = _with_log(entry)
-                among = _Among(load, go, (sign, *heard))
+                among = _Among(load, molds, turn, go, (sign, *heard))
+                molds.hand_on()
                 heard.append(begin(_body(opened, info, wishes, entries[at], among), log))
-                # One after the other: they might cut back the same file.
-                _until_whole(heard[-1], wishes)
+                if at >= some:
+                    _until_whole(heard[at - some], wishes)
+            for reading in heard[-some:]:
+                _until_whole(reading, wishes)
             os.write(sign, bytes(count))
             started = [hear(reading, lambda message: None) for reading in heard]
         except BaseException:
@@ -71,27 +78,31 @@ def restart_copies(checkpoint: str | None, store: str, wishes: Wishes, count: in
                 _end(entry)
             raise
         finally:
-            for fd in (go, sign, *heard):
+            for fd in (go, turn, sign, *heard):
                 if fd >= 0:
                     os.close(fd)
             if load is not None:
                 load.close()
+            molds.drop()
     return started
 
 
 class _Among(NamedTuple):
-    """What a copy gets from whoever makes all. load: the checkpoint, None if it has to read that itself.  go: where the
-    sign to run comes from.  not_its_own: descriptors to be closed."""
+    """What a copy gets from whoever makes all. load: the checkpoint, None if it has to read that itself.  molds: memory
+    that all share.  turn: a file that is locked by who opens the job's files: two might cut back the same one.  go:
+    where the sign to run comes from.  not_its_own: descriptors to be closed."""
 
     load: Load | None
+    molds: Molds
+    turn: int
     go: int
     not_its_own: Sequence[int]
 
 
-def _read_once(opened: Store, info: RootInfo, wishes: Wishes, count: int) -> Load | None:
-    """The checkpoint, in memory that copies will share; None if that would be too much. Raises UsageError where there
-    is no room for the copies themselves."""
-    from torpor.checkpoint import fill, restart, room, takeover  # noqa: F401  what all of them need
+def _read_once(opened: Store, info: RootInfo, wishes: Wishes, count: int) -> tuple[Load | None, Molds]:
+    """The checkpoint, in memory that copies will share, None if that would be too much; and what they have in common.
+    Raises UsageError where there is no room for the copies themselves."""
+    from torpor.checkpoint import fill, molds, restart, room, takeover  # noqa: F401  what all of them need
     from torpor.image.seal import Opening
     from torpor.supervise import supervisor  # noqa: F401
 
@@ -101,11 +112,15 @@ def _read_once(opened: Store, info: RootInfo, wishes: Wishes, count: int) -> Loa
             f"{count} copies of {info.job}@{info.number} may need {count * info.bytes_total >> 20} MiB of memory, and "
             f"{free >> 20} MiB are free: --count {max(1, free // info.bytes_total)}"
         )
+    if count == 1:
+        return None, molds.Molds({})
     load = opened.load(info.job, info.number, Opening(wishes.untrusted))
-    if load.keep(room.memory_free() // SHARE):
-        return load
+    manifest = restart.read(load)
+    shared = molds.cast(manifest, load)
+    if load.keep(room.memory_free() // SHARE, shared.chunks(manifest)):
+        return load, shared
     load.close()
-    return None
+    return None, shared
 
 
 def _body(
@@ -130,18 +145,24 @@ def _body(
                     raise RestartFailed("another copy could not be restarted")
                 os.close(among.go)
 
+        def made() -> None:
+            if among is not None:
+                os.close(among.turn)  # which lets go of the lock
+
         store = opened
         if among is not None:
             from torpor.store import open_store
 
+            among.molds.hold()
             for fd in among.not_its_own:
                 os.close(fd)
             store = open_store(opened.location, apart=True)  # the other connection is not ours alone
+            fcntl.lockf(among.turn, fcntl.LOCK_EX)
         mine = registry.update(entry._replace(supervisor=Pid.of(os.getpid())))
         standard = standard_streams(wishes, (0, 1, 2))
         asked = wishes._replace(progress=progress, tell=tell)
-        load = among.load if among is not None else None
-        begun = restart(store, info, asked, standard, -1, mine, opened=load, ready=ready)
+        load, molds = (among.load, among.molds) if among is not None else (None, None)
+        begun = restart(store, info, asked, standard, -1, mine, opened=load, made=made, ready=ready, molds=molds)
         lasting = absolute(wishes)
         os.chdir("/")
         supervise(begun, Terminal(-1, relay=False), standard, report, lasting, True, 0)

@@ -17,6 +17,7 @@ from torpor.supervise.say import say
 
 if TYPE_CHECKING:
     from torpor.checkpoint.lazy.hand_over import Where
+    from torpor.checkpoint.molds import Molds
     from torpor.checkpoint.restart import Restarted
     from torpor.checkpoint.whereabouts import Whereabouts
     from torpor.image.manifest import Manifest
@@ -301,11 +302,12 @@ def standard_streams(wishes: Wishes, own: tuple[int, int, int]) -> tuple[int, in
 def begin(
     store: Store, info: RootInfo, wishes: Wishes, standard: tuple[int, int, int], terminal: int, entry: Entry,
     among: Among | None = None, held: Standing | None = None, opened: Load | None = None,
-    ready: Callable[[], None] = lambda: None,
+    made: Callable[[], None] = lambda: None, ready: Callable[[], None] = lambda: None, molds: Molds | None = None,
 ) -> Begun:  # fmt: skip
     """Recreate the job and let it go; its entry in the registry is complete before it runs, so that whatever becomes of
-    us then, it is found. among: it is one part of several.  opened: the checkpoint, if that was done already.  ready:
-    called when the job is whole and has not run yet. Raises Interrupted."""
+    us then, it is found. among: it is one part of several.  opened: the checkpoint, if that was done already.  made:
+    called when its files are open.  ready: called when the job is whole and has not run yet.  molds: memory of its that
+    we have already. Raises Interrupted."""
     from torpor.checkpoint.restart import RestartRequest
     from torpor.checkpoint.restart import restart as run
     from torpor.image.seal import Opening
@@ -408,6 +410,8 @@ def begin(
                     names=os.path.join(entry.folder, "hosts"),
                     stopped=wishes.stopped,
                     lazy=_later(store, info, wishes, entry) if wishes.lazy else None,
+                    molds=molds,
+                    made=made,
                 )
             )
         if standing.kept is not None and standing.seats is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -126,14 +126,14 @@ class Load:
             raise self._damaged(number, f"is damaged (chunk {ref}, at {start})")
         return data
 
-    def keep(self, most: int) -> bool:
-        """Fetch and verify all chunks, into memory that processes which are forked from here on share with us: they
-        `get` views of it. False, and nothing is done, if that takes more than `most` bytes. Raises Damaged."""
+    def keep(self, most: int, but: Container[Ref] = ()) -> bool:
+        """Fetch and verify all chunks but some, into memory that processes which are forked from here on share with us:
+        they `get` views of it. False, and nothing is done, if that takes more than `most` bytes. Raises Damaged."""
         table = self._table
         kept = array("q", [-1]) * table.count
         total = 0
         for ref, number in enumerate(table.pack):
-            if number != NOWHERE:
+            if number != NOWHERE and ref not in but:
                 kept[ref] = total
                 total += table.length[ref]
         if not 0 < total <= most:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
 from torpor.image.manifest import ProcessRecord
 from torpor.named_tuple import NamedTuple
 from torpor.posix.memory.area import ANONYMOUS, AreaRecord
-from torpor.posix.memory.pages import PAGE, WINDOW, PagesRecord, joined
+from torpor.posix.memory.pages import PAGE, WINDOW, PagesRecord, rows_within, split
 from torpor.posix.tid_address import ThreadEnd, TidAddressService
 
 SMALLEST = 1 << 20
@@ -45,25 +45,18 @@ def choose(record: ProcessRecord) -> Chosen | None:
         return None
     areas = [area for area in record.areas if _eligible(area)]
     warm = sorted({address // WINDOW for address in hot(record)})
-    late = [rows for area in areas for rows in _rows(record.pages, area, warm)]
-    ends = [0, *(row for rows in late for row in rows), len(record.pages.numbers)]
-    some = _cut(record.pages, late)
+    some, early = split(record.pages, [rows for area in areas for rows in _rows(record.pages, area, warm)])
     size = int.from_bytes(some.bitmaps, "little").bit_count() * PAGE
     if size < LEAST:
         return None
     places = [(area.start, area.end) for area in areas]
-    return Chosen(places, _cut(record.pages, zip(ends[::2], ends[1::2])), some, size, robust_lists(record))
+    return Chosen(places, early, some, size, robust_lists(record))
 
 
 def _rows(pages: PagesRecord, area: AreaRecord, warm: Sequence[int]) -> list[tuple[int, int]]:
-    """Rows (first, end) of the windows that are in an area, without those of the numbers `warm`. Not window by window:
-    a large process has many."""
+    """Rows (first, end) of the windows that are in an area, without those of the numbers `warm`."""
     numbers = pages.numbers
-    first, end = bisect_left(numbers, area.start // WINDOW), bisect_left(numbers, -(-area.end // WINDOW))
-    while first < end and not _within(pages, first, area):
-        first += 1  # it has pages of the area before this one
-    while first < end and not _within(pages, end - 1, area):
-        end -= 1
+    first, end = rows_within(pages, area.start, area.end)
     found = []
     for number in warm:
         low, high = bisect_left(numbers, number, first, end), bisect_right(numbers, number, first, end)
@@ -71,11 +64,6 @@ def _rows(pages: PagesRecord, area: AreaRecord, warm: Sequence[int]) -> list[tup
             found.append((first, low))
             first = high
     return [*found, (first, end)]
-
-
-def _cut(pages: PagesRecord, rows: Iterable[tuple[int, int]]) -> PagesRecord:
-    """Some rows of a record."""
-    return joined([pages.cut(first, end) for first, end in rows])
 
 
 def hot(record: ProcessRecord) -> set[int]:
@@ -111,10 +99,3 @@ def _eligible(area: AreaRecord) -> bool:
         and not area.name.startswith("[stack")
         and not _NEVER.intersection(area.flags)
     )
-
-
-def _within(pages: PagesRecord, row: int, area: AreaRecord) -> bool:
-    """Are all pages of a window in one area?"""
-    address, bitmap = pages.numbers[row] * WINDOW, pages.bitmap(row)
-    low = (bitmap & -bitmap).bit_length() - 1
-    return area.start <= address + low * PAGE and address + bitmap.bit_length() * PAGE <= area.end

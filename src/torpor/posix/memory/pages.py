@@ -103,6 +103,34 @@ class PagesRecord(msgspec.Struct, frozen=True):
         )
 
 
+def rows_within(pages: PagesRecord, start: int, end: int) -> tuple[int, int]:
+    """The rows (first, end) of a record's windows all of whose pages are in a range that begins and ends with a page.
+    Not window by window: a large process has many."""
+    numbers = pages.numbers
+    first, last = bisect_left(numbers, start // WINDOW), bisect_left(numbers, -(-end // WINDOW))
+    while first < last and not _within(pages, first, start, end):
+        first += 1  # it has pages of what is before
+    while first < last and not _within(pages, last - 1, start, end):
+        last -= 1
+    return first, last
+
+
+def _within(pages: PagesRecord, row: int, start: int, end: int) -> bool:
+    address, bitmap = pages.numbers[row] * WINDOW, pages.bitmap(row)
+    low = (bitmap & -bitmap).bit_length() - 1
+    return start <= address + low * PAGE and address + bitmap.bit_length() * PAGE <= end
+
+
+def split(pages: PagesRecord, rows: Iterable[tuple[int, int]]) -> tuple[PagesRecord, PagesRecord]:
+    """Some rows (first, end) of a record, ascending, and all others."""
+    some = list(rows)
+    ends = [0, *(row for both in some for row in both), len(pages.numbers)]
+    return (
+        joined([pages.cut(first, end) for first, end in some]),
+        joined([pages.cut(first, end) for first, end in zip(ends[::2], ends[1::2])]),
+    )
+
+
 def joined(parts: Sequence[PagesRecord]) -> PagesRecord:
     """One record of several, in this order."""
     return PagesRecord(
