@@ -7,8 +7,8 @@ its address, of a process that was forked. That differs from memory of its own o
 process: the first write to a page is a fault, smaps counts pages as shared, and new memory beside such an area is
 listed as an area of its own.
 
-Not taken are areas whose addresses are in use here, or are wanted by another process of the job. They are filled in
-each copy, as ever.
+Not taken are areas of huge pages, and areas whose addresses are in use here, or are wanted by another process of the
+job. They are filled in each copy, as ever.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ def cast(manifest: Manifest, source: Source) -> Molds:
 
 
 def eligible(area: AreaRecord) -> bool:
-    """Is it ordinary memory, and enough of it? Pure."""
+    """Is it ordinary memory, and enough of it? Huge pages are cheap to fill, and the first write to one that is shared
+    would cut it into small ones. Pure."""
     return (
         area.kind == ANONYMOUS
         and not area.shared
@@ -118,6 +119,7 @@ def eligible(area: AreaRecord) -> bool:
         and area.prot == PROT_READ | PROT_WRITE
         and "ac" in area.flags
         and _PLAIN.issuperset(area.flags)
+        and not area.huge
     )
 
 
@@ -129,9 +131,8 @@ def _take(area: AreaRecord) -> bool:
         if at != area.start:  # before Linux 4.17
             syscall(NR.munmap, at, area.size)
             return False
-        advice = [ADVICE[flag] for flag in area.flags if flag in ADVICE and (flag != "hg" or area.huge)]
-        for each in advice:
-            syscall(NR.madvise, area.start, area.size, each)
+        if "nh" in area.flags:
+            syscall(NR.madvise, area.start, area.size, ADVICE["nh"])
     except OSError:
         return False
     return True
