@@ -358,7 +358,7 @@ def _take_over(
     from torpor.checkpoint.takeover import Takeover
 
     living = [record for record in manifest.processes if record.state != "zombie"]
-    molds = None if footing.executes else request.molds  # they are gone with the stub's memory then
+    molds = request.molds if isinstance(footing, Namespaces) else None  # in place none are handed on
     takeovers = [
         Takeover(
             record, planted.hosts[record.pid], inventory, request.stopped, molds.areas(record.pid) if molds else (),
