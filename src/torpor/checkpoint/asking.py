@@ -117,7 +117,7 @@ class Asked:
         for answered, one in zip(self._of_threads, made):
             answered.take(one)
         self._cpu = [cpu.capture(process, task) for task in process.tasks]
-        self._auxv = proc.read(f"/proc/{process.pid}/auxv")
+        self._auxv = proc.shown(f"/proc/{process.pid}/auxv")
         self.exe = process.program
         self._stat = proc.stat(process.pid, process.leader.tid) if process.leader.tid != process.pid else process.stat
         return self

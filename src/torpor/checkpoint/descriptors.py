@@ -11,10 +11,10 @@ from torpor.posix.service import Descriptor
 O_CLOEXEC = 0o2000000
 
 
-def look(pid: int) -> list[Descriptor]:
-    """The descriptors of one process, as /proc shows them. One that is closed meanwhile is left out."""
+def look(pid: int, comm: str) -> list[Descriptor]:
+    """The descriptors of one process whose name is `comm`, as /proc shows them. One that is closed meanwhile is left
+    out."""
     found = []
-    comm = proc.comm(pid)
     for number in proc.descriptors(pid):
         try:
             found.append(look_at(pid, number, comm))

@@ -64,7 +64,7 @@ class Survey:
         """The descriptors by host pid."""
         for pid in pids:
             try:
-                self.of_process[pid] = descriptors.look(pid)
+                self.of_process[pid] = descriptors.look(pid, self.comm(pid))
                 found += self.of_process[pid]
             except (FileNotFoundError, ProcessLookupError, PermissionError):
                 continue
@@ -121,6 +121,10 @@ class Survey:
     def areas(self, pid: int) -> Iterable[proc.Area]:
         """The memory areas of a process. Raises OSError."""
         return proc.maps(pid)
+
+    def comm(self, pid: int) -> str:
+        """The name of a process."""
+        return proc.comm(pid)
 
     def program(self, pid: int) -> str:
         """What the link to the program of a process says. Raises OSError."""

@@ -44,6 +44,7 @@ class View(Survey):
         backlogs: Backlogs,
         far: Far,
     ) -> None:
+        self._frozen = frozen
         super().__init__([pid for pid in order if pid in frozen.processes], streams, files, watched)
         self.sink = sink
         self.backlogs = backlogs
@@ -51,7 +52,6 @@ class View(Survey):
         self.at = 0
         self.parts: dict[int, Callable[[], msgspec.Struct]] = {}
         self.notes: list[str] = []
-        self._frozen = frozen
         self._by_number = {process.tgid: process for process in frozen.processes.values()}
         self._own: list[int] = []
         self._services: dict[int, DescriptorService] = {}
@@ -95,6 +95,9 @@ class View(Survey):
 
     def areas(self, pid: int) -> Iterable[proc.Area]:
         return self._frozen.processes[pid].areas
+
+    def comm(self, pid: int) -> str:
+        return self._frozen.processes[pid].comm
 
     def program(self, pid: int) -> str:
         return self._frozen.processes[pid].program

@@ -40,9 +40,9 @@ def text(path: str) -> str:
 
 
 def shown(path: str) -> bytes:
-    """The whole of a file that the kernel writes in one go (single_open in fs/seq_file.c): stat, status, comm, fdinfo
-    and others that say one thing. A read of it that is not filled was the last; of a list (maps, children) it need not
-    be."""
+    """The whole of a file that the kernel writes in one go (single_open in fs/seq_file.c, simple_read_from_buffer in
+    fs/libfs.c): stat, status, comm, fdinfo, auxv and others that say one thing. A read of it that is not filled was the
+    last; of a list (maps, children) it need not be."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         found = part = os.read(fd, _PART)

@@ -11,6 +11,7 @@ Source: membarrier(2), kernel/sched/membarrier.c.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -30,14 +31,20 @@ class Membarrier(msgspec.Struct, frozen=True):
     registrations: int
 
 
+@lru_cache
+def _asked(tells: bool) -> tuple[Call, ...]:
+    """tells: the kernel knows of GET_REGISTRATIONS."""
+    commands = (membarrier.GET_REGISTRATIONS,) if tells else _BARRIERS
+    return tuple(call(NR.membarrier, command, 0, 0, accept=ANY) for command in commands)
+
+
 class MembarrierService(ProcessBase):
     name = "membarrier"
     afterwards = True
     record: type[msgspec.Struct] = Membarrier
 
     def ask(self, process: Process) -> Sequence[Call]:
-        commands = (membarrier.GET_REGISTRATIONS,) if membarrier.tells() else _BARRIERS
-        return [call(NR.membarrier, command, 0, 0, accept=ANY) for command in commands]
+        return _asked(membarrier.tells())
 
     def capture(self, process: Process, answers: Sequence[Answer]) -> Membarrier | None:
         if len(answers) == 1:

@@ -32,7 +32,7 @@ class OomService(ProcessBase):
     record: type[msgspec.Struct] = Oom
 
     def capture(self, process: Process, answers: Sequence[Answer]) -> Oom:
-        return Oom(int(proc.read(f"/proc/{process.leader.tid}/oom_score_adj")))
+        return Oom(int(proc.shown(f"/proc/{process.leader.tid}/oom_score_adj")))
 
     def outside(self, record: Any, process: Process) -> None:
         where = f"/proc/{process.leader.tid}/oom_score_adj"

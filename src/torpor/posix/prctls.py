@@ -45,18 +45,21 @@ def is_subreaper(services: Mapping[str, msgspec.Raw]) -> bool:
     return bool(msgspec.msgpack.decode(services[PrctlService.name], type=Prctls).subreaper)
 
 
+_ASK = (
+    call(NR.prctl, prctl.GET_CHILD_SUBREAPER, Out(4), 0, 0, 0, accept=ANY),
+    call(NR.arch_prctl, prctl.ARCH_GET_XCOMP_PERM, Out(8), accept=ANY),
+    call(NR.prctl, prctl.GET_THP_DISABLE, 0, 0, 0, 0, accept=ANY),
+    call(NR.prctl, prctl.GET_MEMORY_MERGE, 0, 0, 0, 0, accept=ANY),
+    call(NR.prctl, prctl.GET_MDWE, 0, 0, 0, 0, accept=ANY),
+)
+
+
 class PrctlService(ProcessBase):
     name = "prctls"
     record: type[msgspec.Struct] = Prctls
 
     def ask(self, process: Process) -> Sequence[Call]:
-        return [
-            call(NR.prctl, prctl.GET_CHILD_SUBREAPER, Out(4), 0, 0, 0, accept=ANY),
-            call(NR.arch_prctl, prctl.ARCH_GET_XCOMP_PERM, Out(8), accept=ANY),
-            call(NR.prctl, prctl.GET_THP_DISABLE, 0, 0, 0, 0, accept=ANY),
-            call(NR.prctl, prctl.GET_MEMORY_MERGE, 0, 0, 0, 0, accept=ANY),
-            call(NR.prctl, prctl.GET_MDWE, 0, 0, 0, 0, accept=ANY),
-        ]
+        return _ASK
 
     def capture(self, process: Process, answers: Sequence[Answer]) -> Prctls:
         subreaper, states, *plain = answers
@@ -92,4 +95,4 @@ class PrctlService(ProcessBase):
 
 
 def _filter(pid: int) -> int:
-    return int(proc.read(f"/proc/{pid}/coredump_filter") or b"33", 16)
+    return int(proc.shown(f"/proc/{pid}/coredump_filter") or b"33", 16)

@@ -147,9 +147,6 @@ def _stop_all(frozen: Frozen, find: Callable[[], Iterable[int]], deadline: float
         try:
             for pid in frozen.found:
                 try:
-                    if pid not in frozen.processes and _has_ended(pid):
-                        zombies.append(pid)
-                        continue
                     process = frozen.processes.get(pid) or LivingProcess(pid)
                     known = {task.tid for task in process.tasks}
                     tids = [tid for tid in proc.threads(pid) if tid not in known]
@@ -163,9 +160,12 @@ def _stop_all(frozen: Frozen, find: Callable[[], Iterable[int]], deadline: float
                         news = True
                         frozen.processes[pid] = process
                         asked[tid] = process
-                    elif tid not in ended:
+                        continue
+                    if tid not in ended:
                         news = True  # it may have made others before it ended
                         ended.add(tid)
+                    if pid not in frozen.processes and _has_ended(pid):
+                        zombies.append(pid)
         finally:
             _take_in(frozen, asked, deadline)
         for pid in [pid for pid, process in frozen.processes.items() if not process.tasks]:
@@ -198,8 +198,11 @@ def _take_in(frozen: Frozen, asked: dict[int, LivingProcess], deadline: float) -
 
 
 def _has_ended(pid: int) -> bool:
-    """A leader that has exited while other threads live looks like a zombie, and is none."""
-    return proc.stat(pid).state in "ZX" and len(proc.threads(pid)) == 1
+    """Is it a zombie? A leader that has exited while other threads live looks like one, and is none."""
+    try:
+        return proc.stat(pid).state in "ZX" and len(proc.threads(pid)) == 1
+    except OSError:
+        return False  # it was waited for
 
 
 def _stop(frozen: Frozen, asked: dict[int, LivingProcess], tid: int, deadline: float) -> None:

@@ -57,9 +57,12 @@ class Process:
 
     @property
     def comm(self) -> str:
-        """Its name, read once."""
+        """Its name, read once; '?' if it is gone."""
         if not self._comm:
-            self._comm = proc.comm(self.pid) if self._stat is None else self._stat.comm
+            try:
+                self._comm = self.stat.comm
+            except OSError:
+                self._comm = "?"
         return self._comm
 
     @property

@@ -97,6 +97,8 @@ class Task:
         """ptrace.rseq_configuration, of a task of a living job."""
         self.waiting: Sequence[bytes] = ()
         """Signals (siginfo) that wait for this thread alone: see Process.peek."""
+        self._masked = 0
+        """The mask it has while it runs code of ours; 0 where that is its own."""
         self._status: Mapping[str, str] | None = None
 
     @property
@@ -126,7 +128,7 @@ class Task:
     def look(self) -> None:
         """Read registers and mask of the freshly stopped task."""
         self.regs = ptrace.get_regs(self.tid)
-        self.mask = ptrace.get_mask(self.tid)
+        self.mask, self._masked = ptrace.get_mask(self.tid), 0
 
     def run(
         self, calls: Sequence[Call], check: bool = True, objects: Callable[[int], int] | None = None
@@ -185,9 +187,12 @@ class Task:
         elif "rbx" not in registers:
             regs.rbx = seat.scratch
         # Entering: registers first, then the mask. Were it the other way round, a tracer killed in between would
-        # leave the program with all its signals blocked.
+        # leave the program with all its signals blocked. A mask that was set stays until the task is put back.
         ptrace.set_regs(self.tid, regs)
-        ptrace.set_mask(self.tid, ALL_BLOCKED & ~(1 << (seat.signal - 1)))
+        mask = ALL_BLOCKED & ~(1 << (seat.signal - 1))
+        if self._masked != mask:
+            ptrace.set_mask(self.tid, mask)
+            self._masked = mask
 
     def send(self, seat: Seat) -> None:
         """Let the task go; it is `under_way` until `to_stop` has seen it at its stop."""
@@ -222,6 +227,7 @@ class Task:
 
     def put_back(self) -> None:
         """Give the task its own mask and registers again (leaving: mask first, then registers)."""
+        self._masked = 0
         ptrace.set_mask(self.tid, self.mask)
         ptrace.set_regs(self.tid, self.regs)
 
