@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from torpor.checkpoint import beforehand, headroom, survey
+from torpor.checkpoint import beforehand, headroom, practice, survey
 from torpor.checkpoint.capture import capture, end
 from torpor.checkpoint.captured import Captured
 from torpor.checkpoint.copies import Copies
@@ -183,12 +183,14 @@ def _attempt(
     if not (request.stop or why):
         snapshot = Snapshot()
         shortage = Shortage(request.tree.find, request.guard, needs, snapshot)
+    job_services()  # they are modules, which are loaded while the job runs
+    if snapshot is not None:
+        practice.once(request.guard)
     flags = None
     if snapshot is not None and not certain:
         pids = request.tree.find()
         known = tracker.flags if tracker is not None else {}
         flags = beforehand.flags(pids, known) if marks is None else marks.found(pids)
-    job_services()  # they are modules, which are loaded while the job runs
     captured: Captured | None = None
     try:
         if together is not None:
