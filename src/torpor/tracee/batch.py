@@ -10,6 +10,7 @@ from torpor.tracee.call import LEFT_OUT, Answer, Argument, Call, Common, In, Obj
 
 _MASK = (1 << 64) - 1
 _RESULT = struct.Struct("<q").unpack_from
+_POINTER = struct.Struct("<Q")
 _Placed = list[tuple[int, int]]
 
 
@@ -27,16 +28,31 @@ class Batch:
         self._data_at = base + ROW * len(calls)
         self._objects = objects
         self._outs: list[_Placed] = []
+        self._inner: list[int] = []
         self._row = {call.name: i for i, call in enumerate(calls) if call.name}
         self._common: dict[str, tuple[int, int]] = {}
         rows = []
+        pointers = []
         for i, call in enumerate(calls):
             outs: _Placed = []
+            pointers += [ROW * i + 8 * at for at, arg in enumerate(call.args, 1) if not isinstance(arg, (int, Object))]
             args = [self._place(arg, outs) & _MASK for arg in call.args]
             number = call.nr | self._left_out(i, call.if_failed) << 32 | self._left_out(i, call.if_done) << 48
             rows.append(struct.pack("<7Qq", number, *args, *[0] * (6 - len(args)), LEFT_OUT))
             self._outs.append(outs)
         self.image = b"".join(rows) + bytes(self._data)
+        self._pointers = pointers + [len(rows) * ROW + at for at in self._inner]
+        """Where in the image addresses stand that depend on the base."""
+
+    def moved(self, base: int) -> Batch:
+        """The same calls laid out elsewhere, which is much less work than to lay them out. Not with objects."""
+        batch = object.__new__(Batch)
+        batch.__dict__.update(self.__dict__)
+        image, by = bytearray(self.image), base - self._base
+        for at in self._pointers:
+            _POINTER.pack_into(image, at, _POINTER.unpack_from(image, at)[0] + by)
+        batch._base, batch._data_at, batch.image = base, self._data_at + by, bytes(image)
+        return batch
 
     def _left_out(self, row: int, to: str) -> int:
         """How many rows are between one and the call with a name. Raises ValueError if it is not further down."""
@@ -76,8 +92,9 @@ class Batch:
             return self._data_at + at + arg.offset
         data = bytearray(arg.data)
         for offset, target in arg.pointers:
-            struct.pack_into("<Q", data, offset, self._place(target, outs))
+            _POINTER.pack_into(data, offset, self._place(target, outs))
         at = self._room(len(data))
+        self._inner += [at + offset for offset, _ in arg.pointers]
         self._data[at : at + len(data)] = data
         return self._data_at + at
 
@@ -105,19 +122,27 @@ def laid_out(
     if objects is not None or len(calls) > _MOST_KEPT:
         return (Batch(base, part, objects) for part in split(calls, room))
     place = base, room
+    alike: Sequence[Batch] = ()
     for known, kept, batches in _lately:
-        if known == place and kept == calls:
-            return batches
+        if known[1] == room and kept == calls:
+            if known == place:
+                return batches
+            alike = batches
+    if alike:
+        batches = [batch.moved(base) for batch in alike]
+        _lately = ((place, list(calls), batches), *_lately[:_MOST_PLACES])
+        return batches
     whole = Batch(base, calls) if 0 < len(calls) <= _FEW else None
     if whole is not None and len(whole.image) <= room:
         batches = [whole]  # measured by laying them out, which is less work than to estimate them first
     else:
         batches = [Batch(base, part) for part in split(calls, room)]
-    _lately = ((place, list(calls), batches), *_lately[:3])
+    _lately = ((place, list(calls), batches), *_lately[:_MOST_PLACES])
     return batches
 
 
 _MOST_KEPT = 1000
+_MOST_PLACES = 7
 _FEW = 64
 """Calls that will hardly need more than one batch."""
 _lately: tuple[tuple[tuple[int, int], list[Call], Sequence[Batch]], ...] = ()
