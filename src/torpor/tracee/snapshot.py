@@ -363,8 +363,8 @@ _ALWAYS = (
     call(NR.prctl, _PR_SET_NAME, In(COMM.encode() + b"\0"), 0, 0, 0),
     call(NR.chdir, In(b"/\0"), accept=ANY),
 )
-# It has no descriptors by now, so this one is 0. Where that will not do, it is done from outside. Not for an adviser: what
-# has the memory of the process in common with it would have the same adjustment (fs/proc/base.c, __set_oom_adj).
+# It has no descriptors by now, so this one is 0. Where that will not do, it is done from outside. Not for an adviser:
+# what has its memory in common with the process would take it along (fs/proc/base.c, __set_oom_adj).
 _ADJUST = (
     call(NR.openat, _AT_FDCWD, In(b"/proc/self/oom_score_adj\0"), os.O_WRONLY | os.O_CLOEXEC, accept=ANY),
     call(NR.write, 0, In(_FIRST_TO_GO), len(_FIRST_TO_GO), accept=ANY),
