@@ -106,7 +106,9 @@ def test_the_process_is_as_it_was(child: Child, snapshot: Snapshot) -> None:
     def picture() -> tuple[object, ...]:
         fields = proc.status(child.pid)
         kept = ("TracerPid", "SigBlk", "SigPnd", "ShdPnd", "Threads")
-        return proc.maps(child.pid), proc.children(child.pid), proc.descriptors(child.pid), [fields[k] for k in kept]
+        adjustment = proc.text(f"/proc/{child.pid}/oom_score_adj")
+        lists = proc.maps(child.pid), proc.children(child.pid), proc.descriptors(child.pid)
+        return lists, [fields[k] for k in kept], adjustment
 
     before = picture()
     for _ in range(3):
