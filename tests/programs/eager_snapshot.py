@@ -18,7 +18,7 @@ function = torpor.checkpoint
 ahead = importlib.import_module("torpor.checkpoint.ahead")
 torpor.checkpoint = function  # the folder of that name has just taken its place
 
-ahead.CROWDED, ahead.BUSY = 1 << 30, 0
+ahead.CROWDED, ahead.BUSY = 1 << 30, -1
 done = {"unshare": 0, "claim": 0}
 
 

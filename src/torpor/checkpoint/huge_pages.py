@@ -16,6 +16,7 @@ import contextlib
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
@@ -27,6 +28,8 @@ from torpor.named_tuple import NamedTuple
 HUGE = 2 << 20
 PIECE = 16 << 20
 """Bytes that are put together by one call, which begins with a round over all processors (lru_add_drain_all)."""
+_TRIES, _PAUSE = 5, 0.01
+"""How often a page is tried that somebody has in use just then, a copy that ends for instance; and seconds between."""
 
 Advise = Callable[[int, int, int], None]
 """Advice on (address, bytes); raises OSError."""
@@ -99,15 +102,26 @@ class HugePages:
     def _mend(self, guard: AbstractContextManager[object]) -> None:
         for process in self._processes:
             try:
-                for start, end in pieces(_split(process)):
-                    try:
-                        with guard:
-                            process.collapse(start, end)
-                    except OSError as error:
-                        if error.errno not in (errno.EAGAIN, errno.EINVAL, errno.EBUSY):
-                            raise  # it has ended, or there are no huge pages to be had
+                for _ in range(_TRIES):
+                    if not self._try(process, guard):
+                        break
+                    time.sleep(_PAUSE)
             except OSError:
-                continue
+                continue  # it has ended, or there are no huge pages to be had
+
+    @staticmethod
+    def _try(process: _Process, guard: AbstractContextManager[object]) -> bool:
+        """Is it to be tried again? Raises OSError."""
+        again = False
+        for start, end in pieces(_split(process)):
+            try:
+                with guard:
+                    process.collapse(start, end)
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EINVAL, errno.EBUSY):
+                    raise
+                again = True
+        return again
 
 
 def unaided() -> bool:
