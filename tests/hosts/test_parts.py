@@ -150,6 +150,8 @@ def test_a_conversation_comes_back_twice(ending: str) -> None:
             if ending == "running":
                 saved(store, 2, pids)
                 for program in programs:
+                    program.send_signal(signal.SIGSTOP)  # none sees the other's end
+                for program in programs:
                     program.kill()
             for program in programs:
                 assert program.wait(20) == -signal.SIGKILL
