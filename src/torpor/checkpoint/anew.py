@@ -6,8 +6,8 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from torpor.checkpoint.molds import Molds
 from torpor.checkpoint.plan import Plan
 from torpor.checkpoint.plant import (
     NOTE_NO_CLOCK,
@@ -23,6 +23,9 @@ from torpor.checkpoint.plant import (
 from torpor.linux import clone, devpts, namespaces, proc, ptrace
 from torpor.posix import host_names
 from torpor.tracee.stub import StubProcess
+
+if TYPE_CHECKING:
+    from torpor.checkpoint.molds import Molds
 
 
 class Namespaces:
