@@ -19,15 +19,17 @@ import os
 import time
 from collections.abc import Callable, Container, Generator, Iterator, Mapping, Sequence
 
+from torpor.checkpoint import dropping
+from torpor.checkpoint.huge_pages import HUGE
 from torpor.checkpoint.stretches import Range
 from torpor.linux import proc, uio
 from torpor.linux.pagemap import Pagemap
 
-STEP = 2 << 20
+STEP = HUGE
 """Bytes that are taken in hand at once: a huge page is shared as long as the copy has any of it."""
 LEAST = 16 << 20
 """Bytes of a process that are worth it."""
-SHORT = 64 << 10
+SHORT = dropping.LEAST
 """Bytes in a row that are worth a call."""
 LOOK = 0.005
 """Seconds between two looks at what the programs do."""

@@ -26,6 +26,7 @@ from torpor.linux.pagemap import Pagemap
 from torpor.named_tuple import NamedTuple
 
 HUGE = 2 << 20
+"""Bytes of a huge page."""
 PIECE = 16 << 20
 """Bytes that are put together by one call, which begins with a round over all processors (lru_add_drain_all)."""
 _TRIES, _PAUSE = 5, 0.01

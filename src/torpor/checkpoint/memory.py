@@ -13,7 +13,7 @@ import msgspec
 from torpor.checkpoint.ahead import Ahead
 from torpor.checkpoint.beforehand import Flags
 from torpor.checkpoint.dropping import Dropping, Work, code_apart
-from torpor.checkpoint.huge_pages import HugePages, unaided
+from torpor.checkpoint.huge_pages import HUGE, HugePages, unaided
 from torpor.checkpoint.shortage import INTERVAL, Shortage
 from torpor.checkpoint.stretches import Range, minus
 from torpor.linux import proc
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from torpor.checkpoint.tracking import Unchanged
 
 WORKERS = 2
-HUGE = 2 << 20
-"""Bytes of an area in which there can be a huge page."""
 _BATCH = 16
 """Windows that a thread takes at once."""
 
@@ -145,7 +143,8 @@ def save(
 class Held:
     """The memory of a job, saved in part. why: by host pid of those that no copy could be made of, the reason.
     unchanged: what need not be read.  pages: by host pid, what there is of each process, once all is saved.
-    bytes_read: of all this.  flags: what the copies showed.  huge_pages: to be closed when the copies are gone."""
+    bytes_read: of all this.  flags: what the copies showed.  huge_pages: to be closed before the
+    snapshot is."""
 
     def __init__(
         self,
