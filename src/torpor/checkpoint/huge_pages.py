@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 
 from torpor.checkpoint.stretches import Range, minus
 from torpor.linux import capability, uio
@@ -59,11 +60,17 @@ class HugePages:
         self._processes: list[_Process] = []
         self._thread: threading.Thread | None = None
 
+    @cached_property
+    def unaided(self) -> bool:
+        """Can it be done without advisers? (In a user namespace it may turn out that it cannot: then nothing is
+        done.)"""
+        return capability.have(capability.SYS_NICE)
+
     def note(self, pid: int, copy: int, areas: Iterable[Range], adviser: Advise | None) -> None:
         """Note what huge pages a process has, by its copy (host pids), which nobody has touched yet. areas: where there
         are such. adviser: gives advice in the name of the process.  Raises OSError if the copy is gone."""
         ranges = list(areas)
-        if not ranges or (adviser is None and not unaided()):
+        if not ranges or (adviser is None and not self.unaided):
             return
         pages = Pagemap(copy)
         try:
@@ -123,11 +130,6 @@ class HugePages:
                     raise
                 again = True
         return again
-
-
-def unaided() -> bool:
-    """Can it be done without advisers? (In a user namespace it may turn out that it cannot: then nothing is done.)"""
-    return capability.have(capability.SYS_NICE)
 
 
 def _split(process: _Process) -> list[Range]:

@@ -13,7 +13,7 @@ import msgspec
 from torpor.checkpoint.ahead import Ahead
 from torpor.checkpoint.beforehand import Flags
 from torpor.checkpoint.dropping import Dropping, Work, code_apart
-from torpor.checkpoint.huge_pages import HUGE, HugePages, unaided
+from torpor.checkpoint.huge_pages import HUGE, HugePages
 from torpor.checkpoint.shortage import INTERVAL, Shortage
 from torpor.checkpoint.stretches import Range, minus
 from torpor.linux import proc
@@ -123,7 +123,7 @@ def save(
                 held.why[pid] = why
             elif snapshot is not None:
                 seen = looks[pid].seen
-                adviser = any(one.record.huge for one in seen) and not unaided()
+                adviser = any(one.record.huge for one in seen) and not held.huge_pages.unaided
                 snapshot.begin(frozen.processes[pid], capture.dropped(seen), adviser)
     finally:
         # Also where one of them could not be asked: the others are in the middle of it.
