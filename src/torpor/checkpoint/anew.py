@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from torpor.checkpoint.plan import Plan
@@ -26,11 +26,14 @@ from torpor.tracee.stub import StubProcess
 
 if TYPE_CHECKING:
     from torpor.checkpoint.molds import Molds
+    from torpor.checkpoint.own_fill import OwnFill
+    from torpor.image.manifest import ProcessRecord
 
 
 class Namespaces:
     """`plant.Footing` in new namespaces. user: with a user namespace around them. ipc: a new IPC namespace as well (the
-    job has System V objects). molds: memory that the tree is to inherit; ours no longer, once the tree has it."""
+    job has System V objects). molds: memory that the tree is to inherit; ours no longer, once the tree has it.  own:
+    memory that its processes put in themselves."""
 
     inherits = True
     executes = False
@@ -38,8 +41,10 @@ class Namespaces:
     first = 1
     turns: Turns | None = None
 
-    def __init__(self, user: bool, ipc: bool = False, molds: Molds | None = None) -> None:
-        self._user, self._ipc, self._molds = user, ipc, molds
+    def __init__(
+        self, user: bool, ipc: bool = False, molds: Molds | None = None, own: OwnFill | None = None
+    ) -> None:  # fmt: skip
+        self._user, self._ipc, self._molds, self._own = user, ipc, molds, own
         self._ids = os.getuid(), os.getgid()
 
     def fork(self, flags: int = 0) -> int:
@@ -87,7 +92,8 @@ class Namespaces:
                 world.tell(1, 0, NOTE_NO_HOST)
 
     def hear(self, subject: int, value: int, step: int) -> None:
-        """Nobody waits for us."""
+        if self._own is not None and step:
+            self._own.hear(subject, value, step)
 
     def hosts(self, init: int, plan: Plan) -> dict[int, int]:
         found = {1: init}
@@ -105,6 +111,18 @@ class Namespaces:
     def shed(self) -> None:
         if self._molds is not None:
             self._molds.drop()
+
+    def fill(self, pid: int, tell: Callable[[int, int], None]) -> None:
+        if self._own is not None:
+            self._own.fill(pid, tell)
+
+    def there(self, pid: int) -> list[tuple[int, int]]:
+        return sorted(area for some in (self._molds, self._own) if some is not None for area in some.areas(pid))
+
+    def rest(self, record: ProcessRecord) -> ProcessRecord:
+        for some in (self._molds, self._own):
+            record = record if some is None else some.rest(record)
+        return record
 
     def abandoned(self) -> None:
         """Our own end is everybody's."""

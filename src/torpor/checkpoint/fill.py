@@ -11,6 +11,7 @@ from _thread import allocate_lock
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 
+from torpor.checkpoint import workers
 from torpor.image.manifest import ProcessRecord
 from torpor.linux import uio, userfaultfd
 from torpor.model.data import Source
@@ -18,7 +19,8 @@ from torpor.model.errors import RestartFailed
 from torpor.posix.memory.area import ANONYMOUS, PROT_WRITE, AreaRecord, writable_first
 from torpor.posix.memory.pages import WINDOW, PagesRecord, Window, for_threads, unpack
 
-WORKERS = 2
+_AT_ONCE = 16
+"""Windows that a thread takes at a time."""
 
 
 def fill(
@@ -36,43 +38,25 @@ def fill(
         for window, ref in unpack(record.pages):
             work.append((way, window, ref))
             total += window.size
-    # Neighbours in the store are read one after the other.
-    lock = allocate_lock()
-    queue = iter(work)
-    failures: list[BaseException] = []
     done = 0
 
-    def drain() -> None:
+    def put(some: Sequence[tuple[_Way, Window, int]]) -> None:
         nonlocal done
-        try:
-            while not failures:
-                with lock:
-                    batch = [item for item in (next(queue, None) for _ in range(16)) if item is not None]
-                if not batch:
-                    return
-                for way, window, ref in batch:
-                    way.write(window, memoryview(source.get(ref)))
-                if progress is not None:
-                    with lock:
-                        done += sum(window.size for _, window, _ in batch)
-                        progress(done, total)
-        except BaseException as error:
-            failures.append(error)
+        for way, window, ref in some:
+            way.write(window, memoryview(source.get(ref)))
+        if progress is not None:
+            with lock:
+                done += sum(window.size for _, window, _ in some)
+                progress(done, total)
 
-    helpers = []
-    if for_threads(len(work), total):
-        from threading import Thread  # a small job does not wait for it
-
-        helpers = [Thread(target=drain) for _ in range(WORKERS - 1)]
-        for helper in helpers:
-            helper.start()
-    drain()
-    for helper in helpers:
-        helper.join()
-    if failures:
-        if isinstance(failures[0], OSError):
-            raise RestartFailed(f"memory could not be filled: {failures[0]}") from failures[0]
-        raise failures[0]
+    lock = allocate_lock()
+    # Neighbours in the store are read one after the other.
+    try:
+        workers.share(
+            (work[at : at + _AT_ONCE] for at in range(0, len(work), _AT_ONCE)), put, not for_threads(len(work), total)
+        )
+    except OSError as error:
+        raise RestartFailed(f"memory could not be filled: {error}") from error
     for way in ways:
         way.close()
     return total

@@ -45,7 +45,7 @@ from torpor.checkpoint.plant import (
     Turns,
     World,
 )
-from torpor.image.manifest import ClockRecord, Manifest
+from torpor.image.manifest import ClockRecord, Manifest, ProcessRecord
 from torpor.linux import capability, clone, namespaces, pidwalk, proc, ptrace
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.ptrace import Regs
@@ -239,6 +239,15 @@ class InPlace:
 
     def shed(self) -> None:
         """Nothing is inherited here that is not wanted."""
+
+    def fill(self, pid: int, tell: Callable[[int, int], None]) -> None:
+        """Nothing: where a process has to execute its program first, that would be gone."""
+
+    def there(self, pid: int) -> list[tuple[int, int]]:
+        return []
+
+    def rest(self, record: ProcessRecord) -> ProcessRecord:
+        return record
 
     def abandoned(self) -> None:
         end_below(os.getpid())

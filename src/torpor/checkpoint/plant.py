@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import msgspec
 
 from torpor.checkpoint.plan import GHOST, PROCESS, STAND_IN, ZOMBIE, Birth, Helper, Plan
-from torpor.image.manifest import Manifest
+from torpor.image.manifest import Manifest, ProcessRecord
 from torpor.linux import clone, namespaces, pty
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.libc import syscall
@@ -45,6 +45,7 @@ STEPS = {
     3: "the clocks could not be set",
     4: "a session or group could not be made",
     5: "its terminal could not be made its controlling terminal",
+    6: "its memory could not be filled",
 }
 TURN = 200
 READY, WAITING, MADE, MISSED, ENDED = range(TURN, TURN + 5)
@@ -134,6 +135,19 @@ class Footing(Protocol):
 
     def shed(self) -> None:
         """In a process that is none of the job's, with all below it forked: let go of what only these need."""
+        ...
+
+    def fill(self, pid: int, tell: Callable[[int, int], None]) -> None:
+        """In a process of the job (by number) that will not fork any more: put memory in that it can put in itself.
+        tell: reports a value and a step (210 and above), which the restarting process will `hear`. Raises OSError."""
+        ...
+
+    def there(self, pid: int) -> list[tuple[int, int]]:
+        """The areas (start, end) that a process of the tree has with their contents already, ascending."""
+        ...
+
+    def rest(self, record: ProcessRecord) -> ProcessRecord:
+        """A process with no more contents than are still to be put in."""
         ...
 
     def abandoned(self) -> None:
@@ -393,6 +407,9 @@ def _grow(birth: Birth, world: World) -> None:
         world.tell(birth.pid, 0, WAITING)  # for them, and with nothing more to fork
     for pid in made:
         os.waitpid(pid, 0)
+    if birth.role == PROCESS:
+        tell: Callable[[int, int], None] = lambda value, step: world.tell(birth.pid, value, step)  # noqa: E731
+        _guard(world, birth.pid, 6, lambda: world.footing.fill(birth.pid, tell))
     world.tell(birth.pid)
     if birth.role == STAND_IN:
         _stand_in(birth, world)

@@ -1,6 +1,6 @@
 """What a restart would find on this host, looked at from outside and without a trace: files, named pipes, locks.
 
-`restart.check` looks at what is mapped or run. Here is the rest, which a restart only meets when it is under way, and
+`required.check` looks at what is mapped or run. Here is the rest, which a restart only meets when it is under way, and
 with a rehearsal it does not meet at all (checkpoint/rehearse.py): is what was open still there, may it be written to
 where a restart would write, is a lock free that it would take, could it make again what it would make again.
 """

@@ -10,21 +10,22 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from torpor.checkpoint import copies, machine, plant
+from torpor.checkpoint import machine, plant
 from torpor.checkpoint.anew import Namespaces
 from torpor.checkpoint.plan import Plan, plan
 from torpor.checkpoint.plant import Footing, Ground, Planted
 from torpor.checkpoint.recreate import Inventory
 from torpor.checkpoint.relocate import relocate
+from torpor.checkpoint.required import check
 from torpor.checkpoint.tree import Tree
 from torpor.image import codec
-from torpor.image.manifest import FileRecord, Manifest
-from torpor.linux import cpuid, namespaces, proc, xsave
-from torpor.model.errors import Refusal, Refused, RestartFailed
+from torpor.image.manifest import Manifest
+from torpor.linux import namespaces, proc
+from torpor.model.errors import Refused, RestartFailed
 from torpor.model.path_map import PathMap
 from torpor.model.wrapping import Wrapping
 from torpor.named_tuple import NamedTuple
-from torpor.posix import host_names, paths, terminal
+from torpor.posix import host_names, terminal
 from torpor.posix.job_services import job_services
 from torpor.store.parts import whole
 from torpor.tracee.call import CallFailed
@@ -35,6 +36,7 @@ from torpor.tracee.together import together
 if TYPE_CHECKING:
     from torpor.checkpoint.lazy.hand_over import Late, Where
     from torpor.checkpoint.molds import Molds
+    from torpor.checkpoint.own_fill import OwnFill
     from torpor.checkpoint.ports import Held
     from torpor.checkpoint.rehearse import Rehearsal
     from torpor.checkpoint.takeover import Takeover
@@ -201,33 +203,6 @@ def restart(request: RestartRequest) -> Restarted:
     return job
 
 
-def check(manifest: Manifest, changed_files: str, files: str = "auto") -> list[Refusal]:
-    """What keeps this machine from restarting a job; nothing is touched."""
-    layout = xsave.look()
-    lacks = machine.missing(manifest.machine, machine.look(layout.size), blind=cpuid.unlisted() is None)
-    area = next((thread.cpu.xstate for process in manifest.processes for thread in process.threads), b"")
-    lacks += machine.missing_states(xsave.of_area(area), layout)
-    found = [
-        Refusal(0, "", f"this machine lacks {what}", "restart it on a machine like the one it ran on") for what in lacks
-    ]
-    for file in manifest.files:
-        reason = None
-        if (file.restored and files != "keep") or copies.needed(file):
-            continue
-        if file.written:
-            reason = paths.replaced(file.identity)
-        elif changed_files != "accept":
-            reason = paths.changed(file.identity)
-        if reason:
-            found.append(
-                Refusal(
-                    0, "", f"{file.identity.path} {reason}",
-                    _way_out(file, reason),
-                )
-            )  # fmt: skip
-    return found
-
-
 class _Met(NamedTuple):
     """What came of meeting the other hosts. manifest: with the addresses of now.  moves: from those that the job
     believes in, None for a job of one host.  connected: our descriptors, by the inode numbers that these ends had.
@@ -286,14 +261,6 @@ def _meet(manifest: Manifest, request: RestartRequest, say: Callable[[str], None
     )
 
 
-def _way_out(file: FileRecord, reason: str) -> str:
-    if reason == paths.GONE:
-        return "put it back, or say where it is with --map-path" + (
-            "" if file.written else "; torpor checkpoint --with-files saves such files too"
-        )
-    return "put it back" + ("" if file.written else ", or say --changed-files=accept if you know better")
-
-
 def _footing(
     manifest: Manifest, request: RestartRequest, keep_session: bool, say: Callable[[str], None]
 ) -> tuple[Footing, Plan]:
@@ -301,12 +268,25 @@ def _footing(
     user = os.geteuid() != 0
     why = "as asked for" if request.in_place else namespaces.refused(user) if request.in_place is None else ""
     if not why:
-        return Namespaces(user, _own_ipc(manifest, say), request.molds), plan(manifest, keep_session)
+        own = _own_fill(manifest, request)
+        return Namespaces(user, _own_ipc(manifest, say), request.molds, own), plan(manifest, keep_session)
     from torpor.checkpoint import inplace
 
     say(f"restarted in place: {why}")
     footing = inplace.prepare(manifest, keep_session, request.pid_budget, say, request.progress)
     return footing, footing.births
+
+
+def _own_fill(manifest: Manifest, request: RestartRequest) -> OwnFill | None:
+    """What processes put in themselves, if there is anything like that. What may arrive later is not put in."""
+    if request.lazy is not None or not any(area.huge for record in manifest.processes for area in record.areas):
+        return None
+    from torpor.checkpoint import own_fill
+
+    progress = request.progress
+    return own_fill.OwnFill(
+        manifest, request.load, (lambda done, total: progress("memory", done, total)) if progress else None
+    )
 
 
 def _own_ipc(manifest: Manifest, say: Callable[[str], None]) -> bool:
@@ -358,13 +338,10 @@ def _take_over(
     from torpor.checkpoint.takeover import Takeover
 
     living = [record for record in manifest.processes if record.state != "zombie"]
-    molds = request.molds if isinstance(footing, Namespaces) else None  # in place none are handed on
     takeovers = [
-        Takeover(
-            record, planted.hosts[record.pid], inventory, request.stopped, molds.areas(record.pid) if molds else (),
-        )
+        Takeover(record, planted.hosts[record.pid], inventory, request.stopped, footing.there(record.pid))
         for record in living
-    ]  # fmt: skip
+    ]
     for each in takeovers:
         each.seize()
     together(each.settle() for each in takeovers)
@@ -398,15 +375,20 @@ def _take_over(
         each.attach()
     together(each.map() for each in takeovers)
     progress = request.progress
-    less = late_memory.early if late_memory is not None else molds.rest if molds is not None else lambda record: record
+    less = late_memory.early if late_memory is not None else footing.rest
     records = [less(each.record) for each in takeovers]
+    there = (
+        0
+        if late_memory is not None
+        else sum(each.record.pages.size for each in takeovers) - sum(record.pages.size for record in records)
+    )
     faults: dict[int, int] = {}
     try:
         if late_memory is None:
             together(each.hand_out(record.pages, faults) for record, each in zip(records, takeovers))
         fill(
             [(record, each.process.pid) for record, each in zip(records, takeovers)], request.load,
-            (lambda done, total: progress("memory", done, total)) if progress else None, faults,
+            (lambda done, total: progress("memory", there + done, there + total)) if progress else None, faults,
         )  # fmt: skip
     finally:
         for fd in faults.values():
@@ -502,6 +484,3 @@ def _uproot(planted: Planted, footing: Footing) -> None:
         except OSError:
             pass
     footing.uproot(planted.init)
-
-
-__all__ = ["RestartRequest", "Restarted", "check", "proc", "read", "restart"]

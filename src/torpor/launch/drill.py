@@ -145,7 +145,8 @@ class _Seen:
 def _drill(seen: _Seen, info: RootInfo, wishes: Wishes, result: Drilled) -> Drilled:
     from torpor.checkpoint import addresses, prospects, rehearse, room
     from torpor.checkpoint.relocate import relocate
-    from torpor.checkpoint.restart import check, read
+    from torpor.checkpoint.required import check
+    from torpor.checkpoint.restart import read
     from torpor.model.path_map import PathMap
     from torpor.supervise import state
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from array import array
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 NEAR = 1 << 16
 """Bytes between two chunks that are rather read than left out."""
+_FOREIGN = "is not what torpor wrote there, or is of a newer torpor's"
 MAPPED = 4
 """Packs kept mapped: what is read of them counts as this process' resident memory until they are let go."""
 
@@ -126,6 +127,47 @@ class Load:
             raise self._damaged(number, f"is damaged (chunk {ref}, at {start})")
         return data
 
+    @property
+    def near(self) -> bool:
+        """Are all packs files here, so that processes which are forked from us may `get` and `read_into` as well?"""
+        return all(self._backend.path(pack.path(name)) is not None for name in self._table.packs)
+
+    def lies(self, ref: Ref) -> tuple[int, int] | None:
+        """Where a chunk is kept as it is, neither compressed nor encrypted: number of the pack, and offset. None where
+        only `get` knows its bytes."""
+        table = self._table
+        if self._kept is not None or self._cipher is not None or not 0 <= ref < table.count:
+            return None
+        number = table.pack[ref]
+        plain = number != NOWHERE and number < len(table.packs) and table.encoding[ref] == chunk.RAW
+        return (number, table.offset[ref]) if plain and table.stored[ref] == table.length[ref] else None
+
+    def read_into(self, wanted: Iterable[tuple[Sequence[Ref], memoryview]]) -> None:
+        """Read chunks into memory, and verify them there: each time some that lie one behind the other (`lies`), and
+        memory that is as large as they are. Raises Damaged; what is in the memory must not be used then."""
+        files: dict[int, int] = {}
+        try:
+            for refs, room in wanted:
+                number = self._table.pack[refs[0]]
+                try:
+                    if number not in files:
+                        files[number] = self._open_pack(number)
+                    done, offset = 0, self._table.offset[refs[0]]
+                    while done < len(room) and (count := os.preadv(files[number], [room[done:]], offset + done)):
+                        done += count
+                except FileNotFoundError:
+                    raise self._damaged(number, "is missing") from None
+                except OSError as error:
+                    raise self._damaged(number, f"cannot be read: {error.strerror or error}") from None
+                at = 0
+                for ref in refs:
+                    end = at + self._table.stored[ref]
+                    self._verified(ref, room[at : min(end, done)])
+                    at = end
+        finally:
+            for fd in files.values():
+                os.close(fd)
+
     def keep(self, most: int, but: Container[Ref] = ()) -> bool:
         """Fetch and verify all chunks but some, into memory that processes which are forked from here on share with us:
         they `get` views of it. False, and nothing is done, if that takes more than `most` bytes. Raises Damaged."""
@@ -193,18 +235,30 @@ class Load:
         except OSError as error:
             raise self._damaged(number, f"cannot be read: {error.strerror or error}") from None
 
+    def _open(self, number: int) -> int | None:
+        """A descriptor of a pack that is a file here; None of any other. Raises OSError."""
+        path = self._backend.path(pack.path(self._table.packs[number]))
+        return None if path is None else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def _open_pack(self, number: int) -> int:
+        """A descriptor of a pack that is a file here, and begins as one. Raises OSError, Damaged."""
+        fd = self._open(number)
+        assert fd is not None
+        if not pack.begins(os.pread(fd, pack.HEAD.size, 0)):
+            os.close(fd)
+            raise self._damaged(number, _FOREIGN)
+        return fd
+
     def _map(self, number: int) -> memoryview:
         """The bytes of a pack. A map goes when nothing refers to it any more, which is what makes forgetting
         one safe while others still use it."""
         if number >= len(self._table.packs):
             raise Damaged(f"{self._where()}: its root is damaged")
-        name = pack.path(self._table.packs[number])
         try:
-            path = self._backend.path(name)
-            if path is None:
-                view = memoryview(self._backend.get(name))
+            fd = self._open(number)
+            if fd is None:
+                view = memoryview(self._backend.get(pack.path(self._table.packs[number])))
             else:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 try:
                     size = os.fstat(fd).st_size
                     view = memoryview(mmap.mmap(fd, size, prot=mmap.PROT_READ) if size else b"")
@@ -215,7 +269,7 @@ class Load:
         except OSError as error:
             raise self._damaged(number, f"cannot be read: {error.strerror or error}") from None
         if not pack.begins(view):
-            raise self._damaged(number, "is not what torpor wrote there, or is of a newer torpor's")
+            raise self._damaged(number, _FOREIGN)
         self._mapped[number] = view
         self._recent.append(number)
         if len(self._recent) > MAPPED:

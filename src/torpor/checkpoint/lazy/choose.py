@@ -46,7 +46,7 @@ def choose(record: ProcessRecord) -> Chosen | None:
     areas = [area for area in record.areas if _eligible(area)]
     warm = sorted({address // WINDOW for address in hot(record)})
     some, early = split(record.pages, [rows for area in areas for rows in _rows(record.pages, area, warm)])
-    size = int.from_bytes(some.bitmaps, "little").bit_count() * PAGE
+    size = some.size
     if size < LEAST:
         return None
     places = [(area.start, area.end) for area in areas]

@@ -90,6 +90,11 @@ class PagesRecord(msgspec.Struct, frozen=True):
         """The column `windows` as numbers, ascending."""
         return memoryview(self.windows).cast("I")
 
+    @property
+    def size(self) -> int:
+        """Bytes of all pages."""
+        return int.from_bytes(self.bitmaps, "little").bit_count() * PAGE
+
     def bitmap(self, row: int) -> int:
         return int.from_bytes(self.bitmaps[8 * row : 8 * row + 8], "little")
 
