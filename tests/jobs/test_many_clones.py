@@ -36,6 +36,12 @@ def shared(pid: int) -> int:
     return int(found[1]) << 10 if found else 0
 
 
+def huge(pid: int) -> int:
+    """Bytes of private memory in huge pages."""
+    found = re.search(r"^AnonHugePages: +(\d+) kB$", harness.text_of_proc(f"/proc/{pid}/smaps_rollup"), re.MULTILINE)
+    return int(found[1]) << 10 if found else 0
+
+
 def test_each_goes_its_own_way(bench: harness.Bench) -> None:
     job = bench.run([harness.build("apart.c"), bench.go, "0"])
     job.ready()
@@ -47,6 +53,7 @@ def test_each_goes_its_own_way(bench: harness.Bench) -> None:
     assert len(pids) == COUNT
     # Nobody has written to it yet: private memory, which all of them share, and none of torpor's own processes.
     assert all(shared(pid) > MUCH for pid in pids), [shared(pid) for pid in pids]
+    assert not any(huge(pid) for pid in pids), "where the program had small pages"
     harness.until(
         lambda: not any(shared(pid) > MUCH for pid in {*harness.tagged(bench.tag)} - pids),
         "torpor's processes let go of the job's memory",

@@ -113,6 +113,8 @@ class Namespaces:
             self._molds.drop()
 
     def fill(self, pid: int, tell: Callable[[int, int], None]) -> None:
+        if self._molds is not None:
+            self._molds.keep(pid)
         if self._own is not None:
             self._own.fill(pid, tell)
 

@@ -113,7 +113,7 @@ def _read_once(opened: Store, info: RootInfo, wishes: Wishes, count: int) -> tup
             f"{free >> 20} MiB are free: --count {max(1, free // info.bytes_total)}"
         )
     if count == 1:
-        return None, molds.Molds({})
+        return None, molds.Molds({}, {})
     load = opened.load(info.job, info.number, Opening(wishes.untrusted))
     manifest = restart.read(load)
     shared = molds.cast(manifest, load)
