@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from torpor import bytecode
 from torpor.checkpoint import machine, plant
 from torpor.checkpoint.anew import Namespaces
 from torpor.checkpoint.plan import Plan, plan
@@ -326,7 +327,7 @@ def _ground(manifest: Manifest, inventory: Inventory, request: RestartRequest) -
 
 def _bring() -> None:
     """Import what is needed once the tree is there: that takes about as long as the tree takes to grow."""
-    from torpor.checkpoint import fill, takeover  # noqa: F401
+    bytecode.bring("takeover", ("torpor.checkpoint.fill", "torpor.checkpoint.takeover"), "restart")
 
 
 def _take_over(

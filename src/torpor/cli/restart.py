@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 
+from torpor import bytecode
 from torpor.cli import lean, upkeep
 from torpor.cli.options import (
     add_files,
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
     from torpor.launch.restart import Wishes
 
 QUICK = True
+NEEDED = (
+    "torpor.cli.progress", "torpor.launch.restart", "torpor.launch.admission", "torpor.launch.interrupt",
+    "torpor.supervise.terminal", "torpor.store.tier", "torpor.image.crypto", "torpor.image.seal",
+    "torpor.checkpoint.restart",
+)  # fmt: skip
+"""What every restart imports until the first process of the job is forked, with all that these import."""
 HELP = """Start a saved job again where it was when it was saved.
 
 CHECKPOINT is NAME (its newest), NAME@3 (number 3) or NAME@-1 (the newest but one); it may be left out where
@@ -122,6 +129,7 @@ def command(options: argparse.Namespace) -> int:
         raise UsageError("restart: --files is auto or keep")
     gc.disable()  # there is nothing to collect yet; launch/restart.py turns it on once the job runs
     lean.bring_msgspec()
+    bytecode.bring("restart", NEEDED)
     if options.map_path:
         from torpor.model.path_map import PathMap
 

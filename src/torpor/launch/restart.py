@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from torpor import bytecode
 from torpor.launch import program
 from torpor.launch.run import supervised
 from torpor.model.errors import Damaged, Refusal, Refused, UsageError
@@ -488,4 +489,5 @@ def supervise(
         "restart", job=entry.name, checkpoint=entry.origin, why=wishes.why, store=entry.store,
         seconds=round(job.seconds, 4), bytes_total=info.bytes_total,
     )  # fmt: skip
+    bytecode.keep()
     return supervised(supervisor, detached, wishes._asdict())
