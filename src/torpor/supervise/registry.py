@@ -16,7 +16,6 @@ an entry. Changes are made under flock(2) on the runtime folder.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import stat as mode
 import time
@@ -26,7 +25,7 @@ from typing import Any
 from torpor.linux import proc
 from torpor.model.errors import NotFound, TorporError, UsageError
 from torpor.named_tuple import NamedTuple
-from torpor.supervise import state
+from torpor.supervise import as_json, state
 
 ALLOWED = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 NAME_LIMIT = 100
@@ -251,7 +250,7 @@ def pid_namespace() -> int:
 def _write(folder: str, entry: Entry) -> None:
     plain = entry._asdict()
     del plain["folder"]
-    data = json.dumps({"version": 1, **plain}).encode()
+    data = as_json.encoded({"version": 1, **plain})
     temporary = f"{folder}/info.json.new"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
@@ -264,7 +263,7 @@ def _write(folder: str, entry: Entry) -> None:
 def read(folder: str) -> Entry | None:
     """The entry in one folder; None if there is none that can be understood."""
     try:
-        plain: dict[str, Any] = json.loads(proc.read(f"{folder}/info.json"))
+        plain: dict[str, Any] = as_json.decoded(proc.read(f"{folder}/info.json"))
         known = {key: value for key, value in plain.items() if key in Entry._fields}
         for key in ("supervisor", "root", "reaper", "holder", "keeper", "bringer", "door", "heir"):
             known[key] = Pid(*known.get(key, NOBODY))

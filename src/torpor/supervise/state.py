@@ -6,12 +6,12 @@ said.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from typing import Any
 
 from torpor.named_tuple import NamedTuple
+from torpor.supervise import as_json
 
 
 class Ended(NamedTuple):
@@ -83,7 +83,7 @@ def record_end(log: str, status: int) -> None:
     except OSError:
         return
     try:
-        os.write(fd, json.dumps({"status": status, "time": time.time()}).encode())
+        os.write(fd, as_json.encoded({"status": status, "time": time.time()}))
     except OSError:
         pass
     finally:
@@ -94,7 +94,7 @@ def ended(name: str) -> Ended | None:
     """How the last detached job of that name ended; None if there was none, or nobody knows."""
     try:
         with open(f"{folder(name)}/ended.json", "rb") as file:
-            plain: dict[str, Any] = json.loads(file.read())
+            plain: dict[str, Any] = as_json.decoded(file.read())
         return Ended(int(plain["status"]), float(plain["time"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
