@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 QUICK = True
 NEEDED = (
     "torpor.cli.progress", "torpor.launch.restart", "torpor.launch.admission", "torpor.launch.interrupt",
-    "torpor.supervise.terminal", "torpor.store.tier", "torpor.image.crypto", "torpor.image.seal",
+    "torpor.supervise.terminal", "torpor.store.tier", "torpor.image.libcrypto", "torpor.image.seal",
     "torpor.checkpoint.restart",
 )  # fmt: skip
 """What every restart imports until the first process of the job is forked, with all that these import."""

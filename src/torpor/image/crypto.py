@@ -9,6 +9,7 @@ the 12 ms that importing it takes. Where a later version of it is built otherwis
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 from blake3 import blake3
@@ -90,6 +91,11 @@ def sign(seed: bytes, message: bytes) -> bytes:
 
 def verify(key: bytes, signature: bytes, message: bytes) -> bool:
     """Was `message` signed with the secret key that belongs to the public `key`?"""
+    if "cryptography.exceptions" not in sys.modules:
+        from torpor.image import libcrypto
+
+        if libcrypto.verified(key, signature, message):
+            return True
     try:
         _ed25519()[0](key).verify(signature, message)
     except _wrong():
