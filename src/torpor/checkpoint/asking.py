@@ -23,7 +23,7 @@ from torpor.posix.process_services import PROCESS_SERVICES, THREAD_SERVICES
 from torpor.tracee import guests
 from torpor.tracee.call import Call, Out, call
 from torpor.tracee.process import LivingProcess
-from torpor.tracee.task import Made
+from torpor.tracee.task import Made, Task
 
 _OWN = (
     *layout.questions(),
@@ -31,6 +31,12 @@ _OWN = (
 )
 """What no service asks for: the break, and the clocks as the process sees them, in a time namespace of its own
 perhaps."""
+
+_WAITING = call(NR.rt_sigpending, Out(8), 8)
+_NONE_WAIT = bytes(16)
+"""The last call of every task: which signals wait for it, or for its process. Nearly always there are none: then nobody
+has to look into the queues. (All signals are blocked meanwhile but the one that our code ends with, which the kernel
+would deliver.) Its room, rounded up to 16 bytes, is the last there is in the table."""
 
 
 class Told(NamedTuple):
@@ -41,30 +47,56 @@ class Told(NamedTuple):
     layout: layout.LayoutRecord
 
 
-class _Answered:
-    """What came of the questions of all services of one scope, for a process or a thread (`whose`). early: the records
-    of services that do not wait."""
+class _Layout(NamedTuple):
+    """What services ask, and where the answers of each are: (service, first, count)."""
 
-    def __init__(self, whose: Any, services: Sequence[Any], first: int) -> None:
-        self._whose = whose
-        self.questions: list[Call] = []
-        self._places: list[tuple[Any, int, int]] = []
+    asked: list[Sequence[Call]]
+    questions: list[Call]
+    early: list[tuple[Any, int, int]]
+    late: list[tuple[Any, int, int]]
+
+
+def _arranged(services: Sequence[Any], asked: list[Sequence[Call]], first: int) -> _Layout:
+    """The layout of what services ask behind `first` calls of others."""
+    layout = _Layout(asked, [], [], [])
+    for service, calls in zip(services, asked):
+        place = service, first + len(layout.questions), len(calls)
+        (layout.late if _waits(service) else layout.early).append(place)
+        layout.questions.extend(calls)
+    return layout
+
+
+class _Answered:
+    """What came of the questions of all services of one scope, for a process or a thread (`whose`). first: how many
+    calls are in front of these.  early: the records of services that do not wait.  like: of another thread, which has
+    mostly been asked the very same."""
+
+    _layout: _Layout
+
+    def __init__(self, whose: Any, services: Sequence[Any], first: int, like: _Answered | None = None) -> None:
+        self._whose: Any = whose
+        self._services: Sequence[Any] = services
         self.early: Services = {}
-        for service in services:
-            asked = service.ask(whose)
-            self._places.append((service, first + len(self.questions), len(asked)))
-            self.questions += asked
+        asked = [service.ask(whose) for service in services]
+        if like is not None and like._layout.asked == asked:
+            self._layout = like._layout
+        else:
+            self._layout = _arranged(services, asked, first)
+
+    @property
+    def questions(self) -> list[Call]:
+        """All there is to be asked."""
+        return self._layout.questions
 
     def take(self, made: Made) -> None:
         """The calls were made: what cannot wait becomes a record now."""
         self._made = made
-        self.early = dict(self._records(one for one in self._places if not _waits(one[0])))
+        self.early = dict(self._records(self._layout.early))
 
     def records(self) -> Services:
         """All of it, in the order of the services. Raises Refused, CallFailed."""
-        late = dict(self._records(one for one in self._places if _waits(one[0])))
-        found = self.early | late
-        return {service.name: found[service.name] for service, _, _ in self._places if service.name in found}
+        found = self.early | dict(self._records(self._layout.late))
+        return {service.name: found[service.name] for service in self._services if service.name in found}
 
     def _records(self, places: Iterable[tuple[Any, int, int]]) -> Iterator[tuple[str, msgspec.Raw]]:
         for service, first, count in places:
@@ -103,16 +135,16 @@ class Asked:
         ahead = [*self._of_process.questions, *_OWN]
         self._own = len(self._of_process.questions)
         first = _Answered(process.leader, THREAD_SERVICES, len(ahead))
-        self._of_threads = [first, *(_Answered(task, THREAD_SERVICES, 0) for task in process.tasks[1:])]
-        self._begun = process.leader.begin([*ahead, *first.questions])
+        self._of_threads = [first]
+        self._begun = process.leader.begin([*ahead, *first.questions, _WAITING])
 
     def hear(self) -> Asked:
         """What the first thread has to say; the others are asked, too. exe: the program that it runs."""
         process = self._process
         made = [self._begun.made()]
-        made += guests.make(process, zip(process.tasks[1:], (one.questions for one in self._of_threads[1:])))
+        made += guests.make(process, self._others())
         self._made = made[0]
-        process.peek()
+        process.peek([task for task, one in zip(process.tasks, made) if not one.ends_with(_NONE_WAIT)])
         self._of_process.take(self._made)
         for answered, one in zip(self._of_threads, made):
             answered.take(one)
@@ -121,6 +153,18 @@ class Asked:
         self.exe = process.program
         self._stat = proc.stat(process.pid, process.leader.tid) if process.leader.tid != process.pid else process.stat
         return self
+
+    def _others(self) -> Iterator[tuple[Task, Sequence[Call]]]:
+        """The threads but the first, and what they are asked; to be gone through once, while those before answer."""
+        before: _Answered | None = None
+        questions: list[Call] = []
+        for task in self._process.tasks[1:]:
+            answered = _Answered(task, THREAD_SERVICES, 0, before)
+            if before is None or answered.questions is not before.questions:
+                questions = [*answered.questions, _WAITING]
+            self._of_threads.append(answered)
+            before = answered
+            yield task, questions
 
     @property
     def early(self) -> Services:

@@ -45,13 +45,17 @@ def shown(path: str) -> bytes:
     last; of a list (maps, children) it need not be."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        found = part = os.read(fd, _PART)
-        while len(part) == _PART:
-            part = os.read(fd, _PART)
-            found += part
-        return found
+        return _shown(fd)
     finally:
         os.close(fd)
+
+
+def _shown(fd: int) -> bytes:
+    found = part = os.read(fd, _PART)
+    while len(part) == _PART:
+        part = os.read(fd, _PART)
+        found += part
+    return found
 
 
 class Stat(NamedTuple):
@@ -145,6 +149,17 @@ def status(pid: int, tid: int | None = None) -> Status:
     """/proc/PID/status (or a thread's)."""
     where = f"/proc/{pid}/status" if tid is None else f"/proc/{pid}/task/{tid}/status"
     return Status(shown(where))
+
+
+def open_status(pid: int, tid: int) -> int:
+    """A descriptor of a thread's status, for `status_of`. It is that thread's for ever: if its number is another's one
+    day, this does not show that one."""
+    return os.open(f"/proc/{pid}/task/{tid}/status", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def status_of(fd: int) -> Status:
+    """What a thread's status is now; to be read once. Raises ProcessLookupError if it has ended."""
+    return Status(_shown(fd))
 
 
 def open_memory(pid: int, name: str, flags: int = os.O_RDONLY) -> int:

@@ -11,6 +11,7 @@ import errno
 import os
 import struct
 from collections.abc import Callable
+from ctypes import byref, c_uint64
 from typing import TypeVar
 
 from torpor.linux import capability, proc
@@ -62,9 +63,13 @@ def request(req: int, tid: int, addr: int = 0, data: int = 0) -> int:
     """One ptrace request. Raises OSError (ESRCH: gone, or not stopped, or traced by another thread)."""
     result: int = _ptrace(req, tid, addr, data)
     if result == -1:
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error), f"ptrace {req:#x} of {tid}")
+        raise _failed(req, tid)
     return result
+
+
+def _failed(req: int, tid: int) -> OSError:
+    error = ctypes.get_errno()
+    return OSError(error, os.strerror(error), f"ptrace {req:#x} of {tid}")
 
 
 REGISTERS = [
@@ -139,14 +144,19 @@ class _IoVec(ctypes.Structure):
     _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
 
 
+# A pause is made of these four, several times for each thread: so they do without `request`.
+
+
 def get_regs(tid: int) -> Regs:
     regs = Regs()
-    request(GETREGS, tid, 0, ctypes.addressof(regs))
+    if _ptrace(GETREGS, tid, 0, byref(regs)) == -1:
+        raise _failed(GETREGS, tid)
     return regs
 
 
 def set_regs(tid: int, regs: Regs) -> None:
-    request(SETREGS, tid, 0, ctypes.addressof(regs))
+    if _ptrace(SETREGS, tid, 0, byref(regs)) == -1:
+        raise _failed(SETREGS, tid)
 
 
 _LARGEST_SET = 16384
@@ -175,14 +185,15 @@ def set_regset(tid: int, kind: int, data: bytes) -> None:
 
 def get_mask(tid: int) -> int:
     """The blocked signals of a stopped task: bit N-1 for signal N."""
-    mask = ctypes.c_uint64()
-    request(GETSIGMASK, tid, 8, ctypes.addressof(mask))
+    mask = c_uint64()
+    if _ptrace(GETSIGMASK, tid, 8, byref(mask)) == -1:
+        raise _failed(GETSIGMASK, tid)
     return mask.value
 
 
 def set_mask(tid: int, mask: int) -> None:
-    value = ctypes.c_uint64(mask)
-    request(SETSIGMASK, tid, 8, ctypes.addressof(value))
+    if _ptrace(SETSIGMASK, tid, 8, byref(c_uint64(mask))) == -1:
+        raise _failed(SETSIGMASK, tid)
 
 
 def get_siginfo(tid: int) -> bytes:

@@ -143,7 +143,6 @@ def _stop_all(frozen: Frozen, find: Callable[[], Iterable[int]], deadline: float
         news, wanted = False, 0
         before = proc.population() if looks == 1 else None
         frozen.found = list(find())
-        frozen.since = frozen.since or time.perf_counter()
         try:
             for pid in frozen.found:
                 try:
@@ -154,12 +153,13 @@ def _stop_all(frozen: Frozen, find: Callable[[], Iterable[int]], deadline: float
                     news = True  # it is ending: by the next look it is a zombie, which is saved too, or gone
                     continue
                 wanted += len(tids)
-                # All are asked before the first is waited for: so they come to their stops at the same time.
+                # They run on for now: all are asked to stop when nothing else is to be done before.
                 for tid in tids:
                     if _seize(pid, tid):
                         news = True
                         frozen.processes[pid] = process
                         asked[tid] = process
+                        process.expect(tid)
                         continue
                     if tid not in ended:
                         news = True  # it may have made others before it ended
@@ -169,7 +169,7 @@ def _stop_all(frozen: Frozen, find: Callable[[], Iterable[int]], deadline: float
         finally:
             _take_in(frozen, asked, deadline)
         for pid in [pid for pid, process in frozen.processes.items() if not process.tasks]:
-            del frozen.processes[pid]  # all of it has ended before it could be stopped
+            frozen.processes.pop(pid).abandon()  # all of it has ended before it could be stopped
         if not news or (before is not None and wanted >= _MANY and _all(frozen, wanted, before)):
             return zombies
         # A machine that stood still itself (a virtual one that was moved) says nothing about the job.
@@ -185,9 +185,19 @@ def _all(frozen: Frozen, wanted: int, before: proc.Population) -> bool:
 
 
 def _take_in(frozen: Frozen, asked: dict[int, LivingProcess], deadline: float) -> None:
-    """Take threads in that were asked to stop (by tid); also where one of them does not, since who is not taken in is
-    not let go. Empties `asked`."""
+    """Stop threads that were seized (by tid), and take them in; also where one of them does not stop, since who is not
+    taken in is not let go. Empties `asked`.
+
+    All are asked before the first is waited for, so that they come to their stops at the same time. Then nothing is
+    done but what `_stop` must: until then, our own death would let a program see the EINTR of our stop.
+    """
     trouble: CheckpointFailed | None = None
+    frozen.since = frozen.since or time.perf_counter()
+    for tid in asked:
+        try:
+            ptrace.request(ptrace.INTERRUPT, tid)
+        except OSError:
+            pass  # it has just ended (ESRCH, EIO), as the wait will tell
     while asked:
         try:
             _stop(frozen, asked, next(iter(asked)), deadline)
@@ -242,10 +252,9 @@ def _let_vfork_child_go(
 
 
 def _seize(pid: int, tid: int) -> bool:
-    """Attach and ask to stop; False if the thread is gone."""
+    """Attach; False if the thread is gone."""
     try:
         ptrace.request(ptrace.SEIZE, tid)
-        ptrace.request(ptrace.INTERRUPT, tid)
         return True
     except ProcessLookupError:
         return False

@@ -23,6 +23,9 @@ SCRATCH_SIZE = 64 * 1024
 _WORD = 4
 """Bytes of a guest's word at the beginning of the scratch memory."""
 
+_MOST_EXPECTED = 128
+"""So many threads have their status files opened before they are stopped; we may have more threads than descriptors."""
+
 SLOTS = 64
 """So many places for code are looked for in a process, at most (and looked at after a tracer of ours was killed)."""
 
@@ -115,12 +118,20 @@ class Process:
         """See tracee.task.Owner."""
         return self.read(address, size)
 
-    def peek(self) -> None:
-        """See which signals wait for the process and for its threads. Nothing is consumed."""
-        self.waiting = ptrace.pending(self.leader.tid, True)
+    def peek(self, tasks: Sequence[Task]) -> None:
+        """See which signals wait for the process and for its threads. Nothing is consumed.
+
+        tasks: those for which, or for whose process, any waited a moment ago. For others what comes by now comes after
+        the moment that is saved. Where there are none, `peeked` stays before all that was asked.
+        """
+        self.waiting = ()
         for task in self.tasks:
-            task.waiting = ptrace.pending(task.tid, False)
-        self.peeked = time.clock_gettime_ns(time.CLOCK_REALTIME)
+            task.waiting = ()
+        if tasks:
+            self.waiting = ptrace.pending(self.leader.tid, True)
+            for task in tasks:
+                task.waiting = ptrace.pending(task.tid, False)
+            self.peeked = time.clock_gettime_ns(time.CLOCK_REALTIME)
 
     def fd(self, number: int) -> int:
         """Our own descriptor for the open file description behind the process' descriptor `number`.
@@ -157,6 +168,9 @@ class LivingProcess(Process):
     part of it and with code in a place of its own (a lane); so a few may do so at the same time.
     """
 
+    _expected = 0
+    """So many status files are open, of all processes."""
+
     def __init__(self, pid: int, vpid: int = 0) -> None:
         super().__init__(pid, vpid)
         self._memory = uio.Memory(pid)
@@ -165,6 +179,8 @@ class LivingProcess(Process):
         self._seat: Seat | None = None
         self._gated: list[tuple[Task, int]] = []
         self._leaves = False
+        self._files: dict[int, int] = {}
+        """Status files of threads (tid) that are about to be stopped."""
 
     def put(self, address: int, data: bytes) -> None:
         """See tracee.task.Owner."""
@@ -318,18 +334,43 @@ class LivingProcess(Process):
         for slot in self._slots:
             self._memory.write(slot, bytes(SIZE))
 
+    def expect(self, tid: int) -> None:
+        """A thread is about to be stopped. What `learn` is to read of it is opened before, which takes as long as to
+        read it."""
+        if LivingProcess._expected < _MOST_EXPECTED:
+            try:
+                self._files[tid] = proc.open_status(self.pid, tid)
+                LivingProcess._expected += 1
+            except OSError:
+                pass  # it has ended, or there are too many open files: `learn` will see
+
+    def _look(self, task: Task) -> proc.Status:
+        """The status of a thread."""
+        fd = self._files.pop(task.tid, -1)
+        if fd >= 0:
+            LivingProcess._expected -= 1
+            try:
+                return proc.status_of(fd)
+            except ProcessLookupError:
+                pass  # there is another thread of that number by now
+            finally:
+                os.close(fd)
+        return proc.status(self.pid, task.tid)
+
     def add(self, tid: int) -> Task:
         """Take a freshly stopped thread in; `learn` is to follow."""
         task = Task(tid, self.tgid, 0, self)
-        task.look()
+        task.regs = ptrace.get_regs(tid)
         self.tasks.append(task)
         return task
 
     def learn(self) -> None:
-        """Read the status of all threads, now that all are stopped (until then one may change another: filters of all
-        threads, signals). Their numbers stand there."""
+        """Read mask and status of all threads, now that all are stopped (until then one may change another: filters of
+        all threads, signals). Their numbers stand there."""
         for task in self.tasks:
-            fields = task.learn(self.pid)
+            task.mask = ptrace.get_mask(task.tid)
+            fields = self._look(task)
+            task.learn(fields)
             if fields.get("Seccomp", "0") != "0":
                 try:
                     # Or its own filters would kill it for our calls. Where we may not, the survey has refused it.
@@ -344,6 +385,13 @@ class LivingProcess(Process):
         """Close what we hold of a process that has ended."""
         self.close()
         self._memory.close()
+        self._forget_files()
+
+    def _forget_files(self) -> None:
+        """Close what `expect` has opened and nobody has read."""
+        while self._files:
+            LivingProcess._expected -= 1
+            os.close(self._files.popitem()[1])
 
     def detach(self) -> None:
         """Let every thread go on."""
@@ -357,6 +405,7 @@ class LivingProcess(Process):
                 except ProcessLookupError:
                     pass  # killed meanwhile: nothing to let go
             self.close()
+            self._forget_files()
 
 
 def rseq_abort(process: LivingProcess, task: Task) -> int:

@@ -119,11 +119,10 @@ class Task:
         rax: int = self.regs.rax
         return rax - (1 << 64) if rax >> 63 else rax
 
-    def learn(self, pid: int) -> Mapping[str, str]:
-        """Read its status, and the numbers that stand there. pid: by which its process is found in /proc."""
-        self._status = fields = proc.status(pid, self.tid)
+    def learn(self, fields: Mapping[str, str]) -> None:
+        """Take in its status, and the numbers that stand there."""
+        self._status = fields
         self.tgid, self.vtid = int(fields["Tgid"]), proc.inner_pid(fields)
-        return fields
 
     def look(self) -> None:
         """Read registers and mask of the freshly stopped task."""
@@ -249,6 +248,10 @@ class Made:
 
     def __init__(self, pid: int, images: Sequence[tuple[Batch, bytes]]) -> None:
         self._pid, self._images = pid, images
+
+    def ends_with(self, data: bytes) -> bool:
+        """Does the last table end with that? It is the room of the last call's last `Out`."""
+        return self._images[-1][1].endswith(data)
 
     def unchecked(self) -> list[Answer]:
         """What came of them, failed ones too."""

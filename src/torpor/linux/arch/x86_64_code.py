@@ -22,10 +22,11 @@ the stack (rsp is never touched, so that a signal handler that runs in between f
 from __future__ import annotations
 
 import struct
-from operator import attrgetter
+from functools import lru_cache
+from typing import Any
 
 from torpor.linux.arch.x86_64 import NR
-from torpor.linux.ptrace import Regs
+from torpor.linux.ptrace import REGISTERS, Regs
 from torpor.named_tuple import NamedTuple
 
 MAGIC = b"\xebtorpor\x01"
@@ -113,18 +114,35 @@ def assemble(
     another thread of the process; instead of unmapping it, count down the word at r14 (one of GUESTS, with which that
     memory begins) once it is no longer needed.
     """
-    head = MAGIC
-    loop = base + len(head)
-    code = head + _LOOP
-    one = base + len(code)
-    code += _ONE
-    tail = base + len(code)
+    code = _before_home(tgid, signal, scratch_size, guest)
+    blob = code.front + tid.to_bytes(4, "little") + code.back + _way_home(home, mask)
+    return Code(blob, base + len(MAGIC), base + code.one, base + code.stop, base + code.tail)
+
+
+class _Before(NamedTuple):
+    """What is in front of the way home, without the four bytes that are the number of the thread: what comes before
+    these, and what behind; and where, from the first byte on, the parts begin."""
+
+    front: bytes
+    back: bytes
+    one: int
+    tail: int
+    stop: int
+
+
+@lru_cache(64)
+def _before_home(tgid: int, signal: int, scratch_size: int, guest: bool) -> _Before:
+    """The same for all threads of a process but one. For the arguments see `assemble`."""
+    front = MAGIC + _LOOP
+    one = len(front)
+    front += _ONE
+    tail = len(front)
     assert _LOOP[4] == len(_LOOP) - 5 + len(_ONE), "the jump to the tail"
     if guest:
-        code += b"\xf0\x41\xff\x0e"  # lock dec dword [r14]
-    code += _imm32(b"\xb8", NR.tgkill) + _imm32(b"\xbf", tgid) + _imm32(b"\xbe", tid) + _imm32(b"\xba", signal)
-    code += SYSCALL
-    stop = base + len(code)
+        front += b"\xf0\x41\xff\x0e"  # lock dec dword [r14]
+    front += _imm32(b"\xb8", NR.tgkill) + _imm32(b"\xbf", tgid) + b"\xbe"
+    back = _imm32(b"\xba", signal) + SYSCALL
+    stop = len(front) + 4 + len(back)
     if not guest:
         # Wait for guests that are still using the scratch memory, then unmap it; after a million yields leave it.
         unmap = _imm32(b"\xb8", NR.munmap) + b"\x48\x89\xdf" + _imm32(b"\xbe", scratch_size) + SYSCALL
@@ -139,9 +157,8 @@ def assemble(
             b"\x75\xeb"  # jnz again
             b"\xeb" + bytes([len(unmap)])  # jmp past
         )
-        code += b"\x48\x85\xdb\x7e" + bytes([len(wait) + len(unmap)]) + wait + unmap  # test rbx, rbx; jle past
-    code += _way_home(home, mask)
-    return Code(code, loop, one, stop, tail)
+        back += b"\x48\x85\xdb\x7e" + bytes([len(wait) + len(unmap)]) + wait + unmap  # test rbx, rbx; jle past
+    return _Before(front, back, one, tail, stop)
 
 
 def assemble_plain(base: int, tgid: int, signal: int) -> Code:
@@ -198,23 +215,28 @@ def assemble_split(base: int, tail: int) -> Split:
 
 def _way_home(home: Regs, mask: int) -> bytes:
     """Restore the signal mask, the flags and every register, and jump to where the program was."""
-    rax, *others, rip = _HOMEWARD(home)
-    if home.orig_rax < 1 << 63:
+    words = _WORDS(home)
+    rax, orig_rax, rip, flags = words[_RAX], words[_ORIG_RAX], words[_RIP], words[_EFLAGS]
+    if orig_rax < 1 << 63:
         # Interrupted in a system call: nobody will restart it for us once we have run code of our own.
-        result = home.rax - (1 << 64) if home.rax >> 63 else home.rax
+        result = rax - (1 << 64) if rax >> 63 else rax
         if result in (-ERESTARTSYS, -ERESTARTNOINTR, -ERESTARTNOHAND):
-            rax, rip = home.orig_rax, rip - 2
+            rax, rip = orig_rax, rip - 2
         elif result == -ERESTART_RESTARTBLOCK:
             rax, rip = NR.restart_syscall, rip - 2
-    flags = home.eflags
     # sahf sets SF ZF AF PF CF from ah; adding 0x7f to al sets OF if al is 1. No stack needed, unlike popfq.
     code = _UNMASK + _imm32(b"\xb8", ((flags & 0xD5 | 2) << 8) | (1 if flags & 0x800 else 0)) + b"\x04\x7f\x9e"
     code += b"\xfd" if flags & 0x400 else b"\xfc"
-    values = [word for pair in zip(_MOV.values(), (rax, *others)) for word in pair]
+    values: list[Any] = [*_MOVES]
+    values[1::2] = words[: len(_MOV)]
+    values[2 * _RAX + 1] = rax
     return code + _LAST.pack(*values, _JUMP, rip & (1 << 64) - 1, mask)
 
 
-_HOMEWARD = attrgetter(*_MOV, "rip")
+_WORDS = struct.Struct(f"<{len(REGISTERS)}Q").unpack_from
+_RAX, _ORIG_RAX, _RIP, _EFLAGS = map(REGISTERS.index, ("rax", "orig_rax", "rip", "eflags"))
+_MOVES = [part for name in REGISTERS[: len(_MOV)] for part in (_MOV[name], 0)]
+"""Every register, in the order of the kernel's struct, and room for its value."""
 _JUMP = b"\xff\x25\x00\x00\x00\x00"
 _LAST = struct.Struct("<" + "2sQ" * len(_MOV) + "6sQQ")
 """What ends the way home: every register, the jump and where it goes, the mask."""
