@@ -28,7 +28,8 @@ import errno
 import os
 import signal
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import TypeAlias
 
 from torpor.linux import clone, ptrace, uio
 from torpor.linux.arch.x86_64 import NR
@@ -43,12 +44,18 @@ from torpor.tracee.task import ALL_BLOCKED, NOT_IN_CALL, Gone
 Range = tuple[int, int]
 """(address, bytes)"""
 
+_Steps: TypeAlias = Generator[int, int, None]
+"""Something that is done piece by piece: it yields whom to wait for (tid), and is sent what the wait has told."""
+
 _SYSCALL = b"\x0f\x05"
 _FIRST = clone.VM | clone.VFORK | clone.FILES | clone.FS
 _SECOND = clone.FILES
 _AT_FDCWD = -100
 _CLOSE_RANGE_UNSHARE, _PR_SET_NAME, _MADV_DONTNEED = 2, 15, 4
 _MOST_DROPPED = 400
+_LOOKED_AT = 3
+"""So many copies in the making are looked at whenever another one begins: it takes a microsecond, and the others will
+hardly have come further."""
 _WHY = {
     errno.EAGAIN: "it may have no more processes (RLIMIT_NPROC, or a limit of its control group)",
     errno.ENOMEM: "there is no memory for a copy of it",
@@ -96,21 +103,18 @@ class Snapshot:
         adviser: is there to be one, if there can be?"""
         making = _Making(process, dropped, _gate(process) if adviser else 0)
         self._makings.append(making)
-        self._step(_Making.set_out, making)
-        for before in self._makings[-2:-1]:
-            self._step(_Making.meet, before)
+        self._go_on(making, None)
+        self._look(_LOOKED_AT)
 
     def finish(self) -> dict[int, str]:
         """Wait for all copies. Which could not be made (pid), and why.
 
         Raises Gone or OSError if a process has ended meanwhile; then there are none.
         """
+        while left := [making for making in self._makings if not making.over]:
+            if not self._look(len(left)):
+                self._hear(left[0], ptrace.wait)
         makings, self._makings = self._makings, []
-        for last in makings[-1:]:
-            self._step(_Making.meet, last)
-        for step in (_Making.send, _Making.arrive):
-            for making in makings:
-                self._step(step, making)
         self.copies.update((each.process.pid, each.copy) for each in makings if each.copy is not None)
         trouble, self._trouble = self._trouble, None
         if trouble is not None:
@@ -118,13 +122,34 @@ class Snapshot:
             raise trouble
         return {each.process.pid: each.why for each in makings if each.copy is None}
 
-    def _step(self, step: Callable[[_Making], None], making: _Making) -> None:
+    def _look(self, most: int) -> bool:
+        """Take in what those that have been waited for longest, so many of them, have come to meanwhile. Anything?"""
+        moved = False
+        for making in [making for making in self._makings if not making.over][:most]:
+            while not making.over and self._hear(making, ptrace.poll):
+                moved = True
+        return moved
+
+    def _hear(self, making: _Making, wait: Callable[[int], int | None]) -> bool:
+        """Has one come any further?"""
         try:
-            if not making.over:
-                step(making)
+            status = wait(making.awaited)
+        except OSError as error:
+            self._fail(making, error)
+            return True
+        if status is not None:
+            self._go_on(making, status)
+        return status is not None
+
+    def _go_on(self, making: _Making, status: int | None) -> None:
+        try:
+            making.go_on(status)
         except Exception as error:  # whatever it is, the others are brought to their ends first
-            self._trouble = error
-            making.give_up()
+            self._fail(making, error)
+
+    def _fail(self, making: _Making, error: Exception) -> None:
+        self._trouble = error
+        making.give_up()
 
     def clean(self) -> None:
         """Take our code out of the copies. To be called before they are read, and may wait until the job goes on."""
@@ -188,20 +213,48 @@ class Snapshot:
 
 
 class _Making:
-    """One copy in the making. `over`: there is nothing more to be done; `copy` is there, or `why` not. gate: see Copy;
-    0 if no adviser is wanted."""
+    """One copy in the making. awaited: whose next stop, or end, is waited for (tid). over: there is nothing more to be
+    done; `copy` is there, or `why` not. gate: see Copy; 0 if no adviser is wanted."""
 
     def __init__(self, process: LivingProcess, drop: Sequence[Range], gate: int) -> None:
         self.process = process
         self.over = False
+        self.awaited = 0
         self.copy: Copy | None = None
         self.why = ""
         self._task = process.leader
         self._drop = drop
         self._gate = gate
         self._middle = self._child = self._adviser = 0
+        self._steps = self._make()
 
-    def set_out(self) -> None:
+    def go_on(self, status: int | None) -> None:
+        """The next step, when that which was waited for has come. status: what the wait has told; None to begin.
+        Raises Gone, OSError."""
+        try:
+            self.awaited = next(self._steps) if status is None else self._steps.send(status)
+        except StopIteration:
+            self.over = True
+
+    def _make(self) -> _Steps:
+        """All of it: what is yielded is waited for. The process goes on making the copy between the steps, and others
+        make theirs."""
+        self._set_out()
+        if not (yield from self._meet()):
+            return
+        if (yield from self._send()):
+            yield from self._end_of_middle()
+        yield from self._seated_again()
+        self._seated(0)
+        if self._adviser and not (yield from _stopped(self._adviser)):
+            self._adviser = 0
+        try:
+            yield from self._stand()
+        finally:
+            if self.copy is None and self._adviser:
+                _end(self._adviser)
+
+    def _set_out(self) -> None:
         """Let the process go."""
         process, task = self.process, self._task
         self._seat, self._split = process.split()
@@ -213,103 +266,113 @@ class _Making:
         ptrace.request(ptrace.CONT, task.tid)
         task.in_signal_stop = False
 
-    def meet(self) -> None:
-        """The intermediate is there: what it makes is to die with us."""
+    def _meet(self) -> Generator[int, int, bool]:
+        """The intermediate is there: what it makes is to die with us. False if it could not be made."""
         task = self._task
         while True:
-            status = ptrace.wait(task.tid)
+            status = yield task.tid
             if not os.WIFSTOPPED(status):
                 raise Gone(task.tid, status)
             if status >> 16 == ptrace.EVENT_VFORK:
                 break
             if not status >> 16 and task.at_end(status, self._seat):
                 self._seated(1)
-                return
+                return False
             ptrace.request(ptrace.CONT, task.tid)
             task.in_signal_stop = False
         self._middle = ptrace.event_message(task.tid)
         ptrace.request(ptrace.CONT, task.tid)
-        if _born(self._middle):
+        if os.WIFSTOPPED((yield self._middle)):
             options = task.options | ptrace.O_EXITKILL | ptrace.O_TRACECLONE
             ptrace.request(ptrace.SETOPTIONS, self._middle, 0, options)
             ptrace.set_mask(self._middle, ALL_BLOCKED)
             ptrace.request(ptrace.CONT, self._middle)
+        else:
+            self._middle = 0
+        return True
 
-    def send(self) -> None:
-        """The copy is there: it is sent to its calls."""
-        while True:
-            status = ptrace.wait(self._middle)
+    def _send(self) -> Generator[int, int, bool]:
+        """The copy is there: it is sent to its calls. False if the intermediate is not there any more."""
+        while self._middle:
+            status = yield self._middle
             if not os.WIFSTOPPED(status):
                 self._middle = 0
-                return
-            if status >> 16 == ptrace.EVENT_CLONE:
+            elif status >> 16 == ptrace.EVENT_CLONE:
                 break
-            ptrace.request(ptrace.CONT, self._middle)
+            else:
+                ptrace.request(ptrace.CONT, self._middle)
+        else:
+            return False
         self._child = ptrace.event_message(self._middle)
         if self._gate:
-            self._make_adviser()
+            yield from self._make_adviser()
         if self._middle:
             ptrace.request(ptrace.CONT, self._middle)
-        self._set_to_work(self._child, self._batch.count)
+        yield from self._set_to_work(self._child, self._batch.count)
         if self._adviser:
-            self._set_to_work(self._adviser, len(_ALWAYS))
+            yield from self._set_to_work(self._adviser, len(_ALWAYS))
+        return self._middle != 0
 
-    def _make_adviser(self) -> None:
+    def _make_adviser(self) -> _Steps:
         """The intermediate, which is in the call by which it made the copy, makes the same once more, with other flags;
         then it is as if nothing had been."""
-        if not self._on():
+        if not (yield from self._on()):
             return
         regs = ptrace.get_regs(self._middle)
         answer = regs.rax
         regs.rax, regs.rdi, regs.orig_rax, regs.rip = NR.clone, clone.VM, NOT_IN_CALL, regs.rip - len(_SYSCALL)
         ptrace.set_regs(self._middle, regs)
-        stop = self._on() and self._on()
+        stop = yield from self._on()
+        if stop:
+            stop = yield from self._on()
         if stop >> 16 == ptrace.EVENT_CLONE:
             self._adviser = ptrace.event_message(self._middle)
-            stop = self._on()
+            stop = yield from self._on()
         if stop:
             regs = ptrace.get_regs(self._middle)
             regs.rax = answer
             ptrace.set_regs(self._middle, regs)
 
-    def _on(self) -> int:
+    def _on(self) -> Generator[int, int, int]:
         """Let the intermediate go to the beginning or the end of its call; what the wait tells, 0 if it was killed."""
         ptrace.request(ptrace.SYSCALL, self._middle)
-        status = ptrace.wait(self._middle)
+        status = yield self._middle
         if not os.WIFSTOPPED(status):
             self._middle = 0
             return 0
         return status
 
-    def _set_to_work(self, pid: int, count: int) -> None:
+    def _set_to_work(self, pid: int, count: int) -> _Steps:
         """Send what was born to the first calls of the table."""
-        if _born(pid):
+        if os.WIFSTOPPED((yield pid)):
             regs = ptrace.get_regs(pid)
             regs.orig_rax, regs.rip = NOT_IN_CALL, self._split.rows
             regs.r12, regs.r13 = self._words + 64, count
             ptrace.set_regs(pid, regs)
             ptrace.request(ptrace.CONT, pid)
 
-    def arrive(self) -> None:
-        """Everybody stands where he should."""
-        while self._middle and os.WIFSTOPPED(ptrace.wait(self._middle)):
+    def _end_of_middle(self) -> _Steps:
+        while os.WIFSTOPPED((yield self._middle)):
             ptrace.request(ptrace.CONT, self._middle)
         self._middle = 0
-        self._task.to_stop(self._seat, runs=True)
-        self._seated(0)
-        if self._adviser and not _stands(self._adviser):
-            self._adviser = 0
-        try:
-            self._stand()
-        finally:
-            if self.copy is None and self._adviser:
-                _end(self._adviser)
 
-    def _stand(self) -> None:
+    def _seated_again(self) -> _Steps:
+        """The process stands in its seat. Raises Gone."""
+        task = self._task
+        while True:
+            status = yield task.tid
+            if not os.WIFSTOPPED(status):
+                raise Gone(task.tid, status)
+            if not status >> 16 and task.at_end(status, self._seat):
+                return
+            ptrace.request(ptrace.CONT, task.tid)
+            task.in_signal_stop = False
+
+    def _stand(self) -> _Steps:
         """Take the copy in."""
         if not self._child:
             return
-        if not _stands(self._child):
+        if not (yield from _stopped(self._child)):
             self.why = "its copy was killed"
             return
         try:
@@ -326,12 +389,12 @@ class _Making:
     def give_up(self) -> None:
         """The process has ended, or something is wrong that nobody thought of."""
         self.over = True
+        self._steps.close()
         for pid in filter(None, (self._middle, self._child, self._adviser)):
             _end(pid)
 
     def _seated(self, word: int) -> None:
         """The process stands in its seat again. word: the one that would tell of an error."""
-        self.over = True
         ptrace.request(ptrace.SETOPTIONS, self._task.tid, 0, self._task.options)
         words = struct.unpack("<2q", self.process.get(self._words, 16))
         if words[word] < 0:
@@ -392,10 +455,10 @@ def _gate(process: LivingProcess) -> int:
     return 0
 
 
-def _stands(pid: int) -> bool:
-    """Wait until a copy has made its calls; False if it was killed."""
+def _stopped(pid: int) -> Generator[int, int, bool]:
+    """A copy has made its calls; False if it was killed."""
     while True:
-        status = ptrace.wait(pid)
+        status = yield pid
         if not os.WIFSTOPPED(status):
             return False
         if os.WSTOPSIG(status) == signal.SIGTRAP and not status >> 16:
@@ -403,9 +466,15 @@ def _stands(pid: int) -> bool:
         ptrace.request(ptrace.CONT, pid)
 
 
-def _born(tid: int) -> bool:
-    """Wait for the stop in which a new task begins; False if it was killed."""
-    return os.WIFSTOPPED(ptrace.wait(tid))
+def _stands(pid: int) -> bool:
+    """Wait until a copy has made its calls; False if it was killed."""
+    steps = _stopped(pid)
+    next(steps)
+    try:
+        while True:
+            steps.send(ptrace.wait(pid))
+    except StopIteration as end:
+        return bool(end.value)
 
 
 def _kill(pid: int) -> None:
