@@ -12,6 +12,7 @@ import pytest
 
 from torpor.checkpoint import asking
 from torpor.checkpoint.asking import Told
+from torpor.linux import ptrace
 from torpor.posix.process_services import PROCESS_SERVICES, THREAD_SERVICES
 from torpor.tracee.freeze import freeze
 
@@ -77,3 +78,37 @@ def test_records_stand_in_the_order_of_the_services() -> None:
         names = [service.name for service in services]
         assert list(found) == sorted(found, key=names.index)
         assert any(service.afterwards for service in services) and not all(service.afterwards for service in services)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_queues_are_looked_into_where_something_waits(monkeypatch: pytest.MonkeyPatch, waits: bool) -> None:
+    """For the process as a whole, too, and whoever of its threads has seen it."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+            threading.Thread(target=time.sleep, args=(600,)).start()
+            if waits:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            os.write(writing, b"x")
+            time.sleep(600)
+        finally:
+            os._exit(1)
+    os.read(reading, 1)
+    looked: list[bool] = []
+    pending = ptrace.pending
+
+    def noted(tid: int, shared: bool) -> list[bytes]:
+        looked.append(shared)
+        return pending(tid, shared)
+
+    monkeypatch.setattr(ptrace, "pending", noted)
+    with freeze(lambda: [pid]) as frozen:
+        told = asking.ask(frozen.processes[pid]).told()
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    os.close(reading)
+    os.close(writing)
+    assert looked == ([True, False, False] if waits else [])
+    assert ("pending" in told.services) == waits

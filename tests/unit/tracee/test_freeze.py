@@ -7,10 +7,11 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from torpor.linux import proc
+from torpor.linux import proc, ptrace
 from torpor.model.errors import Refusal, Refused
 from torpor.tracee import freeze as module
 from torpor.tracee.freeze import freeze
@@ -190,3 +191,64 @@ def test_a_child_that_is_born_behind_the_look_is_found() -> None:
         os.waitpid(pid, 0)
         os.close(source)
         os.close(told)
+
+
+def _stopping(pids: list[int]) -> Iterator[list[str]]:
+    """Freeze these and let them go; what was asked of the kernel meanwhile."""
+    asked: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("request", "get_regs", "get_mask"):
+            real = getattr(ptrace, name)
+
+            def noted(first: int, *rest: int, name: str = name, real: Callable[..., object] = real) -> object:
+                asked.append(f"request {first:#x}" if name == "request" else name)
+                return real(first, *rest)
+
+            patch.setattr(ptrace, name, noted)
+        with freeze(lambda: pids):
+            pass
+    yield asked
+
+
+def test_until_all_are_taken_in_nothing_is_asked_but_what_may_have_to_be_mended() -> None:
+    """An EINTR of our stop would be seen by the program, were we killed until then."""
+    pids = []
+    for _ in range(3):
+        pid = os.fork()
+        if pid == 0:
+            while True:
+                time.sleep(1)
+        pids.append(pid)
+    try:
+        (asked,) = _stopping(pids)
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    seize, interrupt = f"request {ptrace.SEIZE:#x}", f"request {ptrace.INTERRUPT:#x}"
+    assert asked[:9] == [seize] * 3 + [interrupt] * 3 + ["get_regs"] * 3
+    assert asked.count("get_mask") == 3
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_nothing_stays_open(monkeypatch: pytest.MonkeyPatch, killed: bool) -> None:
+    pid = os.fork()
+    if pid == 0:
+        while True:
+            time.sleep(1)
+    before = os.listdir("/proc/self/fd")
+    if killed:
+        expect = LivingProcess.expect
+
+        def fatal(process: LivingProcess, tid: int) -> None:
+            expect(process, tid)
+            os.kill(pid, signal.SIGKILL)
+
+        monkeypatch.setattr(LivingProcess, "expect", fatal)
+    with freeze(lambda: [pid] if os.path.exists(f"/proc/{pid}") else []) as frozen:
+        assert bool(frozen.processes) != killed
+    if not killed:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert os.listdir("/proc/self/fd") == before
+    assert LivingProcess._expected == 0
