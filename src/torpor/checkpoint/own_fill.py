@@ -36,8 +36,8 @@ LEAST = 16 << 20
 """Bytes of an area that is worth it."""
 _TOGETHER = 4
 """Windows that are read at once, at most: 1 MiB."""
-_PORTION = 16
-"""So many pieces a thread takes at a time."""
+_PORTION = 4
+"""So many pieces a thread takes at a time, and tells of when they are in: whoever waits wants to hear something."""
 _NEVER = frozenset(("gd", "ht", "sl"))
 """VmFlags of areas that are not mapped early: they grow, are of pages from the pool, may not be changed any more."""
 
