@@ -1,7 +1,8 @@
 """The parent-death signal (PR_SET_PDEATHSIG): sent to a thread when the thread that created its process ends.
 
 Asked for and set with prctl(2), per thread. Set after everything else, since changing credentials clears it
-(commit_creds in kernel/cred.c), and always: the stub may have one of its own.
+(commit_creds in kernel/cred.c), and in the first thread always: the stub may have one of its own. A new thread has none
+(copy_process in kernel/fork.c).
 
 The kernel does not tell which thread of the parent is waited for; afterwards it is the parent's first.
 """
@@ -41,4 +42,6 @@ class ParentDeathService(ThreadBase):
         return ParentDeath(int.from_bytes(answers[0].outs[0], "little"))
 
     def restore(self, record: Any, task: Task) -> Steps:
+        if not record.signal and task.tid != task.owner.pid:
+            return {}
         return {Stage.LAST: [call(NR.prctl, prctl.SET_PDEATHSIG, record.signal, 0, 0, 0)]}
