@@ -91,7 +91,7 @@ def sign(seed: bytes, message: bytes) -> bytes:
 
 def verify(key: bytes, signature: bytes, message: bytes) -> bool:
     """Was `message` signed with the secret key that belongs to the public `key`?"""
-    if "cryptography.exceptions" not in sys.modules:
+    if "ctypes" in sys.modules and "cryptography.exceptions" not in sys.modules:
         from torpor.image import libcrypto
 
         if libcrypto.verified(key, signature, message):

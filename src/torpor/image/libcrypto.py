@@ -1,8 +1,8 @@
 """Ed25519 signatures verified by the OpenSSL of the system (libcrypto.so.3), where there is one.
 
 The package `cryptography` brings an OpenSSL of its own, which takes 6 ms to load; this one takes 3, and a restart needs
-nothing else of it, unless its checkpoint is encrypted. Only a yes counts: whatever else comes of it, crypto.py asks the
-package.
+nothing else of it, unless its checkpoint is encrypted. (With ctypes, which a restart has anyway, it would be no less.)
+Only a yes counts: whatever else comes of it, crypto.py asks the package.
 """
 
 from __future__ import annotations
