@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess
 
 import harness
 import pytest
@@ -14,6 +17,14 @@ MUCH = 13 << 20
 LISTENS = """
 import os, socket, sys, time
 server = socket.create_server(("127.0.0.1", 0))
+print("READY", flush=True)
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.01)
+print("OK", flush=True)
+"""
+
+WAITS = """
+import os, sys, time
 print("READY", flush=True)
 while not os.path.exists(sys.argv[1]):
     time.sleep(0.01)
@@ -97,6 +108,27 @@ def test_all_or_none(user_bench: harness.Bench) -> None:
     assert "in use" in said.err.splitlines()[-1], said.err
     assert not any(name.startswith(job.name) for name in running(user_bench))
     harness.until(lambda: not harness.tagged(user_bench.tag), "the end of all that was made")
+    user_bench.restart(job.name).verified()
+
+
+@pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGKILL))
+@pytest.mark.parametrize("maker", (False, True))
+def test_nothing_is_left_of_what_was_interrupted(maker: bool, number: int, user_bench: harness.Bench) -> None:
+    """Neither when the command is ended, nor the process that makes the copies for it."""
+    job = user_bench.run(["/usr/bin/python3", "-c", WAITS, user_bench.go])
+    job.ready()
+    user_bench.checkpoint(job, "--stop")
+    words = ["restart", job.name, "--store", user_bench.store, "--clone", "--count", "40"]
+    command = user_bench.popen(
+        [*user_bench.account.torpor, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    harness.until(lambda: len(harness.tagged(user_bench.tag)) > 6, "the first of the copies")
+    os.kill(harness.children(command.pid)[0] if maker else command.pid, number)
+    _, said = command.communicate(timeout=60)
+    assert command.returncode != 0, said
+    assert b"Traceback" not in said, said
+    harness.until(lambda: not harness.tagged(user_bench.tag), "the end of all that was made")
+    assert not any(name.startswith(job.name) for name in running(user_bench))
     user_bench.restart(job.name).verified()
 
 

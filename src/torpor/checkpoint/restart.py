@@ -64,8 +64,8 @@ class RestartRequest(msgspec.Struct, kw_only=True):
     job, if this is a part of one. whereabouts: where they all are, None for where they were. names: where a file with
     their names may be made. stopped: the job is stopped, as by SIGSTOP, before its first instruction. lazy: where
     memory is fetched from that may arrive while the job runs, None if all of it is to be there. molds: memory of the
-    job that we have, and its processes shall share with us. Not with lazy. made: called when its files have been
-    opened, and cut back.
+    job that we have, and its processes shall share with us. Not with lazy. checked: that `check` finds nothing was
+    seen a moment ago. made: called when its files have been opened, and cut back.
     """
 
     load: Load
@@ -91,6 +91,7 @@ class RestartRequest(msgspec.Struct, kw_only=True):
     stopped: bool = False
     lazy: Where | None = None
     molds: Molds | None = None
+    checked: bool = False
     made: Callable[[], None] = lambda: None
 
 
@@ -130,7 +131,7 @@ def restart(request: RestartRequest) -> Restarted:
     manifest = relocate(read(request.load), request.map_path)
     if request.rehearsal is not None:
         manifest = request.rehearsal.manifest(manifest)
-    refusals = check(manifest, request.changed_files, request.files)
+    refusals = [] if request.checked else check(manifest, request.changed_files, request.files)
     if refusals:
         raise Refused(refusals, "cannot restart")
     keep_session = request.terminal >= 0 and manifest.terminal is not None

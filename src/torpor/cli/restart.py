@@ -211,7 +211,7 @@ def _say_started(started: Started, options: argparse.Namespace) -> None:
 
 def _copies(options: argparse.Namespace, wishes: Wishes, progress: Progress) -> int:
     from torpor.cli.text import say_json
-    from torpor.launch import detached
+    from torpor.launch import clones
 
     if options.count < 1 or not options.clone:
         raise UsageError("restart: --count is a number of copies, with --clone")
@@ -219,7 +219,7 @@ def _copies(options: argparse.Namespace, wishes: Wishes, progress: Progress) -> 
         if getattr(options, flag):
             raise UsageError(f"restart: --count does not go with --{flag.replace('_', '-')}")
     try:
-        started = detached.restart_copies(options.checkpoint, store(options), wishes, options.count)
+        started = clones.restart_copies(options.checkpoint, store(options), wishes, options.count)
     finally:
         progress.clear()
     if options.json:

@@ -50,6 +50,10 @@ class Report:
         self.event(protocol.error_message(error))
         self._close()
 
+    def descriptors(self) -> list[int]:
+        """Of the line."""
+        return [self._fd] if self._fd >= 0 else []
+
     def _close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
@@ -72,39 +76,62 @@ def detach(
         os.close(reading)
 
 
-def begin(body: Callable[[Report], object], output: int) -> int:
-    """The same, but returns at once: a descriptor to `hear` from."""
+def begin(body: Callable[[Report], object], output: int, left: bool = False) -> int:
+    """The same, but returns at once: a descriptor to `hear` from. left: we have left the terminal already (`leave`); it
+    is our child then, and of our session."""
+    reading, writing = os.pipe()
+    if not left:
+        sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        _carry_out(lambda report: _detached(body, report, output, left), Report(writing), traces=True)
+    os.close(writing)
+    os.close(output)
+    if not left:
+        os.waitpid(child, 0)
+    return reading
+
+
+def leave(body: Callable[[Report], object]) -> tuple[int, int]:
+    """Run `body(report)` in a child of ours that leads a session of its own: its pid, and a descriptor to `hear`
+    from."""
     reading, writing = os.pipe()
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
         os.close(reading)
-        _detached(body, Report(writing), output)
+        os.setsid()
+        _carry_out(body, Report(writing), traces=False)
     os.close(writing)
-    os.close(output)
-    os.waitpid(child, 0)
-    return reading
+    return child, reading
 
 
-def _detached(body: Callable[[Report], object], report: Report, output: int) -> NoReturn:
-    status = 1
-    try:
+def _detached(body: Callable[[Report], object], report: Report, output: int, left: bool) -> None:
+    if not left:
         os.setsid()
         if os.fork():  # so that no terminal can ever become ours again
             os._exit(0)
-        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        for number, source in ((0, null), (1, output), (2, output)):
-            if source == number:
-                os.set_inheritable(number, True)
-            else:
-                os.dup2(source, number)
-        for spare in {null, output} - {0, 1, 2}:
-            os.close(spare)
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for number, source in ((0, null), (1, output), (2, output)):
+        if source == number:
+            os.set_inheritable(number, True)
+        else:
+            os.dup2(source, number)
+    for spare in {null, output} - {0, 1, 2}:
+        os.close(spare)
+    body(report)
+
+
+def _carry_out(body: Callable[[Report], object], report: Report, traces: bool) -> NoReturn:
+    """In a process of its own. traces: its error output is a log, in which it may be told where a defect was."""
+    status = 1
+    try:
         body(report)
         status = 0
     except BaseException as error:
         report.failed(error)
-        if not isinstance(error, TorporError):
+        if traces and not isinstance(error, TorporError):
             import traceback
 
             traceback.print_exc()

@@ -247,6 +247,13 @@ def claim(info: RootInfo, store: Store, wishes: Wishes, copies: bool = False) ->
     origin = f"{info.job}@{info.number}"
     entry = Entry(name="", store=store.location, origin=origin)
     wanted = registry.check_name(wishes.name) if wishes.name else info.job
+    if copies:
+        found = registry.claim(
+            entry, (f"{wanted}-{number}" for number in range(1, 10_000)), lambda name: bool(store.list(name))
+        )
+        if found is None:
+            raise UsageError(f"no name is free: {wanted}-1 and so on are all taken")
+        return found
     live = registry.running(info.job)
     same = next((other for other in registry.jobs() if info.identity and other.identity == info.identity), live)
     if same is not None and not wishes.clone:
@@ -263,9 +270,6 @@ def claim(info: RootInfo, store: Store, wishes: Wishes, copies: bool = False) ->
         names = registry.series(wanted)
         taken = (lambda name: name != wanted and bool(store.list(name))) if live is None else (
             lambda name: bool(store.list(name)))  # fmt: skip
-    if copies:
-        names = (f"{wanted}-{number}" for number in range(1, 10_000))
-        taken = lambda name: bool(store.list(name))  # noqa: E731
     claimed = registry.claim(entry, names, taken)
     if claimed is None:
         raise UsageError(f"a job named {wanted} is running already; use --name")
@@ -307,8 +311,9 @@ def begin(
 ) -> Begun:  # fmt: skip
     """Recreate the job and let it go; its entry in the registry is complete before it runs, so that whatever becomes of
     us then, it is found. among: it is one part of several.  opened: the checkpoint, if that was done already.  made:
-    called when its files are open.  ready: called when the job is whole and has not run yet.  molds: memory of its that
-    we have already. Raises Interrupted."""
+    called when its files are open.  ready: called when the job is whole and has not run yet.  molds: of one of several
+    copies, for which it was looked whether it can be restarted here: memory of its that we have already. Raises
+    Interrupted."""
     from torpor.checkpoint.restart import RestartRequest
     from torpor.checkpoint.restart import restart as run
     from torpor.image.seal import Opening
@@ -412,6 +417,7 @@ def begin(
                     stopped=wishes.stopped,
                     lazy=_later(store, info, wishes, entry) if wishes.lazy else None,
                     molds=molds,
+                    checked=molds is not None,
                     made=made,
                 )
             )
