@@ -20,6 +20,7 @@ from torpor.linux.libc import libc
 T = TypeVar("T")
 
 CONT = 7
+PEEKUSER = 3
 DETACH = 17
 SYSCALL = 24
 GETREGSET = 0x4204
@@ -103,6 +104,9 @@ REGISTERS = [
 ]
 
 
+_RIP = 8 * REGISTERS.index("rip")
+
+
 class Regs(ctypes.Structure):
     """struct user_regs_struct (arch/x86/include/asm/user_64.h)."""
 
@@ -157,6 +161,20 @@ def get_regs(tid: int) -> Regs:
 def set_regs(tid: int, regs: Regs) -> None:
     if _ptrace(SETREGS, tid, 0, byref(regs)) == -1:
         raise _failed(SETREGS, tid)
+
+
+def set_raw_regs(tid: int, regs: bytes) -> None:
+    """The same from the bytes of a `Regs`."""
+    if _ptrace(SETREGS, tid, 0, regs) == -1:
+        raise _failed(SETREGS, tid)
+
+
+def instruction(tid: int) -> int:
+    """Where a stopped task stands: rip alone, for which the kernel need not gather the others."""
+    found: int = _ptrace(PEEKUSER, tid, _RIP, 0)
+    if found == -1:
+        raise _failed(PEEKUSER, tid)
+    return found & (1 << 64) - 1
 
 
 _LARGEST_SET = 16384

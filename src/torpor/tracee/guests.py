@@ -21,11 +21,13 @@ def make(process: LivingProcess, asked: Iterable[tuple[Task, Sequence[Call]]]) -
     """
     made: list[Made] = []
     begun: deque[Begun] = deque()
+    lanes = 0
     try:
         for number, (task, calls) in enumerate(asked):
-            if len(begun) == process.lanes:
+            lanes = lanes or process.lanes
+            if len(begun) == lanes:
                 made.append(begun.popleft().made())
-            begun.append(Begun(task, process.seat_guest(task, number % process.lanes), calls))
+            begun.append(Begun(task, process.seat_guest(task, number % lanes), calls))
         while begun:
             made.append(begun.popleft().made())
     finally:

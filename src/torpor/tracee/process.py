@@ -177,6 +177,8 @@ class LivingProcess(Process):
         self._slots: list[int] = []
         self._signal = 0
         self._seat: Seat | None = None
+        self._lanes: dict[int, Seat] = {}
+        """The seats of guests, by lane: the same for all of them."""
         self._gated: list[tuple[Task, int]] = []
         self._leaves = False
         self._files: dict[int, int] = {}
@@ -202,8 +204,10 @@ class LivingProcess(Process):
         slot, size = self._slots[1 + lane], SCRATCH_SIZE // GUESTS
         code = assemble(slot, self.vpid, task.vtid, self._signal, task.regs, task.mask, SCRATCH_SIZE, guest=True)
         self._memory.write(slot, code.blob)
-        scratch, hold = home.scratch + lane * size, home.scratch + lane * _WORD
-        return Seat(code.loop, code.one, code.stop, scratch, size, self._signal, hold)
+        if lane not in self._lanes:
+            scratch, hold = home.scratch + lane * size, home.scratch + lane * _WORD
+            self._lanes[lane] = Seat(code.loop, code.one, code.stop, scratch, size, self._signal, hold)
+        return self._lanes[lane]
 
     @property
     def lanes(self) -> int:
@@ -272,8 +276,8 @@ class LivingProcess(Process):
         task = self.leader
         seat = task.under_way
         assert seat is not None
-        regs = task.to_stop(seat, runs=True)
-        scratch: int = regs.rbx  # the code keeps the result there; rax is its signal call's by now
+        task.to_stop(seat, runs=True)
+        scratch = ptrace.get_regs(task.tid).rbx  # the code keeps the result there; rax is its signal call's by now
         if scratch >> 63:
             task.put_back()
             raise Refused(
@@ -327,6 +331,7 @@ class LivingProcess(Process):
         except Refused:
             return  # it never came to have any
         seat, self._seat, self._leaves = self._seat, None, False
+        self._lanes.clear()
         if seat is None:
             return
         self.leader.to_stop(seat, runs=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Protocol, TypeAlias
 
@@ -27,6 +28,10 @@ ALL_BLOCKED = (1 << 64) - 1
 
 HEAD = 64
 """Bytes at the beginning of the scratch memory that are not for batches: its owner's."""
+
+_GUEST = struct.Struct("<4Q8sQ72s2Q80s").pack
+"""The registers of a guest that sets out, in the order of ptrace.REGISTERS: its number, hold, the count and the place
+of its calls in r15 to r12, its own rbp, a zero in rbx, its own r11 to rdi, orig_rax, rip, and its own others."""
 
 _BUSY = b"\x01\0\0\0"
 """A word of them, while a guest uses the scratch memory; the guest's own code counts it down."""
@@ -158,19 +163,20 @@ class Task:
 
     def launch(self, seat: Seat, batch: Batch) -> Started:
         """Set a batch going that was laid out for a seat of this task."""
-        self.owner.put(seat.scratch + HEAD, batch.image)
+        table = seat.scratch + HEAD
+        self.owner.put(table, batch.image)
         if seat.hold:
             # It takes hold of the memory before it stands in our code: were it the other way round and we died in
             # between, the memory could go while the guest is in it.
             self.owner.put(seat.hold, _BUSY)
-        self.set_out(seat, seat.loop, r12=seat.scratch + HEAD, r13=batch.count)
+            # As `set_out` would do it.
+            home = bytes(self.regs)
+            self._enter(seat, _GUEST(self.vtid, seat.hold, batch.count, table, home[32:40], 0, home[48:120],
+                                     NOT_IN_CALL, seat.loop, home[136:]))  # fmt: skip
+        else:
+            self.set_out(seat, seat.loop, r12=table, r13=batch.count)
         self.send(seat)
         return Started(self, seat, batch)
-
-    def go(self, seat: Seat, entry: int, **registers: int) -> Regs:
-        """Run our code from `entry` to its stop with some registers set; the registers at the stop."""
-        self.set_out(seat, entry, **registers)
-        return self.to_stop(seat)
 
     def set_out(self, seat: Seat, entry: int, **registers: int) -> None:
         """Let the task stand at the beginning of our code."""
@@ -185,9 +191,12 @@ class Task:
             regs.r14 = seat.hold
         elif "rbx" not in registers:
             regs.rbx = seat.scratch
-        # Entering: registers first, then the mask. Were it the other way round, a tracer killed in between would
-        # leave the program with all its signals blocked. A mask that was set stays until the task is put back.
-        ptrace.set_regs(self.tid, regs)
+        self._enter(seat, bytes(regs))
+
+    def _enter(self, seat: Seat, regs: bytes) -> None:
+        # Registers first, then the mask. Were it the other way round, a tracer killed in between would leave the
+        # program with all its signals blocked. A mask that was set stays until the task is put back.
+        ptrace.set_raw_regs(self.tid, regs)
         mask = ALL_BLOCKED & ~(1 << (seat.signal - 1))
         if self._masked != mask:
             ptrace.set_mask(self.tid, mask)
@@ -199,7 +208,7 @@ class Task:
         self.in_signal_stop = False
         self.under_way = seat
 
-    def to_stop(self, seat: Seat, runs: bool = False) -> Regs:
+    def to_stop(self, seat: Seat, runs: bool = False) -> None:
         """Let the task run until it stands at the stop of our code. runs: it is on its way already."""
         self.under_way = None
         while True:
@@ -211,18 +220,16 @@ class Task:
                 raise Gone(self.tid, status)
             if status >> 16:
                 continue  # a group stop, or a trap of an earlier INTERRUPT: not ours
-            regs = self.at_end(status, seat)
-            if regs is not None:
-                return regs
+            if self.at_end(status, seat):
+                return
 
-    def at_end(self, status: int, seat: Seat) -> Regs | None:
-        """The registers, if the signal stop that a wait has told of is the end of our code; else the signal is held."""
+    def at_end(self, status: int, seat: Seat) -> bool:
+        """Is the signal stop that a wait has told of the end of our code? Else the signal is held."""
         self.in_signal_stop = True
-        regs = ptrace.get_regs(self.tid)
-        if os.WSTOPSIG(status) == seat.signal and regs.rip == seat.stop:
-            return regs
+        if os.WSTOPSIG(status) == seat.signal and ptrace.instruction(self.tid) == seat.stop:
+            return True
         self.held.append(ptrace.get_siginfo(self.tid))
-        return None
+        return False
 
     def put_back(self) -> None:
         """Give the task its own mask and registers again (leaving: mask first, then registers)."""
