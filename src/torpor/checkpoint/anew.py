@@ -17,7 +17,6 @@ from torpor.checkpoint.plant import (
     NOTE_NO_PTS,
     NOTE_NO_QUEUES,
     Ground,
-    Turns,
     World,
 )
 from torpor.linux import clone, devpts, namespaces, proc, ptrace
@@ -25,15 +24,16 @@ from torpor.posix import host_names
 from torpor.tracee.stub import StubProcess
 
 if TYPE_CHECKING:
+    from torpor.checkpoint.footing import Turns
     from torpor.checkpoint.molds import Molds
     from torpor.checkpoint.own_fill import OwnFill
     from torpor.image.manifest import ProcessRecord
 
 
 class Namespaces:
-    """`plant.Footing` in new namespaces. user: with a user namespace around them. ipc: a new IPC namespace as well (the
-    job has System V objects). molds: memory that the tree is to inherit; ours no longer, once the tree has it.  own:
-    memory that its processes put in themselves."""
+    """`footing.Footing` in new namespaces. user: with a user namespace around them. ipc: a new IPC namespace as well
+    (the job has System V objects). molds: memory that the tree is to inherit; ours no longer, once the tree has it.
+    own: memory that its processes put in themselves."""
 
     inherits = True
     executes = False

@@ -26,7 +26,7 @@ import signal
 import struct
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -42,7 +42,6 @@ from torpor.checkpoint.plant import (
     READY,
     WAITING,
     Ground,
-    Turns,
     World,
 )
 from torpor.image.manifest import ClockRecord, Manifest, ProcessRecord
@@ -52,6 +51,9 @@ from torpor.linux.ptrace import Regs
 from torpor.model.errors import Refusal, Refused, RestartFailed
 from torpor.posix import posix_timers, timerfd
 from torpor.tracee.stub import StubProcess
+
+if TYPE_CHECKING:
+    from torpor.checkpoint.footing import Turns
 
 T = TypeVar("T")
 
@@ -66,7 +68,7 @@ _PATIENCE = 5.0
 
 
 class Gates:
-    """`plant.Turns`: made before the tree, shared by all of it. numbers: what has to be left for those who need it."""
+    """`footing.Turns`: made before the tree, shared by all of it. numbers: what is to be left for those who need it."""
 
     def __init__(self, numbers: Collection[int]) -> None:
         self._numbers = frozenset(numbers)
@@ -114,7 +116,7 @@ class Gates:
 
 
 class InPlace:
-    """`plant.Footing` without namespaces. births: set once planned. walker: None where numbers may be chosen."""
+    """`footing.Footing` without namespaces. births: set once planned. walker: None where numbers may be chosen."""
 
     first = 0
 

@@ -14,7 +14,7 @@ from torpor import bytecode
 from torpor.checkpoint import machine, plant
 from torpor.checkpoint.anew import Namespaces
 from torpor.checkpoint.plan import Plan, plan
-from torpor.checkpoint.plant import Footing, Ground, Planted
+from torpor.checkpoint.plant import Ground, Planted
 from torpor.checkpoint.recreate import Inventory
 from torpor.checkpoint.relocate import relocate
 from torpor.checkpoint.required import check
@@ -35,6 +35,7 @@ from torpor.tracee.task import Gone
 from torpor.tracee.together import together
 
 if TYPE_CHECKING:
+    from torpor.checkpoint.footing import Footing
     from torpor.checkpoint.lazy.hand_over import Late, Where
     from torpor.checkpoint.molds import Molds
     from torpor.checkpoint.own_fill import OwnFill

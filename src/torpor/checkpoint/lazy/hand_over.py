@@ -22,7 +22,7 @@ from torpor.posix.process_file import ProcessFile, ProcessFileService
 from torpor.tracee.call import call
 
 if TYPE_CHECKING:
-    from torpor.checkpoint.plant import Footing
+    from torpor.checkpoint.footing import Footing
     from torpor.tracee.stub import StubProcess
 
 WATCHES = b"watches"
