@@ -169,7 +169,6 @@ int main(int argc, char **argv)
 {
     begin(argc, argv);
     if ((is_mode("avx512") && !has_avx512()) || (is_mode("avx2") && !has_avx2())) {
-        say("READY");
         say("SKIP: this processor has no %s", mode_args[0]);
         return 77;
     }
