@@ -102,7 +102,8 @@ class StreamService(DescriptorBase):
                 except OSError:
                     pass
             restart.say(_lost(record))
-            return os.open("/dev/null", (record.flags & (3 | STATUS)) | os.O_CLOEXEC)
+            # A pipe in packets (pipe(2)) has O_DIRECT, which no device is opened with.
+            return os.open("/dev/null", (record.flags & (3 | STATUS) & ~os.O_DIRECT) | os.O_CLOEXEC)
         if record.reopened:
             try:
                 return reopen(source, record.flags)

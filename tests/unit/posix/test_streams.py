@@ -158,13 +158,15 @@ def test_file_emptied_by_the_shell(tmp_path: Path) -> None:
     assert "shorter" in restart.said[0]
 
 
-def test_stream_at_a_higher_number() -> None:
-    r, w = os.pipe()
+@pytest.mark.parametrize("flags", [0, os.O_DIRECT | os.O_NONBLOCK], ids=["plain", "in packets"])
+def test_stream_at_a_higher_number(flags: int) -> None:
+    r, w = os.pipe2(flags)
     job = FakeJob([w], streams=[Stream(7, w)])
     assert names(job) == ["stream"]
     restart = FakeRestart(job.sink)
     (new,) = restart.make(job.save())
     assert os.readlink(f"/proc/self/fd/{new}") == "/dev/null"
+    assert os.get_blocking(new) == (not flags)
     assert "descriptor 7 (pipe)" in restart.said[0]
     os.close(r)
 
