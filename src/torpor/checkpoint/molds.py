@@ -26,6 +26,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
+from torpor.checkpoint.huge_pages import HUGE
 from torpor.image.manifest import Manifest, ProcessRecord
 from torpor.linux import proc, uio, userfaultfd
 from torpor.linux.arch.x86_64 import NR
@@ -49,8 +50,6 @@ _DONTFORK, _DOFORK = 10, 11
 """MADV_DONTFORK, MADV_DOFORK."""
 _PLAIN = frozenset(("ac", "hg", "nh"))
 """VmFlags that an area may have."""
-HUGE = 2 << 20
-"""Bytes of a huge page."""
 _SLOW = 2e-3
 """Seconds that a huge page may take: no longer than to fill as many small ones. It takes 0.2 ms, but 7 on a virtual
 machine that has to be given the memory first by its host, which has taken back what was free in large pieces."""

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from torpor.checkpoint import molds
-from torpor.checkpoint.molds import HUGE, LEAST, break_up, cut, eligible, full
+from torpor.checkpoint.huge_pages import HUGE
+from torpor.checkpoint.molds import LEAST, break_up, cut, eligible, full
 from torpor.linux import proc, uio
 from torpor.linux.pagemap import PAGE, Pagemap
 from torpor.posix.memory.area import ANONYMOUS, FILE, AreaRecord
