@@ -31,7 +31,7 @@ import array
 import errno
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import msgspec
@@ -244,19 +244,40 @@ def _note(pid: int, noted: _Noted) -> None:
     another program)."""
     pages = pagemap.Pagemap(pid)
     try:
-        for area in proc.maps(pid):
-            if not _eligible(area) or pages.noted(area.start):
+        for row in rows(proc.maps(pid)):
+            if not any(_eligible(area) and not pages.noted(area.start) for area in row):
                 continue
+            new = [area for area in row if not pages.noted(area.start)]
             try:
-                userfaultfd.register(noted.fd, area.start, area.size)
+                userfaultfd.register(noted.fd, row[0].start, row[-1].end - row[0].start)
             except OSError as error:
                 if error.errno == errno.ESRCH:
                     raise
                 continue  # it has just changed, or is of a kind that cannot be noted: it is read
-            noted.fresh.append((area.start, area.end))
-            pages.written(area.start, area.end)
+            for area in new:
+                noted.fresh.append((area.start, area.end))
+                pages.written(area.start, area.end)
     finally:
         pages.close()
+
+
+def rows(areas: Iterable[proc.Area]) -> Iterator[list[proc.Area]]:
+    """Private anonymous areas (ascending) that lie side by side. Writes are noted in all of a row or in none of it:
+    where a program has one page protected for a moment, there are three areas, and would be for good if writes were
+    noted in two of them; then mremap(2) of all of it, which is one area to the program, fails (EFAULT). Pure."""
+    row: list[proc.Area] = []
+    for area in areas:
+        plain = area.perms[3] == "p" and not area.ino and area.path not in _KERNELS
+        if row and not (plain and row[-1].end == area.start):
+            yield row
+            row = []
+        if plain:
+            row.append(area)
+    if row:
+        yield row
+
+
+_KERNELS = ("[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]")
 
 
 def _changed(pid: int, noted: _Noted) -> list[Range]:
