@@ -265,7 +265,7 @@ class Coordinator:
             if self.ending is None:
                 self._voice.answer(ask, last.ending is not Phase.UNDO, last.reason, last.number, passing=last.passing)
             return
-        found: Open | str = requests.busy(record, self.attempt)
+        found: Open | str = requests.busy(record, self.attempt, event)
         if not found and (why := self._early_for()):
             since, _ = self._asked.setdefault(ask, (self._voice.now, event))
             if self._voice.now - since < self.limits.silence:
@@ -279,7 +279,7 @@ class Coordinator:
             self._begin(found)
 
     def _early_for(self) -> str:
-        return requests.early(self.record, self.members, self._hosts, self.ending)
+        return requests.early(self.record, self.members, self._hosts, self.ending, self.attempt)
 
     def _ask_now(self) -> None:
         """What was asked for too early waits no more."""

@@ -13,18 +13,25 @@ from torpor.coordinate.words import AskCheckpoint, AskRestart
 ENDED = "the job has been saved and ended"
 
 
-def busy(record: Record, attempt: Attempt | None) -> str:
-    """Why nothing can be begun now, '' if something can."""
+def busy(record: Record, attempt: Attempt | None, event: AskCheckpoint | AskRestart) -> str:
+    """Why what is asked for cannot be begun, '' if it can, or may wait (`early`)."""
     if record.ended:
         return ENDED
-    return f"a {attempt.kind} is under way" if attempt is not None else ""
+    # Processes run on some hosts before the coordinator knows that they do on all: a checkpoint waits for that.
+    if attempt is None or (attempt.kind is Kind.RESTART and isinstance(event, AskCheckpoint)):
+        return ""
+    return _under_way(attempt)
 
 
-def early(record: Record, members: Members, hosts: Collection[str], ending: Ending | None) -> str:
+def early(
+    record: Record, members: Members, hosts: Collection[str], ending: Ending | None, attempt: Attempt | None
+) -> str:  # fmt: skip
     """Why nothing can be begun yet, '' if something can: what came before is not quite over, or the job is only just
     beginning. That does not last, and what is asked for meanwhile waits. hosts: where the job begins."""
     if record.ended:
         return ""
+    if attempt is not None:
+        return _under_way(attempt)
     if ending is not None and (ending.awaited or not ending.told):
         waits = f": waiting for {names(list(ending.awaited))}" if ending.awaited else ""
         return f"a {ending.over.kind} is not quite over{waits}"
@@ -32,6 +39,10 @@ def early(record: Record, members: Members, hosts: Collection[str], ending: Endi
         return ""
     absent = [host for host in hosts if host not in members.present and host not in members.gone]
     return f"{names(absent)} did not come into the job" if absent else ""
+
+
+def _under_way(attempt: Attempt) -> str:
+    return f"a {attempt.kind} is under way"
 
 
 def checkpoint(event: AskCheckpoint, record: Record, members: Members) -> Open | str:

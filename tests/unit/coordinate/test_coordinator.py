@@ -286,6 +286,16 @@ def test_two_old_hosts_come_back_on_one() -> None:
 
 
 @pytest.mark.parametrize("phase", PLANS[Kind.RESTART])
+def test_a_checkpoint_that_is_asked_for_in_a_restart_waits_for_its_end(phase: Phase) -> None:
+    """A host whose processes run already is not the last."""
+    world = restarting()
+    until(world, phase, "h1")
+    world.checkpoint("one")
+    world.run(60.0)
+    assert world.answers["back"][0].ok and world.answers["one"][0].ok
+
+
+@pytest.mark.parametrize("phase", PLANS[Kind.RESTART])
 @pytest.mark.parametrize("how", ["broke", "cut", "kill"])
 def test_a_restart_that_fails_leaves_nothing_behind(phase: Phase, how: str) -> None:
     world = restarting()

@@ -168,10 +168,11 @@ def test_very_many_storms() -> None:
 @settings(max_examples=50)
 @given(
     hosts=st.integers(1, 12), seed=st.integers(0, 1 << 32), stop=st.booleans(), delay=st.sampled_from((0.01, 1.0)),
-    loss=st.sampled_from((0.0, 0.1)),
+    loss=st.sampled_from((0.0, 0.02)),
 )  # fmt: skip
 def test_without_faults_it_always_commits(hosts: int, seed: int, stop: bool, delay: float, loss: float) -> None:
-    """Messages that are lost are no fault."""
+    """Messages that are lost are no fault, unless so many are lost in a row that a host counts as silent: of ten in a
+    hundred that happens in 1 of 300 worlds."""
     world = World(hosts, seed, delay=delay, loss=loss, double=loss)
     world.run(30.0)
     world.checkpoint("one", stop)
