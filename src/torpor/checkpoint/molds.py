@@ -27,6 +27,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import msgspec
 
 from torpor.checkpoint.huge_pages import HUGE
+from torpor.checkpoint.own_fill import map_here
 from torpor.image.manifest import Manifest, ProcessRecord
 from torpor.linux import proc, uio, userfaultfd
 from torpor.linux.arch.x86_64 import NR
@@ -35,9 +36,6 @@ from torpor.model.data import Source
 from torpor.posix.memory.area import (
     ADVICE,
     ANONYMOUS,
-    MAP_ANONYMOUS,
-    MAP_FIXED_NOREPLACE,
-    MAP_PRIVATE,
     PROT_READ,
     PROT_WRITE,
     AreaRecord,
@@ -124,7 +122,7 @@ def cast(manifest: Manifest, source: Source) -> Molds:
     try:
         for record in manifest.processes:
             if record.state != "zombie":
-                found[record.pid] = [area for area in record.areas if eligible(area) and _take(area)]
+                found[record.pid] = [area for area in record.areas if eligible(area) and map_here(area)]
                 huge[record.pid] = _fill(record, found[record.pid], source)
                 for area in found[record.pid]:
                     if "nh" in area.flags:  # only now: to such an area no huge page is given
@@ -147,19 +145,6 @@ def eligible(area: AreaRecord) -> bool:
         and _PLAIN.issuperset(area.flags)
         and not area.huge
     )
-
-
-def _take(area: AreaRecord) -> bool:
-    """Map it where it is to be; False where something else is there."""
-    flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
-    try:
-        at = syscall(NR.mmap, area.start, area.size, PROT_READ | PROT_WRITE, flags, -1, 0)
-        if at != area.start:  # before Linux 4.17
-            syscall(NR.munmap, at, area.size)
-            return False
-    except OSError:
-        return False
-    return True
 
 
 def _split(record: ProcessRecord, areas: Sequence[AreaRecord]) -> tuple[PagesRecord, PagesRecord]:

@@ -91,7 +91,7 @@ class OwnFill:
         if not mine:
             return
         for at, area in reversed(list(enumerate(mine))):
-            if not _map(area):
+            if not map_here(area):
                 tell(at, NOT_MAPPED)
                 del mine[at]
         pages = self._split(pid, self._pages[pid])[0]
@@ -178,8 +178,9 @@ def pieces(found: Iterable[tuple[int, int, int]], lies: Callable[[int], tuple[in
         yield Piece([window for window, _ in row], [chunk for _, chunk in row], True)
 
 
-def _map(area: AreaRecord) -> bool:
-    """Map an area at its place; False where something else is there, or it may not have so much."""
+def map_here(area: AreaRecord) -> bool:
+    """Map a private anonymous area at its place in our own memory; False where something else is there, or we may not
+    have so much."""
     made = areas.make(area, lambda _: -1)
     start, size, prot, flags, fd, offset = (int(each) for each in made.args if isinstance(each, int))
     try:
