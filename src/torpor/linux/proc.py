@@ -152,14 +152,9 @@ def status(pid: int, tid: int | None = None) -> Status:
 
 
 def open_status(pid: int, tid: int) -> int:
-    """A descriptor of a thread's status, for `status_of`. It is that thread's for ever: if its number is another's one
-    day, this does not show that one."""
+    """A descriptor of a thread's status. It is that thread's for ever: if its number is another's one day, a read fails
+    (ESRCH)."""
     return os.open(f"/proc/{pid}/task/{tid}/status", os.O_RDONLY | os.O_CLOEXEC)
-
-
-def status_of(fd: int) -> Status:
-    """What a thread's status is now; to be read once. Raises ProcessLookupError if it has ended."""
-    return Status(_shown(fd))
 
 
 def open_memory(pid: int, name: str, flags: int = os.O_RDONLY) -> int:

@@ -104,7 +104,7 @@ REGISTERS = [
 ]
 
 
-_RIP = 8 * REGISTERS.index("rip")
+RIP = 8 * REGISTERS.index("rip")
 
 
 class Regs(ctypes.Structure):
@@ -171,7 +171,7 @@ def set_raw_regs(tid: int, regs: bytes) -> None:
 
 def instruction(tid: int) -> int:
     """Where a stopped task stands: rip alone, for which the kernel need not gather the others."""
-    found: int = _ptrace(PEEKUSER, tid, _RIP, 0)
+    found: int = _ptrace(PEEKUSER, tid, RIP, 0)
     if found == -1:
         raise _failed(PEEKUSER, tid)
     return found & (1 << 64) - 1
@@ -193,6 +193,11 @@ def get_regset(tid: int, kind: int) -> bytes:
             break
     _room_for[kind] = min(vector.length + 8, _LARGEST_SET)
     return room.raw[: vector.length]
+
+
+def usual_room(kind: int) -> int:
+    """The room that a register set took last, and eight bytes more; 0 if none has been read yet."""
+    return _room_for.get(kind, 0)
 
 
 def set_regset(tid: int, kind: int, data: bytes) -> None:
@@ -233,16 +238,8 @@ def event_message(tid: int) -> int:
     return message.value
 
 
-class Rseq(ctypes.Structure):
-    """struct ptrace_rseq_configuration."""
-
-    _fields_ = [
-        ("pointer", ctypes.c_uint64),
-        ("size", ctypes.c_uint32),
-        ("signature", ctypes.c_uint32),
-        ("flags", ctypes.c_uint32),
-        ("pad", ctypes.c_uint32),
-    ]
+_RSEQ = struct.Struct("<QII8x")
+"""struct ptrace_rseq_configuration: pointer, size, signature, flags and padding."""
 
 
 def rseq_configuration(tid: int) -> tuple[int, int, int]:
@@ -259,9 +256,15 @@ def rseq_configuration(tid: int) -> tuple[int, int, int]:
 
 
 def _rseq(tid: int) -> tuple[int, int, int]:
-    conf = Rseq()
-    request(GET_RSEQ_CONFIGURATION, tid, ctypes.sizeof(conf), ctypes.addressof(conf))
-    return conf.pointer, conf.size, conf.signature
+    room = ctypes.create_string_buffer(_RSEQ.size)
+    request(GET_RSEQ_CONFIGURATION, tid, _RSEQ.size, ctypes.addressof(room))
+    return unpack_rseq(room.raw)
+
+
+def unpack_rseq(raw: bytes) -> tuple[int, int, int]:
+    """`rseq_configuration` from the kernel's structure."""
+    pointer, size, signature = _RSEQ.unpack(raw)
+    return pointer, size, signature
 
 
 def pending(tid: int, shared: bool) -> list[bytes]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from torpor.linux import proc
@@ -140,6 +142,16 @@ class Memory:
                 if not part:
                     raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))  # its memory is gone
                 written += part
+        finally:
+            if fd != self._fd:
+                os.close(fd)
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[int]:
+        """A descriptor of it, which stays open meanwhile."""
+        fd = self._fd if self._fd >= 0 else self._open()
+        try:
+            yield fd
         finally:
             if fd != self._fd:
                 os.close(fd)

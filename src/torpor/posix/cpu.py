@@ -44,7 +44,8 @@ def capture(process: Process, task: Task) -> CpuRecord:
             restarting = restarted_call(process.read(task.regs.rip - 34, 34))
         except OSError:
             pass
-    return CpuRecord(bytes(task.regs), ptrace.get_regset(task.tid, NT_X86_XSTATE), task.mask, task.rseq, restarting)
+    xstate = task.xstate or ptrace.get_regset(task.tid, NT_X86_XSTATE)
+    return CpuRecord(bytes(task.regs), xstate, task.mask, task.rseq, restarting)
 
 
 def restarted_call(code: bytes) -> int:

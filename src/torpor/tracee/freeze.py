@@ -15,6 +15,7 @@ from torpor.linux.arch.x86_64_code import MAGIC, SIZE
 from torpor.model.errors import CheckpointFailed, Refusal, Refused
 from torpor.tracee import padding
 from torpor.tracee.process import LivingProcess, rseq_abort
+from torpor.tracee.stops import Facts, Learning, Stops
 from torpor.tracee.task import NOT_IN_CALL, Gone, Task
 
 STOP_SIGNALS = (19, 20, 21, 22)
@@ -50,6 +51,7 @@ class Frozen:
         self.found: list[int] = []
         self.processes: dict[int, LivingProcess] = {}
         self.zombies: list[int] = []
+        self.learnings: list[Learning] = []
 
     def __enter__(self) -> Frozen:
         return self
@@ -121,9 +123,10 @@ def freeze(
             _stop_all(frozen, lambda: [pid for pid in find() if pid not in last], deadline)
             time.sleep(grace)
         frozen.zombies = _stop_all(frozen, find, deadline)
+        facts = {tid: one for learning in frozen.learnings for tid, one in learning.facts().items()}
         for pid, process in list(frozen.processes.items()):
             try:
-                _settle(process, deadline)
+                _settle(process, facts, deadline)
             except (ProcessLookupError, FileNotFoundError) as error:
                 raise CheckpointFailed(f"process {pid} ended while the job was being stopped; try again") from error
     except BaseException:
@@ -189,15 +192,26 @@ def _take_in(frozen: Frozen, asked: dict[int, LivingProcess], deadline: float) -
     taken in is not let go. Empties `asked`.
 
     All are asked before the first is waited for, so that they come to their stops at the same time. Then nothing is
-    done but what `_stop` must: until then, our own death would let a program see the EINTR of our stop.
+    done but what must be: until then, our own death would let a program see the EINTR of our stop.
     """
+    if not asked:
+        return
     trouble: CheckpointFailed | None = None
+    frozen.learnings.append(Learning([(tid, process.status_file(tid)) for tid, process in asked.items()]))
+    stops = Stops(asked)
     frozen.since = frozen.since or time.perf_counter()
-    for tid in asked:
-        try:
-            ptrace.request(ptrace.INTERRUPT, tid)
-        except OSError:
-            pass  # it has just ended (ESRCH, EIO), as the wait will tell
+    stops.ask()
+    for look in range(_YIELDS):
+        if look:
+            os.sched_yield()
+        for tid, status, regs in stops.look():
+            stop = _stop_signal(status)
+            if stop is None:
+                _stop(frozen, asked, tid, deadline, status)
+            else:
+                _take(asked.pop(tid), tid, stop, regs)
+        if not stops.left:
+            break
     while asked:
         try:
             _stop(frozen, asked, next(iter(asked)), deadline)
@@ -215,19 +229,30 @@ def _has_ended(pid: int) -> bool:
         return False  # it was waited for
 
 
-def _stop(frozen: Frozen, asked: dict[int, LivingProcess], tid: int, deadline: float) -> None:
-    """Take in a thread that was asked to stop, once it has, and unless it has ended."""
+def _stop(
+    frozen: Frozen, asked: dict[int, LivingProcess], tid: int, deadline: float, status: int | None = None
+) -> None:
+    """Take in a thread that was asked to stop, once it has, and unless it has ended. status: what a wait has told of it
+    already."""
     process = asked.pop(tid)
 
     def held_up() -> None:
         _let_vfork_child_go(frozen, asked, process.pid, tid, deadline)
 
-    stop = _await_stop(process.pid, tid, deadline, held_up)
+    stop = _await_stop(process.pid, tid, deadline, held_up, status)
     if stop is None:
         return
     try:
-        task = process.add(tid)
-        task.stop_signal = stop
+        _take(process, tid, stop, ptrace.get_regs(tid))
+    except ProcessLookupError:
+        pass  # killed where it stood
+
+
+def _take(process: LivingProcess, tid: int, stop: int, regs: ptrace.Regs) -> None:
+    """A thread has come to its stop: see `_await_stop`."""
+    task = process.add(tid, regs)
+    task.stop_signal = stop
+    try:
         _undo_eintr(process.pid, task)
     except (ProcessLookupError, FileNotFoundError):
         pass  # killed where it stood
@@ -291,16 +316,31 @@ def why_not_traced(fields: Mapping[str, str]) -> str:
     return "it is set-user-ID or not dumpable: do this as root"
 
 
-def _await_stop(pid: int, tid: int, deadline: float, held_up: Callable[[], None] = lambda: None) -> int | None:
+def _stop_signal(status: int) -> int | None:
+    """Of a thread that stands in the stop that it was asked for: the signal of the group stop that it is in, 0 for
+    none. None where it stands in another one, or has ended."""
+    if status >> 16 != ptrace.EVENT_STOP or not os.WIFSTOPPED(status):
+        return None
+    number = os.WSTOPSIG(status)
+    return number if number in STOP_SIGNALS else 0
+
+
+def _await_stop(
+    pid: int,
+    tid: int,
+    deadline: float,
+    held_up: Callable[[], None] = lambda: None,
+    known: int | None = None,
+) -> int | None:
     """Wait until a seized thread stands in a stop where nothing is about to be delivered.
 
-    held_up: called now and then while it does not come to a stop. Returns the signal of the group stop it is in, 0 for
-    none, None if it ended.
+    held_up: called now and then while it does not come to a stop.  known: what a wait has told of it already. Returns
+    the signal of the group stop it is in, 0 for none, None if it ended.
     """
     looks, pause = 0, 0.0
     while True:
         try:
-            status = ptrace.poll(tid)
+            status, known = known if known is not None else ptrace.poll(tid), None
         except ChildProcessError:
             return None
         if status is None:
@@ -316,11 +356,12 @@ def _await_stop(pid: int, tid: int, deadline: float, held_up: Callable[[], None]
             continue
         if not os.WIFSTOPPED(status):
             return None
-        number = os.WSTOPSIG(status)
-        if status >> 16 == ptrace.EVENT_STOP:
-            return number if number in STOP_SIGNALS else 0
+        stop = _stop_signal(status)
+        if stop is not None:
+            return stop
         # A signal was on its way: it is delivered now, as it would have been without us; the stop that we asked for
         # is still pending and follows before the program's next instruction.
+        number = os.WSTOPSIG(status)
         ptrace.request(ptrace.CONT, tid, 0, number if not status >> 16 else 0)
 
 
@@ -338,10 +379,10 @@ def _stuck(pid: int, tid: int) -> str:
     )
 
 
-def _settle(process: LivingProcess, deadline: float) -> None:
-    """Learn what there is to know of a process once nothing runs any more, and mend what stopping did to the registers
-    of its threads, before anything else looks at them."""
-    process.learn()
+def _settle(process: LivingProcess, facts: Mapping[int, Facts], deadline: float) -> None:
+    """Take in what there is to know of a process once nothing runs any more, and mend what stopping did to the
+    registers of its threads, before anything else looks at them."""
+    process.learn(facts)
     tails = padding.tails(process.areas)
     ours: list[int] | None = None
     for task in process.tasks:

@@ -6,9 +6,11 @@ how calls are run: see `LivingProcess` here and `StubProcess` in tracee/stub.py.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 
 from torpor.linux import proc, ptrace, uio
 from torpor.linux.arch.x86_64 import NR
@@ -17,6 +19,7 @@ from torpor.linux.libc import syscall
 from torpor.model.errors import Refusal, Refused
 from torpor.tracee import padding
 from torpor.tracee.call import Answer, Call
+from torpor.tracee.stops import Facts
 from torpor.tracee.task import ALL_BLOCKED, NOT_IN_CALL, Seat, Task, quiet_signal
 
 SCRATCH_SIZE = 64 * 1024
@@ -200,14 +203,23 @@ class LivingProcess(Process):
 
     def seat_guest(self, task: Task, lane: int) -> Seat:
         """Make a thread that is not the first one ready to run calls in a lane that nobody else uses."""
+        seat, slot, code = self.guest(task, lane)
+        self._memory.write(slot, code)
+        return seat
+
+    def guest(self, task: Task, lane: int) -> tuple[Seat, int, bytes]:
+        """The same, but for its code, which is still to be written: (seat, where to, the code)."""
         home = self.enter(self.leader)
         slot, size = self._slots[1 + lane], SCRATCH_SIZE // GUESTS
         code = assemble(slot, self.vpid, task.vtid, self._signal, task.regs, task.mask, SCRATCH_SIZE, guest=True)
-        self._memory.write(slot, code.blob)
         if lane not in self._lanes:
             scratch, hold = home.scratch + lane * size, home.scratch + lane * _WORD
             self._lanes[lane] = Seat(code.loop, code.one, code.stop, scratch, size, self._signal, hold)
-        return self._lanes[lane]
+        return self._lanes[lane], slot, code.blob
+
+    def memory(self) -> AbstractContextManager[int]:
+        """A descriptor of its memory (uio.Memory) that stays open meanwhile."""
+        return self._memory.opened()
 
     @property
     def lanes(self) -> int:
@@ -340,41 +352,36 @@ class LivingProcess(Process):
             self._memory.write(slot, bytes(SIZE))
 
     def expect(self, tid: int) -> None:
-        """A thread is about to be stopped. What `learn` is to read of it is opened before, which takes as long as to
-        read it."""
+        """A thread is about to be stopped. What is to be read of it (`Learning`) is opened before, which takes as long
+        as to read it."""
         if LivingProcess._expected < _MOST_EXPECTED:
             try:
                 self._files[tid] = proc.open_status(self.pid, tid)
                 LivingProcess._expected += 1
             except OSError:
-                pass  # it has ended, or there are too many open files: `learn` will see
+                pass  # it has ended, or there are too many open files: `learn` reads it then
 
-    def _look(self, task: Task) -> proc.Status:
-        """The status of a thread."""
-        fd = self._files.pop(task.tid, -1)
-        if fd >= 0:
-            LivingProcess._expected -= 1
-            try:
-                return proc.status_of(fd)
-            except ProcessLookupError:
-                pass  # there is another thread of that number by now
-            finally:
-                os.close(fd)
-        return proc.status(self.pid, task.tid)
+    def status_file(self, tid: int) -> int:
+        """The descriptor of a status file that `expect` has opened, -1 if it has not."""
+        return self._files.get(tid, -1)
 
-    def add(self, tid: int) -> Task:
+    def add(self, tid: int, regs: ptrace.Regs) -> Task:
         """Take a freshly stopped thread in; `learn` is to follow."""
         task = Task(tid, self.tgid, 0, self)
-        task.regs = ptrace.get_regs(tid)
+        task.regs = regs
         self.tasks.append(task)
         return task
 
-    def learn(self) -> None:
-        """Read mask and status of all threads, now that all are stopped (until then one may change another: filters of
-        all threads, signals). Their numbers stand there."""
+    def learn(self, facts: Mapping[int, Facts]) -> None:
+        """Take in mask and status of all threads (by tid), read when all had stopped (until then one may change
+        another: filters of all threads, signals). Their numbers stand there. Raises ProcessLookupError if one of them
+        is not there any more."""
         for task in self.tasks:
-            task.mask = ptrace.get_mask(task.tid)
-            fields = self._look(task)
+            known = facts.get(task.tid)
+            if known is None:
+                raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+            task.mask, task.rseq, task.xstate = known.mask, known.rseq, known.xstate
+            fields = proc.Status(known.status) if known.status else proc.status(self.pid, task.tid)
             task.learn(fields)
             if fields.get("Seccomp", "0") != "0":
                 try:
@@ -414,13 +421,13 @@ class LivingProcess(Process):
 
 
 def rseq_abort(process: LivingProcess, task: Task) -> int:
-    """Where a thread that stands in a restartable sequence has to go on, or 0. Its `rseq` is known afterwards.
+    """Where a thread that stands in a restartable sequence has to go on, or 0.
 
     Running calls in the thread makes the kernel forget that it stood there (kernel/rseq.c clears rseq_cs once the
     instruction pointer is elsewhere), so the abort that the kernel would have made is made here.
     """
     try:
-        task.rseq = address, size, _ = ptrace.rseq_configuration(task.tid)
+        address, size, _ = task.rseq
         if not address or size < 16:
             return 0
         cs = int.from_bytes(process.get(address + 8, 8), "little")

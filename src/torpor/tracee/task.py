@@ -33,7 +33,7 @@ _GUEST = struct.Struct("<4Q8sQ72s2Q80s").pack
 """The registers of a guest that sets out, in the order of ptrace.REGISTERS: its number, hold, the count and the place
 of its calls in r15 to r12, its own rbp, a zero in rbx, its own r11 to rdi, orig_rax, rip, and its own others."""
 
-_BUSY = b"\x01\0\0\0"
+BUSY = b"\x01\0\0\0"
 """A word of them, while a guest uses the scratch memory; the guest's own code counts it down."""
 
 
@@ -58,6 +58,11 @@ class Seat(NamedTuple):
     """Of a guest: the scratch memory belongs to another thread, which must not unmap it while this word is not 0."""
     tail: int = 0
     """Where other code of ours goes on when it has done its work (not for guests)."""
+
+
+def mask_in(seat: Seat) -> int:
+    """The signals that are blocked while a task runs our calls there: all but the one that its code ends with."""
+    return ALL_BLOCKED & ~(1 << (seat.signal - 1))
 
 
 class Owner(Protocol):
@@ -100,6 +105,8 @@ class Task:
         """PTRACE_O_* that were set."""
         self.rseq = 0, 0, 0
         """ptrace.rseq_configuration, of a task of a living job."""
+        self.xstate = b""
+        """The state of FPU and vectors as it was found, where that has been read already."""
         self.waiting: Sequence[bytes] = ()
         """Signals (siginfo) that wait for this thread alone: see Process.peek."""
         self._masked = 0
@@ -131,7 +138,7 @@ class Task:
 
     def look(self) -> None:
         """Read registers and mask of the freshly stopped task."""
-        self.regs = ptrace.get_regs(self.tid)
+        self.regs, self.xstate = ptrace.get_regs(self.tid), b""
         self.mask, self._masked = ptrace.get_mask(self.tid), 0
 
     def run(
@@ -168,15 +175,18 @@ class Task:
         if seat.hold:
             # It takes hold of the memory before it stands in our code: were it the other way round and we died in
             # between, the memory could go while the guest is in it.
-            self.owner.put(seat.hold, _BUSY)
-            # As `set_out` would do it.
-            home = bytes(self.regs)
-            self._enter(seat, _GUEST(self.vtid, seat.hold, batch.count, table, home[32:40], 0, home[48:120],
-                                     NOT_IN_CALL, seat.loop, home[136:]))  # fmt: skip
+            self.owner.put(seat.hold, BUSY)
+            self._enter(seat, self.as_guest(seat, batch))
         else:
             self.set_out(seat, seat.loop, r12=table, r13=batch.count)
         self.send(seat)
         return Started(self, seat, batch)
+
+    def as_guest(self, seat: Seat, batch: Batch) -> bytes:
+        """The registers with which a guest sets out, as `set_out` would give them to it."""
+        home = bytes(self.regs)
+        return _GUEST(self.vtid, seat.hold, batch.count, seat.scratch + HEAD, home[32:40], 0, home[48:120],
+                      NOT_IN_CALL, seat.loop, home[136:])  # fmt: skip
 
     def set_out(self, seat: Seat, entry: int, **registers: int) -> None:
         """Let the task stand at the beginning of our code."""
@@ -197,7 +207,7 @@ class Task:
         # Registers first, then the mask. Were it the other way round, a tracer killed in between would leave the
         # program with all its signals blocked. A mask that was set stays until the task is put back.
         ptrace.set_raw_regs(self.tid, regs)
-        mask = ALL_BLOCKED & ~(1 << (seat.signal - 1))
+        mask = mask_in(seat)
         if self._masked != mask:
             ptrace.set_mask(self.tid, mask)
             self._masked = mask
@@ -208,14 +218,15 @@ class Task:
         self.in_signal_stop = False
         self.under_way = seat
 
-    def to_stop(self, seat: Seat, runs: bool = False) -> None:
-        """Let the task run until it stands at the stop of our code. runs: it is on its way already."""
+    def to_stop(self, seat: Seat, runs: bool = False, known: int | None = None) -> None:
+        """Let the task run until it stands at the stop of our code. runs: it is on its way already.  known: what a wait
+        has told of it on its way."""
         self.under_way = None
         while True:
             if not runs:
                 ptrace.request(ptrace.CONT, self.tid)
             runs = self.in_signal_stop = False
-            status = ptrace.wait(self.tid)
+            status, known = ptrace.wait(self.tid) if known is None else known, None
             if not os.WIFSTOPPED(status):
                 raise Gone(self.tid, status)
             if status >> 16:

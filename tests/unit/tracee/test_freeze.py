@@ -5,13 +5,16 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from torpor.linux import proc, ptrace
+from torpor.linux.arch.x86_64 import NR
+from torpor.linux.multicall import Table
 from torpor.model.errors import Refusal, Refused
 from torpor.tracee import freeze as module
 from torpor.tracee.freeze import freeze
@@ -193,21 +196,31 @@ def test_a_child_that_is_born_behind_the_look_is_found() -> None:
         os.close(told)
 
 
-def _stopping(pids: list[int]) -> Iterator[list[str]]:
-    """Freeze these and let them go; what was asked of the kernel meanwhile."""
-    asked: list[str] = []
+def _stopping(pids: list[int]) -> list[tuple[str, int]]:
+    """Freeze these and let them go; what was asked of the kernel meanwhile, by calls of ptrace(2) one by one and in
+    tables, as (what, tid)."""
+    asked: list[tuple[str, int]] = []
     with pytest.MonkeyPatch.context() as patch:
         for name in ("request", "get_regs", "get_mask"):
             real = getattr(ptrace, name)
 
             def noted(first: int, *rest: int, name: str = name, real: Callable[..., object] = real) -> object:
-                asked.append(f"request {first:#x}" if name == "request" else name)
+                asked.append((f"{first:#x}", rest[0]) if name == "request" else (name, first))
                 return real(first, *rest)
 
             patch.setattr(ptrace, name, noted)
+
+        real_make = Table.make
+
+        def make(table: Table, *arguments: int, **how: bool) -> list[int]:
+            for nr, *words, _ in struct.iter_unpack("<7Qq", table._image):
+                asked.append((f"{words[0]:#x}", words[1]) if nr == NR.ptrace else (f"call {nr}", words[0]))
+            return real_make(table, *arguments, **how)
+
+        patch.setattr(Table, "make", make)
         with freeze(lambda: pids):
             pass
-    yield asked
+    return asked
 
 
 def test_until_all_are_taken_in_nothing_is_asked_but_what_may_have_to_be_mended() -> None:
@@ -220,14 +233,18 @@ def test_until_all_are_taken_in_nothing_is_asked_but_what_may_have_to_be_mended(
                 time.sleep(1)
         pids.append(pid)
     try:
-        (asked,) = _stopping(pids)
+        asked = _stopping(pids)
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-    seize, interrupt = f"request {ptrace.SEIZE:#x}", f"request {ptrace.INTERRUPT:#x}"
-    assert asked[:9] == [seize] * 3 + [interrupt] * 3 + ["get_regs"] * 3
-    assert asked.count("get_mask") == 3
+    seize, interrupt, registers = (f"{one:#x}" for one in (ptrace.SEIZE, ptrace.INTERRUPT, ptrace.GETREGS))
+    assert asked[:6] == [(what, pid) for what in (seize, interrupt) for pid in pids]
+    masks = [number for number, (what, _) in enumerate(asked) if what == f"{ptrace.GETSIGMASK:#x}"]
+    assert len(masks) == 3
+    looks = asked[6 : masks[0]]
+    assert {what for what, _ in looks} == {registers, f"call {NR.wait4}"}
+    assert {pid for what, pid in looks if what == registers} == set(pids)
 
 
 @pytest.mark.parametrize("killed", [False, True])

@@ -24,6 +24,8 @@ class NR:
     rt_sigaction = 13
     rt_sigprocmask = 14
     ioctl = 16
+    pread64 = 17
+    pwrite64 = 18
     mremap = 25
     msync = 26
     mincore = 27
@@ -73,6 +75,7 @@ class NR:
     mkdir = 83
     rmdir = 84
     umask = 95
+    ptrace = 101
     getuid = 102
     setuid = 105
     setgid = 106

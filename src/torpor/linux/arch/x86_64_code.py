@@ -13,7 +13,7 @@ it was found. Its parts (see `assemble`):
 
 `assemble_plain` makes code for tasks that are being recreated, which need no way home. `assemble_gate` is for threads
 that run no calls but must not go home before another one has, `assemble_split` for the moment in which a process makes
-a copy of itself.
+a copy of itself, `assemble_function` for calls of our own.
 
 What binds it: no `rt_sigreturn` (it resets the restart block and the alternate stack), no use of the FPU, no write to
 the stack (rsp is never touched, so that a signal handler that runs in between finds a stack).
@@ -211,6 +211,14 @@ def assemble_split(base: int, tail: int) -> Split:
     first += b"\x48\x85\xc0\x75" + bytes([len(copy) + len(end)])  # test rax, rax; jnz made
     head = MAGIC + first + copy + end + made
     return Split(head + rows + end, base + len(MAGIC), base + len(head))
+
+
+def assemble_function() -> bytes:
+    """Code for any address that our own process may call as a C function: make the calls of a table. Its arguments are
+    the address of the first row, and how many there are."""
+    begin = b"\x41\x54\x41\x55\x49\x89\xfc\x49\x89\xf5"  # push r12; push r13; mov r12, rdi; mov r13, rsi
+    gap = b"\xcc" * len(_ONE)  # int3: never reached, the loop ends behind it
+    return begin + _LOOP + gap + b"\x41\x5d\x41\x5c\xc3"  # pop r13; pop r12; ret
 
 
 def _way_home(home: Regs, mask: int) -> bytes:

@@ -1,0 +1,121 @@
+"""Many threads at once: ask them to stop, see which have, learn what the kernel knows of each.
+
+What is asked of all of them is asked by one table of calls (linux/multicall.py).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Iterable, Sequence
+
+from torpor.linux import ptrace
+from torpor.linux.arch.x86_64 import NR
+from torpor.linux.multicall import Room, Row, Table
+from torpor.linux.ptrace import Regs
+from torpor.named_tuple import NamedTuple
+
+_REGS = 16
+"""Where in its part of the room the registers of a thread are; in front of them, what the wait has told."""
+_PART = 256
+
+
+class Stopped(NamedTuple):
+    """A thread that has come to a stop, or ended. status: what the wait has told.  regs: as they are in this stop."""
+
+    tid: int
+    status: int
+    regs: Regs
+
+
+class Stops:
+    """Threads that were seized, on their way to a stop. left: those of which nothing has been heard yet."""
+
+    def __init__(self, tids: Iterable[int]) -> None:
+        self.left: Sequence[int] = list(tids)
+        self._ask = Table((NR.ptrace, ptrace.INTERRUPT, tid, 0, 0) for tid in self.left)
+        self._arrange()
+
+    def _arrange(self) -> None:
+        self._room = Room(len(self.left), _PART)
+        rows: list[Row] = []
+        for part, tid in enumerate(self.left):
+            rows.append((NR.wait4, tid, self._room.at(part), ptrace.WALL | os.WNOHANG, 0))
+            rows.append((NR.ptrace, ptrace.GETREGS, tid, 0, self._room.at(part, _REGS)))
+        self._look = Table(rows)
+
+    def ask(self) -> None:
+        """Ask all of them to stop. Those that have just ended do not mind."""
+        self._ask.make()
+
+    def look(self) -> list[Stopped]:
+        """Those that have stopped, or ended, since the last look."""
+        waited = self._look.make()[::2]
+        found, left = [], []
+        for part, (tid, result) in enumerate(zip(self.left, waited)):
+            if result == tid:
+                status = int.from_bytes(self._room.bytes(part, 0, 4), "little")
+                if not os.WIFSTOPPED(status):
+                    ptrace.reaped[tid] = status
+                found.append(Stopped(tid, status, Regs.from_buffer_copy(self._room.memory, part * _PART + _REGS)))
+            elif result == 0 or result == -errno.EINTR:
+                left.append(tid)
+            else:
+                found.append(Stopped(tid, 0, Regs()))  # somebody else has waited for its end
+        if len(left) < len(self.left):
+            self.left = left
+            self._arrange()
+        return found
+
+
+class Facts(NamedTuple):
+    """What the kernel knows of a stopped thread. mask: blocked signals.  rseq: see ptrace.rseq_configuration.  status:
+    the text of its status file, empty where it was not opened before, or does not fit.  xstate: the state of FPU and
+    vectors (NT_X86_XSTATE), empty where it is not known yet how large that is on this machine."""
+
+    mask: int
+    rseq: tuple[int, int, int]
+    status: bytes
+    xstate: bytes
+
+
+_RSEQ, _VECTOR, _STATUS, _XSTATE = 16, 48, 64, 3 * 1024
+"""Where the answers are in a thread's part of the room. The status has some 1.5 KiB."""
+
+
+class Learning:
+    """Threads (tid) that are going to be asked for their `Facts`, and descriptors of their status files (-1 for none):
+    made before they stop, so that this takes no time afterwards."""
+
+    def __init__(self, threads: Sequence[tuple[int, int]]) -> None:
+        self._threads = threads
+        size = ptrace.usual_room(ptrace.NT_X86_XSTATE)
+        self._room = room = Room(len(threads), _XSTATE + size)
+        room.memory[::1024] = b"\0" * len(room.memory[::1024])  # so that it is there when it counts
+        rows: list[Row] = []
+        for part, (tid, fd) in enumerate(threads):
+            rows.append((NR.ptrace, ptrace.GETSIGMASK, tid, 8, room.at(part)))
+            rows.append((NR.ptrace, ptrace.GET_RSEQ_CONFIGURATION, tid, 24, room.at(part, _RSEQ)))
+            rows.append((NR.pread64, fd, room.at(part, _STATUS), _XSTATE - _STATUS, 0))
+            room.put(part, _VECTOR, struct.pack("<QQ", room.at(part, _XSTATE), size))
+            rows.append((NR.ptrace, ptrace.GETREGSET, tid, ptrace.NT_X86_XSTATE, room.at(part, _VECTOR)))
+        self._size = size
+        self._table = Table(rows)
+
+    def facts(self) -> dict[int, Facts]:
+        """By tid: of those that are still there."""
+        results = self._table.make()
+        found = {}
+        for part, (tid, _) in enumerate(self._threads):
+            masked, sequences, size, _ = results[4 * part : 4 * part + 4]
+            if masked < 0:
+                continue
+            rseq = 0, 0, 0
+            if sequences > 0:
+                rseq = ptrace.unpack_rseq(self._room.bytes(part, _RSEQ, 24))
+            status = self._room.bytes(part, _STATUS, size) if 0 < size < _XSTATE - _STATUS else b""
+            length = self._room.word(part, _VECTOR + 8)
+            xstate = self._room.bytes(part, _XSTATE, length) if 0 < length < self._size else b""
+            found[tid] = Facts(self._room.word(part), rseq, status, xstate)
+        return found
