@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -50,15 +51,14 @@ class Told(NamedTuple):
 class _Layout(NamedTuple):
     """What services ask, and where the answers of each are: (service, first, count)."""
 
-    asked: list[Sequence[Call]]
     questions: list[Call]
     early: list[tuple[Any, int, int]]
     late: list[tuple[Any, int, int]]
 
 
-def _arranged(services: Sequence[Any], asked: list[Sequence[Call]], first: int) -> _Layout:
+def _arranged(services: Sequence[Any], asked: Iterable[Sequence[Call]], first: int) -> _Layout:
     """The layout of what services ask behind `first` calls of others."""
-    layout = _Layout(asked, [], [], [])
+    layout = _Layout([], [], [])
     for service, calls in zip(services, asked):
         place = service, first + len(layout.questions), len(calls)
         (layout.late if _waits(service) else layout.early).append(place)
@@ -66,22 +66,21 @@ def _arranged(services: Sequence[Any], asked: list[Sequence[Call]], first: int) 
     return layout
 
 
+@lru_cache(16)
+def _of_thread(first: int) -> _Layout:
+    """The same for a thread: all are asked the very same, the first one behind what its process is asked."""
+    return _arranged(THREAD_SERVICES, [service.questions for service in THREAD_SERVICES], first)
+
+
 class _Answered:
-    """What came of the questions of all services of one scope, for a process or a thread (`whose`). first: how many
-    calls are in front of these.  early: the records of services that do not wait.  like: of another thread, which has
-    mostly been asked the very same."""
+    """What came of the questions of all services of one scope, for a process or a thread (`whose`). early: the records
+    of services that do not wait."""
 
-    _layout: _Layout
-
-    def __init__(self, whose: Any, services: Sequence[Any], first: int, like: _Answered | None = None) -> None:
+    def __init__(self, whose: Any, services: Sequence[Any], layout: _Layout) -> None:
         self._whose: Any = whose
         self._services: Sequence[Any] = services
+        self._layout = layout
         self.early: Services = {}
-        asked = [service.ask(whose) for service in services]
-        if like is not None and like._layout.asked == asked:
-            self._layout = like._layout
-        else:
-            self._layout = _arranged(services, asked, first)
 
     @property
     def questions(self) -> list[Call]:
@@ -91,7 +90,8 @@ class _Answered:
     def take(self, made: Made) -> None:
         """The calls were made: what cannot wait becomes a record now."""
         self._made = made
-        self.early = dict(self._records(self._layout.early))
+        if self._layout.early:
+            self.early = dict(self._records(self._layout.early))
 
     def records(self) -> Services:
         """All of it, in the order of the services. Raises Refused, CallFailed."""
@@ -131,10 +131,11 @@ class Asked:
     def send(self) -> None:
         """Ask the first thread, and with it the process."""
         process = self._process
-        self._of_process = _Answered(process, PROCESS_SERVICES, 0)
+        asked = [service.ask(process) for service in PROCESS_SERVICES]
+        self._of_process = _Answered(process, PROCESS_SERVICES, _arranged(PROCESS_SERVICES, asked, 0))
         ahead = [*self._of_process.questions, *_OWN]
         self._own = len(self._of_process.questions)
-        first = _Answered(process.leader, THREAD_SERVICES, len(ahead))
+        first = _Answered(process.leader, THREAD_SERVICES, _of_thread(len(ahead)))
         self._of_threads = [first]
         self._begun = process.leader.begin([*ahead, *first.questions, _WAITING])
 
@@ -156,14 +157,10 @@ class Asked:
 
     def _others(self) -> Iterator[tuple[Task, Sequence[Call]]]:
         """The threads but the first, and what they are asked; to be gone through once, while those before answer."""
-        before: _Answered | None = None
-        questions: list[Call] = []
+        layout = _of_thread(0)
+        questions = [*layout.questions, _WAITING]
         for task in self._process.tasks[1:]:
-            answered = _Answered(task, THREAD_SERVICES, 0, before)
-            if before is None or answered.questions is not before.questions:
-                questions = [*answered.questions, _WAITING]
-            self._of_threads.append(answered)
-            before = answered
+            self._of_threads.append(_Answered(task, THREAD_SERVICES, layout))
             yield task, questions
 
     @property

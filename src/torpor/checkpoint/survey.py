@@ -134,9 +134,10 @@ class Survey:
         """By which number a process can be looked at (proc.face)."""
         return proc.face(pid)
 
-    def threads(self, pid: int) -> Iterable[tuple[int, Mapping[str, str]]]:
-        """The threads of a process, and the status of each. Raises OSError if one of them has ended."""
-        return [(tid, proc.status(pid, tid)) for tid in proc.threads(pid)]
+    def threads(self, pid: int) -> Iterable[tuple[int, Mapping[str, str], bool]]:
+        """The threads of a process, the status of each, and whether it is known to be plain (tracee.stops.Facts).
+        Raises OSError if one of them has ended."""
+        return [(tid, proc.status(pid, tid), False) for tid in proc.threads(pid)]
 
     def refusals(self) -> list[Refusal]:
         """Everything that stands in the way."""
@@ -148,11 +149,11 @@ class Survey:
                 for process_service in self._of_processes:
                     found += process_service.survey(pid)
                 found += memory_obstacles.survey(pid, self.areas(pid), self.program)
-                for tid, status in self.threads(pid):
+                for tid, status, plain in self.threads(pid):
                     for thread_service in _OF_THREADS:
                         found += thread_service.survey(pid, tid, status)
                     seen = Seen(pid, tid, status, self.face)
-                    found += obstacles.survey(seen)
+                    found += obstacles.survey(seen, plain)
                     found += seccomp_filters.survey(seen, self._watched)
             except (FileNotFoundError, ProcessLookupError):
                 continue

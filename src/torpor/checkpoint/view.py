@@ -106,8 +106,8 @@ class View(Survey):
         process = self._by_number.get(pid)
         return proc.face(pid) if process is None else process.pid
 
-    def threads(self, pid: int) -> Iterable[tuple[int, Mapping[str, str]]]:
-        return [(task.tid, task.status) for task in self._frozen.processes[pid].tasks]
+    def threads(self, pid: int) -> Iterable[tuple[int, Mapping[str, str], bool]]:
+        return [(task.tid, task.status, task.plain) for task in self._frozen.processes[pid].tasks]
 
     def object_of(self, pid: int, number: int) -> int | None:
         return self._object.get((pid, number))

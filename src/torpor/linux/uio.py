@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,6 +50,23 @@ def read(pid: int, address: int, size: int) -> bytes:
     room = ctypes.create_string_buffer(size)
     _move(_readv, "reading", pid, ctypes.addressof(room), size, [(address, size)])
     return room.raw
+
+
+MOST = 1024
+"""Ranges that one call takes (UIO_MAXIOV)."""
+
+
+def read_words(pid: int, addresses: list[int]) -> list[int]:
+    """Words of eight bytes, at `MOST` addresses. Raises OSError (EFAULT where one of them cannot be read)."""
+    count = len(addresses)
+    room = bytearray(8 * count)
+    near = IoVec(address_of(room), len(room)) if count else IoVec()
+    far = bytearray(struct.pack(f"<{2 * count}Q", *[word for address in addresses for word in (address, 8)]))
+    done = _readv(pid, ctypes.addressof(near), 1, address_of(far), count, 0) if count else 0
+    if done != len(room):
+        error = ctypes.get_errno() if done < 0 else errno.EFAULT
+        raise OSError(error, f"{os.strerror(error)}: reading {count} words of process {pid}")
+    return list(struct.unpack(f"<{count}Q", room))
 
 
 def write(pid: int, address: int, data: bytes) -> None:

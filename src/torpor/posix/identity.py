@@ -247,14 +247,12 @@ class IdentityService(ThreadBase):
     name = "identity"
     afterwards = True
     record: type[msgspec.Struct] = Identity
+    questions = _ASK
 
     def __init__(self) -> None:
         self._looked: tuple[Owner | None, Room | None, Identity | None] = None, None, None
         """What came of `_room` for the process that was asked for last, and what its threads are as yet: they come one
         after the other, the one that made the others first."""
-
-    def ask(self, task: Task) -> Sequence[Call]:
-        return _ASK
 
     def capture(self, task: Task, answers: Sequence[Answer]) -> Identity:
         return from_status(task.status, answers[0].value, answers[1].value)

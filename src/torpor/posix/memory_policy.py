@@ -18,7 +18,7 @@ import msgspec
 from torpor.linux import proc
 from torpor.linux.arch.x86_64 import NR
 from torpor.posix.service import Stage, Steps, ThreadBase
-from torpor.tracee.call import ANY, Answer, Call, In, Out, call
+from torpor.tracee.call import ANY, Answer, In, Out, call
 from torpor.tracee.task import Task
 
 _BITS = 1024
@@ -42,9 +42,7 @@ class MemoryPolicyService(ThreadBase):
     name = "memory_policy"
     afterwards = True
     record: type[msgspec.Struct] = MemoryPolicy
-
-    def ask(self, task: Task) -> Sequence[Call]:
-        return _ASK
+    questions = _ASK
 
     def capture(self, task: Task, answers: Sequence[Answer]) -> MemoryPolicy:
         if answers[0].error:

@@ -22,7 +22,7 @@ import msgspec
 from torpor.linux import prctl
 from torpor.linux.arch.x86_64 import NR
 from torpor.posix.service import Stage, Steps, ThreadBase
-from torpor.tracee.call import ANY, Answer, Call, Out, call
+from torpor.tracee.call import ANY, Answer, Out, call
 from torpor.tracee.task import Task
 
 _ENABLE, _DISABLE = 2, 4
@@ -58,9 +58,7 @@ class ModeService(ThreadBase):
     name = "modes"
     afterwards = True
     record: type[msgspec.Struct] = Modes
-
-    def ask(self, task: Task) -> Sequence[Call]:
-        return _ASK
+    questions = _ASK
 
     def capture(self, task: Task, answers: Sequence[Answer]) -> Modes:
         mce, tsc, cpuid, flusher = answers[:4]

@@ -13,7 +13,7 @@ import msgspec
 from torpor.linux import prctl
 from torpor.linux.arch.x86_64 import NR
 from torpor.posix.service import Stage, Steps, ThreadBase
-from torpor.tracee.call import Answer, Call, In, Out, call
+from torpor.tracee.call import Answer, In, Out, call
 from torpor.tracee.task import Task
 
 
@@ -30,9 +30,7 @@ class NameService(ThreadBase):
     name = "name"
     afterwards = True
     record: type[msgspec.Struct] = Name
-
-    def ask(self, task: Task) -> Sequence[Call]:
-        return _ASK
+    questions = _ASK
 
     def capture(self, task: Task, answers: Sequence[Answer]) -> Name:
         return Name(answers[0].outs[0].partition(b"\0")[0])

@@ -221,13 +221,16 @@ PROCESS: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     shares_memory,
     shares_tables,
 )
-THREAD: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (traced, shadow_stack, unshared, dispatch)
+_NOT_PLAIN: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (unshared, dispatch)
+"""What need not be looked for in a thread that is known to be `plain`."""
+THREAD: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (traced, shadow_stack, *_NOT_PLAIN)
 
 
-def survey(seen: Seen) -> list[Refusal]:
+def survey(seen: Seen, plain: bool = False) -> list[Refusal]:
     """The first thing that stands in the way of saving a thread. Those of the process are looked for with its first
-    one."""
-    for look in (*PROCESS, *THREAD) if seen.tid == seen.pid else THREAD:
+    one. plain: see tracee.stops.Facts."""
+    of_thread = THREAD[: -len(_NOT_PLAIN)] if plain else THREAD
+    for look in (*PROCESS, *of_thread) if seen.tid == seen.pid else of_thread:
         found = list(look(seen))
         if found:
             return found

@@ -17,7 +17,7 @@ import msgspec
 from torpor.linux import prctl
 from torpor.linux.arch.x86_64 import NR
 from torpor.posix.service import Stage, Steps, ThreadBase
-from torpor.tracee.call import Answer, Call, Out, call
+from torpor.tracee.call import Answer, Out, call
 from torpor.tracee.task import Task
 
 
@@ -34,9 +34,7 @@ class ParentDeathService(ThreadBase):
     name = "pdeath"
     afterwards = True
     record: type[msgspec.Struct] = ParentDeath
-
-    def ask(self, task: Task) -> Sequence[Call]:
-        return _ASK
+    questions = _ASK
 
     def capture(self, task: Task, answers: Sequence[Answer]) -> ParentDeath:
         return ParentDeath(int.from_bytes(answers[0].outs[0], "little"))

@@ -27,7 +27,7 @@ from torpor.linux.arch.x86_64 import NR
 from torpor.linux.sched import Attr
 from torpor.model.errors import RestartFailed
 from torpor.posix.service import Stage, Steps, ThreadBase
-from torpor.tracee.call import Answer, Call, Out, call
+from torpor.tracee.call import Answer, Out, call
 from torpor.tracee.task import Task
 
 _FAIR = (sched.OTHER, sched.BATCH, sched.IDLE)
@@ -75,9 +75,7 @@ class SchedulingService(ThreadBase):
     name = "scheduling"
     afterwards = True
     record: type[msgspec.Struct] = Scheduling
-
-    def ask(self, task: Task) -> Sequence[Call]:
-        return _ASK
+    questions = _ASK
 
     def capture(self, task: Task, answers: Sequence[Answer]) -> Scheduling:
         slack, attributes, priority, processors, ioprio = answers

@@ -320,16 +320,18 @@ class ProcessService(Protocol):
 
 
 class ThreadService(Protocol):
-    """Something the kernel keeps for each thread. afterwards: see ProcessService."""
+    """Something the kernel keeps for each thread. afterwards: see ProcessService.  questions: calls whose answers
+    `capture` needs, the same for every thread; run in the stopped thread."""
 
     name: str
     record: type[msgspec.Struct]
 
+    @property
+    def questions(self) -> Sequence[Call]: ...
+
     def survey(self, pid: int, tid: int, status: Mapping[str, str]) -> Iterable[Refusal]:
         """The same for a thread. status: its /proc/PID/task/TID/status."""
         ...
-
-    def ask(self, task: Task) -> Sequence[Call]: ...
 
     def capture(self, task: Task, answers: Sequence[Answer]) -> msgspec.Struct | None: ...
 
@@ -408,11 +410,9 @@ class ThreadBase:
     """Defaults for the steps a thread service often does not need."""
 
     afterwards = False
+    questions: Sequence[Call] = ()
 
     def survey(self, pid: int, tid: int, status: Mapping[str, str]) -> Iterable[Refusal]:
-        return ()
-
-    def ask(self, task: Task) -> Sequence[Call]:
         return ()
 
     def restore(self, record: Any, task: Task) -> Steps:

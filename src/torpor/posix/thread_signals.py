@@ -24,7 +24,7 @@ from torpor.linux.arch.x86_64 import NR
 from torpor.posix import posix_timers
 from torpor.posix.pending import kept
 from torpor.posix.service import Stage, Steps, ThreadBase
-from torpor.tracee.call import Answer, Call, In, Out, call
+from torpor.tracee.call import Answer, In, Out, call
 from torpor.tracee.task import Task
 
 _SS_DISABLE = 2
@@ -47,9 +47,7 @@ class ThreadSignalService(ThreadBase):
     name = "signals"
     afterwards = posix_timers.drops_stale()
     record: type[msgspec.Struct] = ThreadSignals
-
-    def ask(self, task: Task) -> Sequence[Call]:
-        return _ASK
+    questions = _ASK
 
     def capture(self, task: Task, answers: Sequence[Answer]) -> ThreadSignals | None:
         address, flags, size = struct.unpack(_STACK, answers[0].outs[0])

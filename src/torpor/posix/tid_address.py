@@ -21,7 +21,7 @@ from torpor.linux import prctl, proc
 from torpor.linux.arch.x86_64 import NR
 from torpor.model.errors import Refusal, Refused
 from torpor.posix.service import Stage, Steps, ThreadBase
-from torpor.tracee.call import ANY, Answer, Call, Out, call
+from torpor.tracee.call import ANY, Answer, Out, call
 from torpor.tracee.task import Task
 
 _HEAD_SIZE = 24
@@ -45,9 +45,7 @@ class TidAddressService(ThreadBase):
     name = "tid_address"
     afterwards = True
     record: type[msgspec.Struct] = ThreadEnd
-
-    def ask(self, task: Task) -> Sequence[Call]:
-        return _ASK
+    questions = _ASK
 
     def capture(self, task: Task, answers: Sequence[Answer]) -> ThreadEnd:
         clear, robust = answers

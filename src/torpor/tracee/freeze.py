@@ -14,7 +14,8 @@ from torpor.linux import kcmp, proc, ptrace
 from torpor.linux.arch.x86_64_code import MAGIC, SIZE
 from torpor.model.errors import CheckpointFailed, Refusal, Refused
 from torpor.tracee import padding
-from torpor.tracee.process import LivingProcess, rseq_abort
+from torpor.tracee.padding import PAGE
+from torpor.tracee.process import LivingProcess, rseq_abort, rseq_sequences
 from torpor.tracee.stops import Facts, Learning, Stops
 from torpor.tracee.task import NOT_IN_CALL, Gone, Task
 
@@ -197,7 +198,7 @@ def _take_in(frozen: Frozen, asked: dict[int, LivingProcess], deadline: float) -
     if not asked:
         return
     trouble: CheckpointFailed | None = None
-    frozen.learnings.append(Learning([(tid, process.status_file(tid)) for tid, process in asked.items()]))
+    frozen.learnings.append(Learning([(tid, process.pid, process.status_file(tid)) for tid, process in asked.items()]))
     stops = Stops(asked)
     frozen.since = frozen.since or time.perf_counter()
     stops.ask()
@@ -383,11 +384,11 @@ def _settle(process: LivingProcess, facts: Mapping[int, Facts], deadline: float)
     """Take in what there is to know of a process once nothing runs any more, and mend what stopping did to the
     registers of its threads, before anything else looks at them."""
     process.learn(facts)
-    tails = padding.tails(process.areas)
+    tails = {start for start, _ in padding.tails(process.areas)}
+    sequences = rseq_sequences(process)
     ours: list[int] | None = None
     for task in process.tasks:
-        rip = task.regs.rip
-        if ours is None and any(start <= rip < end for start, end in tails):
+        if ours is None and task.regs.rip & -PAGE in tails:
             ours = [slot for slot in process.places() if process.get(slot, len(MAGIC)) == MAGIC]
         for slot in ours or ():
             tries = 0
@@ -402,7 +403,8 @@ def _settle(process: LivingProcess, facts: Mapping[int, Facts], deadline: float)
                 if _await_stop(process.pid, task.tid, deadline) is None:
                     raise ProcessLookupError
                 task.look()
-        abort = rseq_abort(process, task)
+                sequences[task.tid] = 1  # perhaps another one by now
+        abort = rseq_abort(process, task) if sequences.get(task.tid) else 0
         if abort:
             task.regs.rip = abort
             ptrace.set_regs(task.tid, task.regs)

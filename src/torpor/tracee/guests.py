@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -24,11 +25,12 @@ from torpor.tracee.task import BUSY, HEAD, Begun, Gone, Made, Seat, Task, mask_i
 
 Asked = tuple[Task, Sequence[Call]]
 
-_HOME, _REGS, _MASK, _OURS, _BUSY, _RIP, _STATUS, _IMAGE = 512, 768, 1024, 1032, 1040, 1048, 1056, 1088
-"""Where in a lane's part of the room things are, behind the code: registers and mask as they were found, and those with
-which the thread sets out; the word that says that there is a guest; where it stands, and what the wait has told; its
-calls."""
-_PART = 8192
+_HOME, _REGS, _MASK, _OURS, _BUSY, _STATUS, _RIP, _IMAGE, _ANSWERS = 512, 728, 944, 952, 960, 964, 968, 1024, 8192
+"""Where in a lane's part of the room things are, behind the code: registers and mask as they were found, in between
+those with which the thread sets out; the word that says that there is a guest; what the wait has told, and where it
+stands then; its calls; these with their answers."""
+_PART = 2 * _ANSWERS - _IMAGE
+_ENDED = struct.Struct("<IQ").unpack_from
 assert SIZE <= _HOME
 
 
@@ -86,6 +88,16 @@ class _Crew:
         self._out = Table(row for part in parts for row in self._rows_out(part, memory))
         self._go = Table((NR.ptrace, ptrace.CONT, 0, 0, 0) for _ in parts)
         self._end = Table(row for part in parts for row in self._rows_end(part, memory))
+        self._batches: dict[int, Batch] = {}
+        """By part: the calls that are laid out in it."""
+        self._numbers = [
+            (table, range(row, rows * len(lanes), rows), argument)
+            for table, rows, row, argument in (
+                (self._back, 2, 0, 1), (self._back, 2, 1, 1), (self._out, 5, 3, 1), (self._out, 5, 4, 1),
+                (self._go, 1, 0, 1), (self._end, 3, 0, 0), (self._end, 3, 1, 1),
+            )
+        ]  # fmt: skip
+        """Where the number of a thread stands: in which rows of a table, one for each part, as which argument."""
 
     def _rows_back(self, part: int) -> tuple[Row, ...]:
         # Leaving, the mask comes first; setting out, the registers (Task.put_back, Task.launch).
@@ -107,7 +119,7 @@ class _Crew:
         return (
             (NR.wait4, 0, self._room.at(part, _STATUS), ptrace.WALL, 0),
             (NR.ptrace, ptrace.PEEKUSER, 0, ptrace.RIP, self._room.at(part, _RIP)),
-            (NR.pread64, memory, self._room.at(part, _IMAGE), 0, 0),
+            (NR.pread64, memory, self._room.at(part, _ANSWERS), 0, 0),
         )
 
     def set_out(self, threads: Sequence[Asked]) -> bool:
@@ -117,7 +129,7 @@ class _Crew:
         for (task, calls), lane in zip(threads, self._lanes):
             seat, slot, code = self._process.guest(task, lane)
             batches = list(islice(laid_out(seat.scratch + HEAD, seat.size - 4096, calls), 2))
-            if len(batches) != 1 or len(batches[0].image) > _PART - _IMAGE:
+            if len(batches) != 1 or len(batches[0].image) > _ANSWERS - _IMAGE:
                 return False
             guests.append(_Guest(task, seat, batches[0], slot, code))
         self.put_back()
@@ -133,35 +145,32 @@ class _Crew:
 
     def _arrange(self, part: int, guest: _Guest) -> tuple[int, ...]:
         """Fill in a lane's part of the room, and its rows; what those of `_rows_out` are to return."""
-        task, seat, image, code = guest.task, guest.seat, guest.batch.image, guest.code
-        room, at, tid = self._room.memory, part * _PART, task.tid
+        task, seat, batch, code = guest.task, guest.seat, guest.batch, guest.code
         task.in_signal_stop = False
-        room[at : at + len(code)] = code
-        home = bytes(task.regs)
-        room[at + _HOME : at + _HOME + len(home)] = home
-        room[at + _REGS : at + _REGS + len(home)] = task.as_guest(seat, guest.batch)
-        room[at + _MASK : at + _OURS] = task.mask.to_bytes(8, "little")
-        room[at + _OURS : at + _BUSY] = mask_in(seat).to_bytes(8, "little")
-        room[at + _BUSY : at + _BUSY + len(BUSY)] = BUSY
-        room[at + _IMAGE : at + _IMAGE + len(image)] = image
-        table = seat.scratch + HEAD
-        self._back.put(2 * part, 1, tid)
-        self._back.put(2 * part + 1, 1, tid)
-        out = self._out.put
-        out(5 * part, 2, len(code))
-        out(5 * part, 3, guest.slot)
-        out(5 * part + 1, 2, len(image))
-        out(5 * part + 1, 3, table)
-        out(5 * part + 2, 3, seat.hold)
-        out(5 * part + 3, 1, tid)
-        out(5 * part + 4, 1, tid)
-        self._go.put(part, 1, tid)
-        end = self._end.put
-        end(3 * part, 0, tid)
-        end(3 * part + 1, 1, tid)
-        end(3 * part + 2, 2, len(image))
-        end(3 * part + 2, 3, table)
-        return len(code), len(image), len(BUSY), 0, 0
+        words = struct.pack("<QQ", task.mask, mask_in(seat))
+        registers = bytes(task.regs) + task.as_guest(seat, batch)
+        self._room.put(part, 0, code.ljust(_HOME, b"\0") + registers + words + BUSY)
+        if self._batches.get(part) is not batch:
+            self._lay_out(part, guest)
+        tid = task.tid
+        for table, row, argument in self._numbers:
+            table.put(row[part], argument, tid)
+        return len(code), len(batch.image), len(BUSY), 0, 0
+
+    def _lay_out(self, part: int, guest: _Guest) -> None:
+        """What stays the same as long as those in a lane make the same calls."""
+        image, at = guest.batch.image, guest.seat.scratch + HEAD
+        self._room.put(part, _IMAGE, image)
+        for row, value, address in (
+            (0, len(guest.code), guest.slot),
+            (1, len(image), at),
+            (2, len(BUSY), guest.seat.hold),
+        ):
+            self._out.put(5 * part + row, 2, value)
+            self._out.put(5 * part + row, 3, address)
+        self._end.put(3 * part + 2, 2, len(image))
+        self._end.put(3 * part + 2, 3, at)
+        self._batches[part] = guest.batch
 
     def end(self) -> list[Made]:
         """Wait for those that have set out; what came of their calls. Raises Gone, OSError, when all have been waited
@@ -184,11 +193,11 @@ class _Crew:
     def _image(self, part: int, guest: _Guest, results: Sequence[int]) -> bytes:
         """The calls of a thread as they are at its end, once it is there. Raises Gone, OSError."""
         task, seat, size = guest.task, guest.seat, len(guest.batch.image)
-        known = int.from_bytes(self._room.bytes(part, _STATUS, 4), "little") if results[0] == task.tid else None
-        at_end = known == seat.signal << 8 | 0x7F and self._room.word(part, _RIP) == seat.stop
-        if at_end and results[1:] == [0, size]:
+        status, rip = _ENDED(self._room.memory, part * _PART + _STATUS)
+        if results == [task.tid, 0, size] and status == seat.signal << 8 | 0x7F and rip == seat.stop:
             task.in_signal_stop = True
-            return self._room.bytes(part, _IMAGE, size)
+            return self._room.bytes(part, _ANSWERS, size)
+        known = status if results[0] == task.tid else None
         if known is not None and not os.WIFSTOPPED(known):
             ptrace.reaped[task.tid] = known
         task.to_stop(seat, runs=True, known=known)

@@ -380,7 +380,7 @@ class LivingProcess(Process):
             known = facts.get(task.tid)
             if known is None:
                 raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
-            task.mask, task.rseq, task.xstate = known.mask, known.rseq, known.xstate
+            task.mask, task.rseq, task.xstate, task.plain = known.mask, known.rseq, known.xstate, known.plain
             fields = proc.Status(known.status) if known.status else proc.status(self.pid, task.tid)
             task.learn(fields)
             if fields.get("Seccomp", "0") != "0":
@@ -418,6 +418,21 @@ class LivingProcess(Process):
                     pass  # killed meanwhile: nothing to let go
             self.close()
             self._forget_files()
+
+
+def rseq_sequences(process: LivingProcess) -> dict[int, int]:
+    """The address of the restartable sequence that each thread (tid) has announced, 0 for none: where it may stand.
+    Threads that have registered none are not among them, nor those whose area cannot be read."""
+    areas = [(task.tid, task.rseq[0] + 8) for task in process.tasks if task.rseq[0] and task.rseq[1] >= 16]
+    found: dict[int, int] = {}
+    for at in range(0, len(areas), uio.MOST):
+        some = areas[at : at + uio.MOST]
+        try:
+            words = uio.read_words(process.leader.tid, [address for _, address in some])
+        except OSError:
+            words = [1] * len(some)  # one of them cannot be read: each is looked at by itself
+        found.update(zip((tid for tid, _ in some), words))
+    return found
 
 
 def rseq_abort(process: LivingProcess, task: Task) -> int:

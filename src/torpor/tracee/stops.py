@@ -72,50 +72,67 @@ class Stops:
 class Facts(NamedTuple):
     """What the kernel knows of a stopped thread. mask: blocked signals.  rseq: see ptrace.rseq_configuration.  status:
     the text of its status file, empty where it was not opened before, or does not fit.  xstate: the state of FPU and
-    vectors (NT_X86_XSTATE), empty where it is not known yet how large that is on this machine."""
+    vectors (NT_X86_XSTATE), empty where it is not known yet how large that is on this machine.  plain: it has
+    descriptors and working directory in common with the first thread of its process, and its system calls go to the
+    kernel (PR_SET_SYSCALL_USER_DISPATCH); False also where that cannot be told."""
 
     mask: int
     rseq: tuple[int, int, int]
     status: bytes
     xstate: bytes
+    plain: bool
 
 
-_RSEQ, _VECTOR, _STATUS, _XSTATE = 16, 48, 64, 3 * 1024
+_RSEQ, _VECTOR, _DISPATCH, _STATUS, _XSTATE = 8, 32, 48, 80, 3 * 1024
 """Where the answers are in a thread's part of the room. The status has some 1.5 KiB."""
+_ROWS = 7
+_GET_SYSCALL_USER_DISPATCH, _DISPATCH_SIZE = 0x4210, 32
+_KCMP_FILES, _KCMP_FS = 2, 3
 
 
 class Learning:
-    """Threads (tid) that are going to be asked for their `Facts`, and descriptors of their status files (-1 for none):
-    made before they stop, so that this takes no time afterwards."""
+    """Threads that are going to be asked for their `Facts`, made before they stop, so that this takes no time
+    afterwards. threads: of each its number, that of its process, and a descriptor of its status file (-1 for none)."""
 
-    def __init__(self, threads: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, threads: Sequence[tuple[int, int, int]]) -> None:
         self._threads = threads
         size = ptrace.usual_room(ptrace.NT_X86_XSTATE)
         self._room = room = Room(len(threads), _XSTATE + size)
         room.memory[::1024] = b"\0" * len(room.memory[::1024])  # so that it is there when it counts
         rows: list[Row] = []
-        for part, (tid, fd) in enumerate(threads):
+        for part, (tid, pid, fd) in enumerate(threads):
+            room.put(part, _VECTOR, struct.pack("<QQ", room.at(part, _XSTATE), size))
             rows.append((NR.ptrace, ptrace.GETSIGMASK, tid, 8, room.at(part)))
             rows.append((NR.ptrace, ptrace.GET_RSEQ_CONFIGURATION, tid, 24, room.at(part, _RSEQ)))
             rows.append((NR.pread64, fd, room.at(part, _STATUS), _XSTATE - _STATUS, 0))
-            room.put(part, _VECTOR, struct.pack("<QQ", room.at(part, _XSTATE), size))
             rows.append((NR.ptrace, ptrace.GETREGSET, tid, ptrace.NT_X86_XSTATE, room.at(part, _VECTOR)))
+            rows.append((NR.kcmp, pid, tid, _KCMP_FILES, 0, 0))
+            rows.append((NR.kcmp, pid, tid, _KCMP_FS, 0, 0))
+            rows.append((NR.ptrace, _GET_SYSCALL_USER_DISPATCH, tid, _DISPATCH_SIZE, room.at(part, _DISPATCH)))
         self._size = size
         self._table = Table(rows)
 
     def facts(self) -> dict[int, Facts]:
         """By tid: of those that are still there."""
         results = self._table.make()
+        memory, step = self._room.memory, self._room.size
         found = {}
-        for part, (tid, _) in enumerate(self._threads):
-            masked, sequences, size, _ = results[4 * part : 4 * part + 4]
+        for part, (tid, *_) in enumerate(self._threads):
+            at = part * step
+            masked, sequences, size, _, files, folders, dispatch = results[_ROWS * part : _ROWS * (part + 1)]
             if masked < 0:
                 continue
-            rseq = 0, 0, 0
-            if sequences > 0:
-                rseq = ptrace.unpack_rseq(self._room.bytes(part, _RSEQ, 24))
-            status = self._room.bytes(part, _STATUS, size) if 0 < size < _XSTATE - _STATUS else b""
-            length = self._room.word(part, _VECTOR + 8)
-            xstate = self._room.bytes(part, _XSTATE, length) if 0 < length < self._size else b""
-            found[tid] = Facts(self._room.word(part), rseq, status, xstate)
+            mask, pointer, length, signature, xstate, dispatched = _ANSWERS(memory, at)
+            found[tid] = Facts(
+                mask,
+                (pointer, length, signature) if sequences > 0 else (0, 0, 0),
+                bytes(memory[at + _STATUS : at + _STATUS + size]) if 0 < size < _XSTATE - _STATUS else b"",
+                bytes(memory[at + _XSTATE : at + _XSTATE + xstate]) if 0 < xstate < self._size else b"",
+                files == folders == 0 and dispatch >= 0 and not dispatched,
+            )
         return found
+
+
+_ANSWERS = struct.Struct("<Q QII8x 8xQ Q").unpack_from
+"""Up to `_DISPATCH` and its first word: mask, restartable sequence, how much there was of the last register set, mode
+of dispatch."""

@@ -105,6 +105,8 @@ class Task:
         """PTRACE_O_* that were set."""
         self.rseq = 0, 0, 0
         """ptrace.rseq_configuration, of a task of a living job."""
+        self.plain = False
+        """See stops.Facts."""
         self.xstate = b""
         """The state of FPU and vectors as it was found, where that has been read already."""
         self.waiting: Sequence[bytes] = ()

@@ -203,7 +203,7 @@ class Executor:
 def capture(service: Any, owner: Any) -> Any:
     """What `service` records of a process or thread. Its threads are traced while the record is made, as in
     real life."""
-    answers = owner.run(service.ask(owner))
+    answers = owner.run(service.questions if hasattr(service, "questions") else service.ask(owner))
     tasks = owner.tasks if isinstance(owner, Executor) else [owner]
     for task in tasks:
         ptrace.request(ptrace.SEIZE, task.tid)
