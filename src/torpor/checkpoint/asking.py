@@ -66,6 +66,19 @@ def _arranged(services: Sequence[Any], asked: Iterable[Sequence[Call]], first: i
     return layout
 
 
+_last: tuple[list[Sequence[Call]], _Layout] | None = None
+"""What the process before was asked, and its layout."""
+
+
+def _of_process(process: LivingProcess) -> _Layout:
+    """The layout of what services ask of a process: mostly the very same as of the one before."""
+    global _last
+    asked = [service.ask(process) for service in PROCESS_SERVICES]
+    if _last is None or _last[0] != asked:
+        _last = asked, _arranged(PROCESS_SERVICES, asked, 0)
+    return _last[1]
+
+
 @lru_cache(16)
 def _of_thread(first: int) -> _Layout:
     """The same for a thread: all are asked the very same, the first one behind what its process is asked."""
@@ -131,8 +144,7 @@ class Asked:
     def send(self) -> None:
         """Ask the first thread, and with it the process."""
         process = self._process
-        asked = [service.ask(process) for service in PROCESS_SERVICES]
-        self._of_process = _Answered(process, PROCESS_SERVICES, _arranged(PROCESS_SERVICES, asked, 0))
+        self._of_process = _Answered(process, PROCESS_SERVICES, _of_process(process))
         ahead = [*self._of_process.questions, *_OWN]
         self._own = len(self._of_process.questions)
         first = _Answered(process.leader, THREAD_SERVICES, _of_thread(len(ahead)))
