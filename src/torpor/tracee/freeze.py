@@ -200,6 +200,7 @@ def _take_in(frozen: Frozen, asked: dict[int, LivingProcess], deadline: float) -
     trouble: CheckpointFailed | None = None
     frozen.learnings.append(Learning([(tid, process.pid, process.status_file(tid)) for tid, process in asked.items()]))
     stops = Stops(asked)
+    ranks, processes = {tid: rank for rank, tid in enumerate(asked)}, set(asked.values())
     frozen.since = frozen.since or time.perf_counter()
     stops.ask()
     for look in range(_YIELDS):
@@ -218,6 +219,8 @@ def _take_in(frozen: Frozen, asked: dict[int, LivingProcess], deadline: float) -
             _stop(frozen, asked, next(iter(asked)), deadline)
         except CheckpointFailed as error:
             trouble = error
+    for process in processes:
+        process.tasks.sort(key=lambda task: ranks.get(task.tid, -1))  # not as they came to their stops: see `leader`
     if trouble is not None:
         raise trouble
 

@@ -269,3 +269,26 @@ def test_nothing_stays_open(monkeypatch: pytest.MonkeyPatch, killed: bool) -> No
         os.waitpid(pid, 0)
     assert os.listdir("/proc/self/fd") == before
     assert LivingProcess._expected == 0
+
+
+def test_the_first_thread_comes_first_whoever_stops_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    ready, here = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        for _ in range(4):
+            threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+        os.write(here, b"x")
+        while True:
+            time.sleep(1)
+    os.read(ready, 1)
+    look = module.Stops.look
+    monkeypatch.setattr(module.Stops, "look", lambda stops: look(stops)[::-1])
+    try:
+        with freeze(lambda: [pid]) as frozen:
+            numbers = [task.tid for task in frozen.processes[pid].tasks]
+        assert numbers == proc.threads(pid) and numbers[0] == pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(ready)
+        os.close(here)
