@@ -30,7 +30,6 @@ from torpor.posix import host_names, terminal
 from torpor.posix.job_services import job_services
 from torpor.store.parts import whole
 from torpor.tracee.call import CallFailed
-from torpor.tracee.freeze import await_state
 from torpor.tracee.task import Gone
 from torpor.tracee.together import together
 
@@ -454,7 +453,7 @@ def _let_go(takeovers: list[Takeover]) -> None:
     for each in stopped:
         each.release()
     for each in stopped:
-        await_state(each.process.pid, "T")
+        proc.await_state(each.process.pid, "T")
     for each in takeovers[::-1]:
         if each not in stopped:
             each.release()

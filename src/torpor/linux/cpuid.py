@@ -1,9 +1,9 @@
 """CPUID and XGETBV: what the processor tells a program about itself.
 
 Both are unprivileged instructions and not system calls; nothing in /proc tells all that they do. Some forty bytes of
-machine code make them, in a page that is never writable and executable at once (PR_SET_MDWE allows it), mapped from a
-memfd and unmapped again. A security module may still forbid it, and the instruction can be turned off for a process
-(arch_prctl(2), ARCH_SET_CPUID), where it would kill: then `ask` raises OSError. Takes about 0.1 ms.
+machine code make them, in a page that is unmapped again (linux/executable.py). A security module may forbid it, and the
+instruction can be turned off for a process (arch_prctl(2), ARCH_SET_CPUID), where it would kill: then `ask` raises
+OSError. Takes about 0.1 ms.
 
 Source: Intel SDM volume 2, CPUID, XGETBV; volume 1, 13.2.
 """
@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import mmap
 import os
 import struct
 from collections.abc import Sequence
 
-from torpor.linux import masks, prctl
+from torpor.linux import executable, masks, prctl
 from torpor.linux.arch.x86_64 import NR
-from torpor.linux.libc import libc, syscall
+from torpor.linux.libc import syscall
 from torpor.named_tuple import NamedTuple
 
 _CPUID = bytes.fromhex(
@@ -74,18 +73,7 @@ def ask(questions: Sequence[tuple[int, int]]) -> Answers:
         raise OSError(errno.ENOSYS, "no CPUID on this architecture")
     if syscall(NR.arch_prctl, prctl.ARCH_GET_CPUID, 0) == 0:
         raise OSError(errno.EPERM, "CPUID is turned off for this process")
-    mmap_ = libc.mmap
-    mmap_.restype = ctypes.c_void_p
-    mmap_.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
-    fd = os.memfd_create("cpuid", os.MFD_CLOEXEC)
-    try:
-        os.write(fd, _CPUID.ljust(_XGETBV_AT, b"\xcc") + _XGETBV)
-        page = mmap_(None, _PAGE, mmap.PROT_READ | mmap.PROT_EXEC, mmap.MAP_PRIVATE, fd, 0)
-    finally:
-        os.close(fd)
-    if page is None or page == ctypes.c_void_p(-1).value:
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error), "executable memory")
+    page = executable.place(_CPUID.ljust(_XGETBV_AT, b"\xcc") + _XGETBV)
     try:
         return _ask(page, questions)
     finally:

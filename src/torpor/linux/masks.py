@@ -13,6 +13,7 @@ NAMES = (
     "devpts",
     "eventfd_semaphore",
     "membarrier_query",
+    "multicall",
     "pagemap_scan",
     "pid_namespace",
     "proc_mount",

@@ -3,7 +3,7 @@
 While a job stands still, every call that Python makes costs a microsecond or two beside what the kernel does for it,
 and there are a dozen for each thread. So they are written into a table, as for a stopped task (tracee/batch.py), and
 the same loop (linux/arch/x86_64_code.py) makes them, here in our own process: without Python, without libc, without
-errno. Where a system forbids memory that can be executed (SELinux, deny_execmem), Python makes them one by one.
+errno. Where memory that can be executed is forbidden (linux/executable.py), Python makes them one by one.
 
 A row that needs what another one returned is one for the next table: nobody decides anything in between.
 """
@@ -11,13 +11,13 @@ A row that needs what another one returned is one for the next table: nobody dec
 from __future__ import annotations
 
 import ctypes
-import mmap
+import errno
 import struct
 from collections.abc import Callable, Iterable, Sequence
 
-from torpor.linux import uio
+from torpor.linux import executable, masks, uio
 from torpor.linux.arch.x86_64_code import ROW, assemble_function
-from torpor.linux.libc import libc, syscall
+from torpor.linux.libc import syscall
 
 _ROW = struct.Struct("<7Qq")
 _WORD = struct.Struct("<Q")
@@ -90,29 +90,26 @@ class Room:
 
 
 _known: tuple[_Function, _Function] | None = None
-_kept: list[mmap.mmap] = []
-"""The code, as long as we live."""
 
 
 def _functions() -> tuple[_Function, _Function]:
     """What makes the calls of a table: with Python's lock, and without."""
     global _known
     if _known is None:
-        _known = _executable() or (_one_by_one, _one_by_one)
+        try:
+            _known = _by_code()
+        except OSError:
+            _known = _one_by_one, _one_by_one
     return _known
 
 
-def _executable() -> tuple[_Function, _Function] | None:
-    """The loop as a function of our own; None where there may be none."""
-    memory = mmap.mmap(-1, mmap.PAGESIZE)
-    memory.write(assemble_function())
-    at = uio.address_of(memory)
-    if libc.mprotect(ctypes.c_void_p(at), ctypes.c_size_t(mmap.PAGESIZE), mmap.PROT_READ | mmap.PROT_EXEC):
-        return None
-    _kept.append(memory)
-    kinds = (kind(None, ctypes.c_void_p, ctypes.c_long) for kind in (ctypes.PYFUNCTYPE, ctypes.CFUNCTYPE))
-    held, released = (kind(at) for kind in kinds)
-    return held, released
+def _by_code() -> tuple[_Function, _Function]:
+    """The loop as a function of our own, in a page that stays. Raises OSError where there may be none."""
+    if masks.masked("multicall"):
+        raise OSError(errno.EPERM, masks.REASON)
+    at = executable.place(assemble_function())
+    arguments = None, ctypes.c_void_p, ctypes.c_long
+    return ctypes.PYFUNCTYPE(*arguments)(at), ctypes.CFUNCTYPE(*arguments)(at)
 
 
 def _one_by_one(address: int, count: int) -> None:
@@ -124,3 +121,12 @@ def _one_by_one(address: int, count: int) -> None:
         except OSError as error:
             result = -(error.errno or 0)
         struct.pack_into("<q", image, at + ROW - 8, result)
+
+
+def probe() -> tuple[bool, str]:
+    """Can code of ours make the calls of a table?"""
+    try:
+        _by_code()
+    except OSError as error:
+        return False, f"{error.strerror}; Python makes them one by one: a job of many threads stands still for longer"
+    return True, ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from operator import itemgetter
@@ -108,6 +109,16 @@ def name_and_state(pid: int, tid: int | None = None) -> tuple[str, str]:
     where = f"/proc/{pid}/stat" if tid is None else f"/proc/{pid}/task/{tid}/stat"
     head, _, tail = os.fsdecode(shown(where)).rpartition(") ")
     return head.partition(" (")[2], tail[0]
+
+
+def await_state(pid: int, state: str, timeout: float = 0.5) -> None:
+    """Wait until a process shows the state (a letter of /proc/PID/stat), for a while at most."""
+    deadline = time.monotonic() + timeout
+    try:
+        while name_and_state(pid)[1] != state and time.monotonic() < deadline:
+            time.sleep(0.0002)
+    except OSError:
+        pass  # it has ended
 
 
 def faults(pid: int) -> int:

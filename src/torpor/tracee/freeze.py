@@ -70,7 +70,7 @@ class Frozen:
         for pid in stopped:
             self._detach(pid)
         for pid in stopped:
-            await_state(pid, "T")
+            proc.await_state(pid, "T")
         for pid in list(self.processes)[::-1]:
             self._detach(pid)
 
@@ -95,16 +95,6 @@ class Frozen:
                 except ChildProcessError:
                     pass
         self.processes.clear()
-
-
-def await_state(pid: int, state: str, timeout: float = 0.5) -> None:
-    """Wait until a process shows the state (a letter of /proc/PID/stat), for a while at most."""
-    deadline = time.monotonic() + timeout
-    try:
-        while proc.stat(pid).state != state and time.monotonic() < deadline:
-            time.sleep(0.0002)
-    except OSError:
-        pass  # it has ended
 
 
 def freeze(

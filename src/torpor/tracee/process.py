@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 from torpor.linux import proc, ptrace, uio
 from torpor.linux.arch.x86_64 import NR
@@ -19,8 +20,10 @@ from torpor.linux.libc import syscall
 from torpor.model.errors import Refusal, Refused
 from torpor.tracee import padding
 from torpor.tracee.call import Answer, Call
-from torpor.tracee.stops import Facts
 from torpor.tracee.task import ALL_BLOCKED, NOT_IN_CALL, Seat, Task, quiet_signal
+
+if TYPE_CHECKING:
+    from torpor.tracee.stops import Facts
 
 SCRATCH_SIZE = 64 * 1024
 _WORD = 4
