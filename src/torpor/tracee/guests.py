@@ -18,6 +18,7 @@ from torpor.linux import ptrace
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.arch.x86_64_code import SIZE
 from torpor.linux.multicall import Room, Row, Table
+from torpor.named_tuple import NamedTuple
 from torpor.tracee.batch import Batch, laid_out
 from torpor.tracee.call import Call
 from torpor.tracee.process import LivingProcess
@@ -67,11 +68,14 @@ def make(process: LivingProcess, asked: Iterable[Asked]) -> list[Made]:
     return made
 
 
-class _Guest:
-    """A thread on its way, or at its end. slot, code: its code, and where that is."""
+class _Guest(NamedTuple):
+    """A thread on its way, or at its end. slot, code: where its code is to be, and that."""
 
-    def __init__(self, task: Task, seat: Seat, batch: Batch, slot: int, code: bytes) -> None:
-        self.task, self.seat, self.batch, self.slot, self.code = task, seat, batch, slot, code
+    task: Task
+    seat: Seat
+    batch: Batch
+    slot: int
+    code: bytes
 
 
 class _Crew:

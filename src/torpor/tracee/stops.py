@@ -59,7 +59,7 @@ class Stops:
                 if not os.WIFSTOPPED(status):
                     ptrace.reaped[tid] = status
                 found.append(Stopped(tid, status, Regs.from_buffer_copy(self._room.memory, part * _PART + _REGS)))
-            elif result == 0 or result == -errno.EINTR:
+            elif result in (0, -errno.EINTR):
                 left.append(tid)
             else:
                 found.append(Stopped(tid, 0, Regs()))  # somebody else has waited for its end
