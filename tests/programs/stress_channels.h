@@ -129,6 +129,10 @@ static void make_channel(struct thing *t)
     case UDP6:
         t->fd[1] = listener(t, SOCK_DGRAM, &name, &size);
         t->fd[0] = listener(t, SOCK_DGRAM, &other, &size);
+        while (memcmp(&other, &name, size) == 0) { /* sockets that share addresses are given the same one now and then */
+            DO(close(t->fd[0]) == 0);
+            t->fd[0] = listener(t, SOCK_DGRAM, &other, &size);
+        }
         DO(connect(t->fd[0], (void *)&name, size) == 0 && connect(t->fd[1], (void *)&other, size) == 0);
         break;
     case PTY: {
