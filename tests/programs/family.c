@@ -38,6 +38,17 @@ static void stops(void)
     for (;;)
         pause();
 }
+static atomic_int *continued; /* so often has it been told that it goes on */
+static void count_continued(int number)
+{
+    (void)number;
+    ++*continued;
+}
+static void goes_on(void)
+{
+    signal(SIGCONT, count_continued);
+    stops();
+}
 static void idle(void)
 {
     for (;;)
@@ -88,11 +99,13 @@ int main(int argc, char **argv)
     begin(argc, argv);
     finish = shared_memory(4096);
     orphans = shared_memory(4096);
+    continued = shared_memory(4096);
     *(pid_t *)(finish + 1) = getpid();
     prctl(PR_SET_CHILD_SUBREAPER, 1);
 
     pid_t seven = spawn(exits_7), zero = spawn(exits_0), killed = spawn(dies), aborted = spawn(dies_abort);
     pid_t stopped = spawn(stops), reported = spawn(stops), running = spawn(idle), grouped = spawn(exits_7);
+    pid_t going = spawn(goes_on), known = spawn(goes_on); /* nobody has waited for it, or the parent has */
     setpgid(grouped, running); /* may come late for it; what counts is what is seen below */
     wait_state(seven, 'Z');
     wait_state(zero, 'Z');
@@ -103,6 +116,13 @@ int main(int argc, char **argv)
     wait_state(reported, 'T');
     int status;
     MUST(waitpid(reported, &status, WUNTRACED) == reported && WIFSTOPPED(status));
+    wait_state(going, 'T');
+    wait_state(known, 'T');
+    kill(going, SIGCONT);
+    kill(known, SIGCONT);
+    MUST(waitpid(known, &status, WCONTINUED) == known && WIFCONTINUED(status));
+    UNTIL(*continued == 2, 10, "children that go on");
+    wait_state(going, 'S');
     for (int k = 0; k < 3; k++)
         make_orphan(k);
     pid_t group_before = getpgid(seven);
@@ -112,6 +132,8 @@ int main(int argc, char **argv)
         kill(stopped, SIGCONT);
     if (WRONG(3))
         kill(running, SIGKILL);
+    if (WRONG(4))
+        MUST(waitpid(going, &status, WCONTINUED) == going);
     ready();
     wait_go();
 
@@ -141,11 +163,16 @@ int main(int argc, char **argv)
     SAME(waitpid(stopped, &status, WUNTRACED | WNOHANG), stopped, "a stop that had not been reported yet");
     CHECK(WIFSTOPPED(status) && WSTOPSIG(status) == SIGSTOP, "stop became %#x", status);
     SAME(waitpid(running, &status, WUNTRACED | WCONTINUED | WNOHANG), 0, "a running child has something to report");
+    SAME(waitpid(going, &status, WUNTRACED | WCONTINUED | WNOHANG), going, "a child goes on, which was not reported yet");
+    CHECK(WIFCONTINUED(status), "that it goes on became %#x", status);
+    SAME(waitpid(going, &status, WUNTRACED | WCONTINUED | WNOHANG), 0, "it goes on once more");
+    SAME(waitpid(known, &status, WUNTRACED | WCONTINUED | WNOHANG), 0, "a child goes on, which had been reported");
+    SAME(*continued, 2, "signals that told of it");
     kill(stopped, SIGCONT);
     SAME(waitpid(stopped, &status, WCONTINUED), stopped, "continue");
     CHECK(WIFCONTINUED(status), "continue became %#x", status);
-    pid_t ends[] = {stopped, reported, running};
-    for (int i = 0; i < 3; i++) {
+    pid_t ends[] = {stopped, reported, running, going, known};
+    for (int i = 0; i < 5; i++) {
         kill(ends[i], SIGKILL);
         UNTIL((waitpid(ends[i], &status, WUNTRACED | WNOHANG) == ends[i]) && WIFSIGNALED(status), 10, "end of a child");
     }

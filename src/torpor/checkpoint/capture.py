@@ -29,7 +29,7 @@ from torpor.image.manifest import (
     Services,
     TerminalRecord,
 )
-from torpor.linux import proc
+from torpor.linux import proc, ptrace
 from torpor.model.data import Sink
 from torpor.model.errors import CheckpointFailed, Refusal, Refused
 from torpor.named_tuple import NamedTuple
@@ -318,6 +318,7 @@ def _process(pid: int, view: View, frozen: Frozen, asked: Asked | None, files: M
         stop_signal=stop,
         # While a process is stopped, field 52 of stat is what its parent's wait has yet to report (fs/proc/array.c).
         stop_reported=bool(stop) and stat.exit_code == 0,
+        continued=bool(parent and not stop) and ptrace.has_continued(process.leader.tid),
         leader_exited=process.tgid != pid,
         descriptors=_descriptors_of(view, pid),
         exe=files.number(asked.exe),

@@ -414,7 +414,7 @@ def _take_over(
         each.halt()
     for each in takeovers:
         pid = each.record.pid
-        each.know_stops([child for child in takeovers if child.record.parent == pid and child.stands])
+        each.know_stops([child for child in takeovers if child.record.parent == pid and child.halted])
     for service, state in job:
         service.finish(state, stubs)
     for each in takeovers:

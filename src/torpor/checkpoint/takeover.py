@@ -287,24 +287,33 @@ class Takeover:
             service.outside(state, task)
 
     def halt(self) -> None:
-        """Stop again what was stopped; and what is held."""
+        """Stop again what was stopped; and what is held. What had been stopped, and its parent does not know yet that
+        it goes on, is stopped and goes on, without a signal that tells of it."""
         if self.stands:
             self.process.halt()
+        elif self.record.continued:
+            self.process.halt()
+            os.kill(self.process.pid, signal.SIGCONT)
+            self.process.run([_taken(signal.SIGCONT)])
 
     @property
     def stands(self) -> bool:
         """Will it be in a group stop when it is released?"""
         return self.held or bool(self.record.stop_signal)
 
+    @property
+    def halted(self) -> bool:
+        """Was it stopped by `halt`, even if it goes on by now?"""
+        return self.stands or self.record.continued
+
     def know_stops(self, children: Sequence[Takeover]) -> None:
         """See the stops of children that this process had seen already, or that are not the job's own affair, and
-        forget the signals that told of them."""
+        forget the signals that told of them. children: those that were `halt`ed."""
         calls = [
             call(NR.wait4, child.record.pid, 0, 2, 0) for child in children if child.held or child.record.stop_reported
         ]
         if children:
-            chld = In((1 << (signal.SIGCHLD - 1)).to_bytes(8, "little"))
-            calls.append(call(NR.rt_sigtimedwait, chld, 0, In(bytes(16)), 8, accept=(11,)))
+            calls.append(_taken(signal.SIGCHLD))
         self.process.run(calls)
 
     def ask_for_signals(self, done: set[int]) -> None:
@@ -506,3 +515,8 @@ def _pages(size: int) -> int:
 def _segments(areas: Sequence[AreaRecord], sizes: dict[int, int]) -> dict[tuple[int, bool], int]:
     """The System V segments among areas: (id, may it be written to): bytes of address space for all of it."""
     return {(a.what, MAY_WRITE in a.flags): _pages(sizes[a.what]) for a in areas if a.kind == SYSV}
+
+
+def _taken(number: int) -> Call:
+    """Take a blocked signal that waits, if it does."""
+    return call(NR.rt_sigtimedwait, In((1 << (number - 1)).to_bytes(8, "little")), 0, In(bytes(16)), 8, accept=(11,))

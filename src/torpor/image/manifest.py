@@ -94,9 +94,9 @@ class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A process; pids as the job sees them.
 
     parent: its parent's pid; `outside` if that is not in the job. state: 'running', 'stopped' or 'zombie'.
-    stop_signal: what it was stopped by; stop_reported: its parent has seen that. exit_code: the wait status of a
-    zombie. The leader's thread comes first; if the leader has exited, `leader_exited` is set and it is not among the
-    threads. guards: guard pages, (address, size).
+    stop_signal: what it was stopped by; stop_reported: its parent has seen that. continued: it goes on after a stop,
+    which its parent has not seen yet. exit_code: the wait status of a zombie. The leader's thread comes first; if the
+    leader has exited, `leader_exited` is set and it is not among the threads. guards: guard pages, (address, size).
     """
 
     pid: int
@@ -108,6 +108,7 @@ class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     stop_signal: int = 0
     stop_reported: bool = False
+    continued: bool = False
     exit_code: int = 0
     leader_exited: bool = False
     has_terminal: bool = False

@@ -306,6 +306,13 @@ def poll(tid: int) -> int | None:
     return status if found else None
 
 
+def has_continued(tid: int) -> bool:
+    """Does the process of a stopped tracee go on after a stop (SIGCONT), without its parent having been told by wait?
+    Nothing is consumed: there is one such state for parent and tracer (kernel/exit.c, wait_consider_task)."""
+    seen = os.waitid(os.P_PID, tid, os.WCONTINUED | os.WNOHANG | os.WNOWAIT | WALL)
+    return seen is not None and seen.si_code == os.CLD_CONTINUED
+
+
 def of_child(look: Callable[[int], T]) -> T:
     """What `look` says of a child (by its tid) that is forked, seized and stopped for it, and killed afterwards.
 
