@@ -114,6 +114,7 @@ def freeze(
             _stop_all(frozen, lambda: [pid for pid in find() if pid not in last], deadline)
             time.sleep(grace)
         frozen.zombies = _stop_all(frozen, find, deadline)
+        _look_at_stops(frozen, deadline)
         facts = {tid: one for learning in frozen.learnings for tid, one in learning.facts().items()}
         for pid, process in list(frozen.processes.items()):
             try:
@@ -213,6 +214,20 @@ def _take_in(frozen: Frozen, asked: dict[int, LivingProcess], deadline: float) -
         process.tasks.sort(key=lambda task: ranks.get(task.tid, -1))  # not as they came to their stops: see `leader`
     if trouble is not None:
         raise trouble
+
+
+def _look_at_stops(frozen: Frozen, deadline: float) -> None:
+    """Who was found in a group stop may have been told to go on (SIGCONT) by others before these were stopped: now that
+    nobody runs any more, each of them is asked once more whether it is in one. No instruction is executed meanwhile."""
+    for process in frozen.processes.values():
+        for task in process.tasks:
+            if task.stop_signal:
+                try:
+                    ptrace.request(ptrace.LISTEN, task.tid)
+                    ptrace.request(ptrace.INTERRUPT, task.tid)
+                    task.stop_signal = _await_stop(process.pid, task.tid, deadline) or 0
+                except ProcessLookupError:
+                    pass  # killed where it stood, as `_settle` will see
 
 
 def _has_ended(pid: int) -> bool:

@@ -292,3 +292,33 @@ def test_the_first_thread_comes_first_whoever_stops_first(monkeypatch: pytest.Mo
         os.waitpid(pid, 0)
         os.close(ready)
         os.close(here)
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_process_that_is_told_to_go_on_while_others_are_being_stopped(told: bool) -> None:
+    pid = os.fork()
+    if pid == 0:
+        while True:
+            time.sleep(0.01)
+    os.kill(pid, signal.SIGSTOP)
+    os.waitpid(pid, os.WUNTRACED)
+    looks: list[int] = []
+
+    def find() -> list[int]:
+        looks.append(1)
+        if len(looks) == 2 and told:
+            os.kill(pid, signal.SIGCONT)
+        return [pid]
+
+    try:
+        with freeze(find) as frozen:
+            (task,) = frozen.processes[pid].tasks
+            assert len(looks) == 2
+            assert task.stop_signal == (0 if told else signal.SIGSTOP)
+            assert ptrace.has_continued(pid) == told
+        assert proc.state(pid) in ("SR" if told else "T")
+        found, status = os.waitpid(pid, os.WCONTINUED | os.WNOHANG)
+        assert (found == pid and os.WIFCONTINUED(status)) == told, "whoever waits for it is told all the same"
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
