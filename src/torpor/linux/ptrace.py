@@ -308,8 +308,12 @@ def poll(tid: int) -> int | None:
 
 def has_continued(tid: int) -> bool:
     """Does the process of a stopped tracee go on after a stop (SIGCONT), without its parent having been told by wait?
-    Nothing is consumed: there is one such state for parent and tracer (kernel/exit.c, wait_consider_task)."""
-    seen = os.waitid(os.P_PID, tid, os.WCONTINUED | os.WNOHANG | os.WNOWAIT | WALL)
+    Nothing is consumed: there is one such state for parent and tracer (kernel/exit.c, wait_consider_task). Raises
+    ProcessLookupError if it has ended."""
+    try:
+        seen = os.waitid(os.P_PID, tid, os.WCONTINUED | os.WNOHANG | os.WNOWAIT | WALL)
+    except ChildProcessError:
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
     return seen is not None and seen.si_code == os.CLD_CONTINUED
 
 
