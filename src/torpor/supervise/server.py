@@ -129,18 +129,21 @@ class Server:
         self._listener: socket.socket | None = None
 
     def listen(self, folder: str) -> None:
-        """Bind the socket in `folder`. Raises OSError."""
+        """Bind the socket in `folder`. Whoever finds it there is heard: it has another name until it listens. Raises
+        OSError."""
         self._stop_listening()
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             with protocol.Address(folder) as path:
+                new = path.removesuffix("socket") + "listen"  # not longer: there is hardly room for more
                 try:
-                    os.unlink(path)
+                    os.unlink(new)
                 except FileNotFoundError:
                     pass
-                listener.bind(path)
-                os.chmod(path, 0o600)
-            listener.listen(64)
+                listener.bind(new)
+                os.chmod(new, 0o600)
+                listener.listen(64)
+                os.rename(new, path)
             listener.setblocking(False)
         except OSError:
             listener.close()
