@@ -16,6 +16,7 @@ from torpor.linux.libc import syscall
 FILE = 0
 VM = 1
 FILES = 2
+FS = 3
 SYSVSEM = 6
 EPOLL_TFD = 7
 

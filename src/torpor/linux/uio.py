@@ -57,12 +57,12 @@ MOST = 1024
 
 
 def read_words(pid: int, addresses: list[int]) -> list[int]:
-    """Words of eight bytes, at `MOST` addresses. Raises OSError (EFAULT where one of them cannot be read)."""
+    """Words of eight bytes, at one to `MOST` addresses. Raises OSError (EFAULT where one of them cannot be read)."""
     count = len(addresses)
     room = bytearray(8 * count)
-    near = IoVec(address_of(room), len(room)) if count else IoVec()
+    near = IoVec(address_of(room), len(room))
     far = bytearray(struct.pack(f"<{2 * count}Q", *[word for address in addresses for word in (address, 8)]))
-    done = _readv(pid, ctypes.addressof(near), 1, address_of(far), count, 0) if count else 0
+    done = _readv(pid, ctypes.addressof(near), 1, address_of(far), count, 0)
     if done != len(room):
         error = ctypes.get_errno() if done < 0 else errno.EFAULT
         raise OSError(error, f"{os.strerror(error)}: reading {count} words of process {pid}")

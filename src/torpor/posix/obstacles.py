@@ -17,14 +17,12 @@ from _thread import get_native_id
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, lru_cache
 
-from torpor.linux import proc, ptrace
+from torpor.linux import kcmp, proc, ptrace
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.libc import syscall
 from torpor.model.errors import Refusal
 
 _PF_KTHREAD = 0x00200000
-_KCMP_VM, _KCMP_FILES, _KCMP_FS = 1, 2, 3
-_GET_SYSCALL_USER_DISPATCH = 0x4210
 
 
 class Seen:
@@ -108,7 +106,7 @@ def shares_memory(seen: Seen) -> Iterator[Refusal]:
         return
     parent = int(seen.status["PPid"])
     try:
-        if syscall(NR.kcmp, seen.pid, parent, _KCMP_VM, 0, 0) != 0 or Seen(parent, parent).tracer != us:
+        if syscall(NR.kcmp, seen.pid, parent, kcmp.VM, 0, 0) != 0 or Seen(parent, parent).tracer != us:
             return
     except OSError:
         return
@@ -124,13 +122,13 @@ def shares_tables(seen: Seen) -> Iterator[Refusal]:
     parent = seen.parent
     if seen.status["State"][0] in "ZX":
         return
-    for kind, what in ((_KCMP_FILES, "table of descriptors"), (_KCMP_FS, "working directory")):
+    for kind, what in ((kcmp.FILES, "table of descriptors"), (kcmp.FS, "working directory")):
         try:
             same = syscall(NR.kcmp, seen.pid, parent, kind, 0, 0) == 0 and proc.stat(parent).state not in "ZX"
         except OSError:
             continue
         if same:
-            flag = "CLONE_FILES" if kind == _KCMP_FILES else "CLONE_FS"
+            flag = "CLONE_FILES" if kind == kcmp.FILES else "CLONE_FS"
             yield seen.refuse(
                 f"shares its {what} with process {parent} without being a thread of it ({flag})",
                 "not supported; run the program in a mode that uses threads",
@@ -190,7 +188,7 @@ def unshared(seen: Seen) -> Iterator[Refusal]:
     """A thread that has made a descriptor table or a working directory of its own (unshare(2), clone(2))."""
     if seen.tid == seen.pid or seen.status["State"][0] in "ZX":
         return  # a first thread that has ended has none at all
-    for kind, what in ((_KCMP_FILES, "table of descriptors"), (_KCMP_FS, "working directory")):
+    for kind, what in ((kcmp.FILES, "table of descriptors"), (kcmp.FS, "working directory")):
         try:
             differs = syscall(NR.kcmp, seen.pid, seen.tid, kind, 0, 0) != 0
         except OSError:
@@ -206,7 +204,7 @@ def dispatch(seen: Seen) -> Iterator[Refusal]:
         return
     room = ctypes.create_string_buffer(32)
     try:
-        ptrace.request(_GET_SYSCALL_USER_DISPATCH, seen.tid, 32, ctypes.addressof(room))
+        ptrace.request(ptrace.GET_SYSCALL_USER_DISPATCH, seen.tid, 32, ctypes.addressof(room))
     except OSError:
         return
     if struct.unpack_from("<Q", room.raw)[0]:
@@ -223,13 +221,13 @@ PROCESS: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
 )
 _NOT_PLAIN: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (unshared, dispatch)
 """What need not be looked for in a thread that is known to be `plain`."""
-THREAD: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (traced, shadow_stack, *_NOT_PLAIN)
+THREAD: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (traced, shadow_stack)
 
 
 def survey(seen: Seen, plain: bool = False) -> list[Refusal]:
     """The first thing that stands in the way of saving a thread. Those of the process are looked for with its first
     one. plain: see tracee.stops.Facts."""
-    of_thread = THREAD[: -len(_NOT_PLAIN)] if plain else THREAD
+    of_thread = THREAD if plain else (*THREAD, *_NOT_PLAIN)
     for look in (*PROCESS, *of_thread) if seen.tid == seen.pid else of_thread:
         found = list(look(seen))
         if found:

@@ -15,7 +15,7 @@ from torpor.linux.arch.x86_64_code import MAGIC, SIZE
 from torpor.model.errors import CheckpointFailed, Refusal, Refused
 from torpor.tracee import padding
 from torpor.tracee.padding import PAGE
-from torpor.tracee.process import LivingProcess, rseq_abort, rseq_sequences
+from torpor.tracee.process import LivingProcess, in_sequences, rseq_abort
 from torpor.tracee.stops import Facts, Learning, Stops
 from torpor.tracee.task import NOT_IN_CALL, Gone, Task
 
@@ -393,7 +393,7 @@ def _settle(process: LivingProcess, facts: Mapping[int, Facts], deadline: float)
     registers of its threads, before anything else looks at them."""
     process.learn(facts)
     tails = {start for start, _ in padding.tails(process.areas)}
-    sequences = rseq_sequences(process)
+    sequences = in_sequences(process)
     ours: list[int] | None = None
     for task in process.tasks:
         if ours is None and task.regs.rip & -PAGE in tails:
@@ -411,8 +411,8 @@ def _settle(process: LivingProcess, facts: Mapping[int, Facts], deadline: float)
                 if _await_stop(process.pid, task.tid, deadline) is None:
                     raise ProcessLookupError
                 task.look()
-                sequences[task.tid] = 1  # perhaps another one by now
-        abort = rseq_abort(process, task) if sequences.get(task.tid) else 0
+                sequences.add(task.tid)  # perhaps it stands in one by now
+        abort = rseq_abort(process, task) if task.tid in sequences else 0
         if abort:
             task.regs.rip = abort
             ptrace.set_regs(task.tid, task.regs)

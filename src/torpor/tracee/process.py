@@ -423,18 +423,18 @@ class LivingProcess(Process):
             self._forget_files()
 
 
-def rseq_sequences(process: LivingProcess) -> dict[int, int]:
-    """The address of the restartable sequence that each thread (tid) has announced, 0 for none: where it may stand.
-    Threads that have registered none are not among them, nor those whose area cannot be read."""
+def in_sequences(process: LivingProcess) -> set[int]:
+    """The threads (tid) that may stand in a restartable sequence: they have announced one, or it cannot be told."""
     areas = [(task.tid, task.rseq[0] + 8) for task in process.tasks if task.rseq[0] and task.rseq[1] >= 16]
-    found: dict[int, int] = {}
+    found: set[int] = set()
     for at in range(0, len(areas), uio.MOST):
         some = areas[at : at + uio.MOST]
         try:
             words = uio.read_words(process.leader.tid, [address for _, address in some])
         except OSError:
-            words = [1] * len(some)  # one of them cannot be read: each is looked at by itself
-        found.update(zip((tid for tid, _ in some), words))
+            found.update(tid for tid, _ in some)  # one of them cannot be read: each is looked at by itself
+        else:
+            found.update(tid for (tid, _), word in zip(some, words) if word)
     return found
 
 

@@ -10,7 +10,7 @@ import os
 import struct
 from collections.abc import Iterable, Sequence
 
-from torpor.linux import ptrace
+from torpor.linux import kcmp, ptrace
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.multicall import Room, Row, Table
 from torpor.linux.ptrace import Regs
@@ -86,8 +86,7 @@ class Facts(NamedTuple):
 _RSEQ, _VECTOR, _DISPATCH, _STATUS, _XSTATE = 8, 32, 48, 80, 3 * 1024
 """Where the answers are in a thread's part of the room. The status has some 1.5 KiB."""
 _ROWS = 7
-_GET_SYSCALL_USER_DISPATCH, _DISPATCH_SIZE = 0x4210, 32
-_KCMP_FILES, _KCMP_FS = 2, 3
+_DISPATCH_SIZE = 32
 
 
 class Learning:
@@ -106,9 +105,9 @@ class Learning:
             rows.append((NR.ptrace, ptrace.GET_RSEQ_CONFIGURATION, tid, 24, room.at(part, _RSEQ)))
             rows.append((NR.pread64, fd, room.at(part, _STATUS), _XSTATE - _STATUS, 0))
             rows.append((NR.ptrace, ptrace.GETREGSET, tid, ptrace.NT_X86_XSTATE, room.at(part, _VECTOR)))
-            rows.append((NR.kcmp, pid, tid, _KCMP_FILES, 0, 0))
-            rows.append((NR.kcmp, pid, tid, _KCMP_FS, 0, 0))
-            rows.append((NR.ptrace, _GET_SYSCALL_USER_DISPATCH, tid, _DISPATCH_SIZE, room.at(part, _DISPATCH)))
+            rows.append((NR.kcmp, pid, tid, kcmp.FILES, 0, 0))
+            rows.append((NR.kcmp, pid, tid, kcmp.FS, 0, 0))
+            rows.append((NR.ptrace, ptrace.GET_SYSCALL_USER_DISPATCH, tid, _DISPATCH_SIZE, room.at(part, _DISPATCH)))
         self._size = size
         self._table = Table(rows)
 
