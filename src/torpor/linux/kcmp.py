@@ -9,7 +9,9 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+import threading
 
+from torpor.linux import clone
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.libc import syscall
 
@@ -38,9 +40,15 @@ def same_file(pid1: int, fd1: int, pid2: int, fd2: int) -> bool:
         return False
 
 
-def shares_undo(pid1: int, pid2: int) -> bool:
-    """Do two processes have the same list of System V semaphore adjustments? Also true where neither has one."""
-    return syscall(NR.kcmp, pid1, pid2, SYSVSEM, 0, 0) == 0
+def has_undo(pid: int) -> bool:
+    """Has a process a list of System V semaphore adjustments?
+
+    One that has none is compared with it: our thread, which gives up its own first. (It has one as soon as we have ever
+    made a thread, and so has every process that has: clone(2), CLONE_SYSVSEM; ipc/sem.c, copy_semundo.)
+    Nothing of ours is to be undone. Raises OSError, also where unshare(2) is not allowed.
+    """
+    syscall(NR.unshare, clone.SYSVSEM)
+    return syscall(NR.kcmp, threading.get_native_id(), pid, SYSVSEM, 0, 0) != 0
 
 
 def shares_files(pid1: int, pid2: int) -> bool:

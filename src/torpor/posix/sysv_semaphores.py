@@ -7,8 +7,8 @@ The adjustments are not shown anywhere. They are found out by operations that ca
 (semop(2): all operations of a call are done, or none). Raising a semaphore with SEM_UNDO fails with ERANGE where
 the adjustment would fall below -32768; lowering it again without SEM_UNDO makes room for the next step; a last
 operation that no value allows ends everything with EAGAIN. So how far the adjustment can be lowered tells what it
-is. Only processes that have ever used SEM_UNDO (kcmp(KCMP_SYSVSEM) tells) are asked. What remains of it: the end of
-such a process later counts as an operation (sem_otime) on every set it was asked about.
+is. Only processes that have ever used SEM_UNDO, or made a thread, are asked (kcmp(KCMP_SYSVSEM) tells). What remains
+of it: the end of such a process later counts as an operation (sem_otime) on every set it was asked about.
 
 At the restart: values by SETVAL, then each process makes its adjustments by raising (lowering) with SEM_UNDO and
 lowering (raising) without, and whoever changed a semaphore last does so last. Who waits in semop makes the call
@@ -188,9 +188,9 @@ def _operate(number: int, operations: bytes, accept: Iterable[int]) -> Call:
 
 
 def _has_undo(process: Process) -> bool:
-    """Has the process ever used SEM_UNDO? Our own process has not."""
+    """May the process have adjustments?"""
     try:
-        return kcmp.shares_undo(os.getpid(), process.pid) is False
+        return kcmp.has_undo(process.pid)
     except OSError:
         return True
 
