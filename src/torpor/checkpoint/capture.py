@@ -29,7 +29,7 @@ from torpor.image.manifest import (
     Services,
     TerminalRecord,
 )
-from torpor.linux import proc, ptrace
+from torpor.linux import proc, ptrace, siginfo
 from torpor.model.data import Sink
 from torpor.model.errors import CheckpointFailed, Refusal, Refused
 from torpor.named_tuple import NamedTuple
@@ -310,14 +310,13 @@ def _process(pid: int, view: View, frozen: Frozen, asked: Asked | None, files: M
     if asked is None:
         return record
     process = frozen.processes[pid]
-    stop = process.leader.stop_signal or _stopping(process)
+    stop, reported = stop_of(process)
     return msgspec.structs.replace(
         record,
         state="stopped" if stop else "running",
         exit_code=0,
         stop_signal=stop,
-        # While a process is stopped, field 52 of stat is what its parent's wait has yet to report (fs/proc/array.c).
-        stop_reported=bool(stop) and stat.exit_code == 0,
+        stop_reported=reported,
         continued=bool(parent and not stop) and ptrace.has_continued(process.leader.tid),
         leader_exited=process.tgid != pid,
         descriptors=_descriptors_of(view, pid),
@@ -325,9 +324,15 @@ def _process(pid: int, view: View, frozen: Frozen, asked: Asked | None, files: M
     )
 
 
-def _stopping(process: Process) -> int:
-    """SIGSTOP, if one reached the process while calls ran in it; 0 otherwise."""
-    return 19 if any(info[:4] == b"\x13\0\0\0" for task in process.tasks for info in task.held) else 0
+def stop_of(process: Process) -> tuple[int, bool]:
+    """The signal of the group stop that a process is in, 0 for none; and has its parent seen it?"""
+    stop = process.leader.stop_signal
+    if stop:
+        # While a process is stopped, field 52 of stat is what its parent's wait has yet to report (fs/proc/array.c).
+        return stop, process.stat.exit_code == 0
+    # One that reached it when it stood still already, or while calls ran in it: it would have stopped next.
+    held = any(siginfo.number(info) == siginfo.SIGSTOP for task in process.tasks for info in task.held)
+    return (siginfo.SIGSTOP if held else 0), False
 
 
 def _vdso(frozen: Frozen, held: memory.Held) -> bytes:
