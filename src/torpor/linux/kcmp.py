@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-import threading
+from _thread import get_native_id
 
 from torpor.linux import clone
 from torpor.linux.arch.x86_64 import NR
@@ -48,7 +48,7 @@ def has_undo(pid: int) -> bool:
     Nothing of ours is to be undone. Raises OSError, also where unshare(2) is not allowed.
     """
     syscall(NR.unshare, clone.SYSVSEM)
-    return syscall(NR.kcmp, threading.get_native_id(), pid, SYSVSEM, 0, 0) != 0
+    return syscall(NR.kcmp, get_native_id(), pid, SYSVSEM, 0, 0) != 0
 
 
 def shares_files(pid1: int, pid2: int) -> bool:
