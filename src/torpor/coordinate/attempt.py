@@ -79,6 +79,15 @@ class Attempt:
         """Those of them of which nothing was heard for that long."""
         return [host for host in self.missing() if now - max(self.heard.get(host, 0.0), self.since) > limit]
 
+    def quiet(self, now: float, limits: Limits) -> list[str]:
+        """Those that will be silent for too long if nothing more is heard of them."""
+        return self.silent(now, limits.silence / 2)
+
+    def pace(self, now: float, limits: Limits) -> float:
+        """After how long (seconds) the order is said again. Where hosts are busy for long they are asked rarely, but
+        not those that are quiet: that two words of theirs were lost is not to be the end of it."""
+        return limits.repeat if self.quiet(now, limits) else limits.pace(self.kind, self.phase)
+
     def advance(self, now: float) -> None:
         """On to the next phase."""
         self.seconds.append((self.phase.value, now - self.since))

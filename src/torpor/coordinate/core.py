@@ -319,7 +319,7 @@ class Coordinator:
             for host in hosts:
                 if host in attempt.handed:
                     self._voice.tell(host, _changed(word, part=attempt.handed[host]))
-        self._voice.wake(self.limits.pace(found.kind, attempt.phase))
+        self._voice.wake(attempt.pace(self._voice.now, self.limits))
 
     def _did(self, event: words.Did) -> None:
         attempt = self._current(event)
@@ -494,7 +494,7 @@ class Coordinator:
         elif self._voice.now - attempt.since > limits.of(attempt.phase):
             missing = attempt.missing()
             self._abort(f"{names(missing)}: not done after {limits.of(attempt.phase):.0f} s ({attempt.phase})")
-        elif self._voice.now - attempt.said >= limits.pace(attempt.kind, attempt.phase):
-            self._say(attempt, attempt.missing())
+        elif self._voice.now - attempt.said >= (pace := attempt.pace(self._voice.now, limits)):
+            self._say(attempt, attempt.quiet(self._voice.now, limits) or attempt.missing())
         else:
-            self._voice.wake(attempt.said + limits.pace(attempt.kind, attempt.phase) - self._voice.now)
+            self._voice.wake(attempt.said + pace - self._voice.now)

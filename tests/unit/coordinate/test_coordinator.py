@@ -72,6 +72,19 @@ def test_a_silent_host_ends_the_checkpoint_and_is_named(phase: Phase, how: str) 
     assert world.answers["two"][0].ok is (how != "destroy")
 
 
+def test_a_host_that_can_be_reached_again_is_not_given_up() -> None:
+    """Of one that stores nobody expects to hear soon; but who was quiet for long is asked more often."""
+    world = job()
+    until(world, Phase.STORE, "h1")
+    machine = world.machines["h1"]
+    for cut_off in (True, False, True):
+        machine.cut_off = cut_off
+        world.run(LIMITS.silence / 2 + 4 * LIMITS.repeat if cut_off else 3 * LIMITS.repeat)
+    machine.cut_off = False
+    world.run(LIMITS.silence)
+    assert world.answers["one"][0].ok, world.answers
+
+
 @pytest.mark.parametrize("phase", CHECKPOINT)
 @pytest.mark.parametrize("stop", [False, True])
 def test_a_successor_ends_it_or_goes_on(phase: Phase, stop: bool) -> None:
