@@ -5,7 +5,7 @@
  *
  * Without ROUNDS it goes on until GO appears, taking its time, ends everything that there is, and says
  * `ANSWER rounds,rounds,... hash`. With ROUNDS each worker makes so many, as fast as it can; the answer must be the same.
- * KEY: keys of its System V objects begin there. Files are made in the working directory and left there.
+ * KEY: keys of its System V objects begin there, a million of them. Files are made in the working directory and left there.
  */
 #include "stress_channels.h"
 #include "stress_events.h"

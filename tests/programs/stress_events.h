@@ -205,7 +205,7 @@ static void make_signals(struct thing *t)
     sigset_t set;
     t->n[2] = SIGRTMIN + 8 + next++ % 16;
     for (struct thing *other = things; other < things + SLOTS; other++)
-        if (other != t && other->kind == t->kind && other->n[2] == t->n[2])
+        if (other->kind && other->kind->make == make_signals && other->n[2] == t->n[2])
             t->n[2] = 0; /* somebody has it: this one does nothing */
     t->sort = below(2);
     sigemptyset(&set);

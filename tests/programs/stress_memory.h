@@ -31,7 +31,7 @@ static void make_region(struct thing *t)
     else if (t->sort == SHARED)
         flags = MAP_SHARED | MAP_ANONYMOUS;
     else if (t->sort == SEGMENT) {
-        t->n[2] = shmget(base_key + worker * 1000 + t->id % 1000, size, IPC_CREAT | 0600);
+        t->n[2] = shmget(base_key + worker * 100000 + t->id % 100000, size, IPC_CREAT | 0600);
         DO((int)t->n[2] >= 0);
         t->at = shmat(t->n[2], NULL, 0);
         DO(t->at != (void *)-1);

@@ -405,7 +405,7 @@ static void make_pair(struct thing *t)
     t->more = table;
     t->sort = below(WAYS);
     t->fd[0] = t->fd[1] = t->fd[2] = t->fd[3] = -1;
-    key_t key = base_key + 500000 + worker * 1000 + t->id % 1000;
+    key_t key = base_key + 400000 + worker * 100000 + t->id % 100000;
     if (t->sort == BY_PIPE)
         DO(pipe(t->fd) == 0 && pipe(t->fd + 2) == 0);
     else if (t->sort == BY_SOCKET)
@@ -465,7 +465,7 @@ static const struct kind pair = {"pair", 4, make_pair, use_pair, end_pair};
 
 static void make_sysv(struct thing *t)
 {
-    key_t key = base_key + 700000 + worker * 1000 + t->id % 1000;
+    key_t key = base_key + 700000 + worker * 100000 + t->id % 100000;
     t->sort = below(2);
     t->n[0] = t->sort ? msgget(key, IPC_CREAT | 0600) : semget(key, 2, IPC_CREAT | 0600);
     DO((int)t->n[0] >= 0);
