@@ -2,10 +2,10 @@
 
 Whoever makes the copies puts large areas of private anonymous memory into its own address space first, where the job's
 processes have them, and fills them once. All that it forks has them too; the stubs keep what is theirs
-(checkpoint/takeover.py), and everybody else lets go. So an area of a copy is what it was: private anonymous memory, at
-its address, of a process that was forked. That differs from memory of its own only in what can be seen of any forked
-process: the first write to a page is a fault, smaps counts pages as shared, and new memory beside such an area is
-listed as an area of its own.
+(checkpoint/address_space.py), and everybody else lets go. So an area of a copy is what it was: private anonymous
+memory, at its address, of a process that was forked. That differs from memory of its own only in what can be seen of
+any forked process: the first write to a page is a fault, smaps counts pages as shared, and new memory beside such an
+area is listed as an area of its own.
 
 Where all small pages of a huge one are to be filled, a huge page is taken, as long as these are to be had in no time:
 it is quicker to fill, and a fork that hands it on copies one entry in place of 512 (9 ms for 256 MiB, and 9 ms again

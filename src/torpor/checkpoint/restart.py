@@ -374,8 +374,8 @@ def _take_over(
     for service, state in job:
         service.create(state, stubs, request.load)
     for each in takeovers:
-        each.attach()
-    together(each.map() for each in takeovers)
+        each.memory.attach()
+    together(each.memory.map() for each in takeovers)
     progress = request.progress
     less = late_memory.early if late_memory is not None else footing.rest
     records = [less(each.record) for each in takeovers]
@@ -387,7 +387,7 @@ def _take_over(
     faults: dict[int, int] = {}
     try:
         if late_memory is None:
-            together(each.hand_out(record.pages, faults) for record, each in zip(records, takeovers))
+            together(each.memory.hand_out(record.pages, faults) for record, each in zip(records, takeovers))
         fill(
             [(record, each.process.pid) for record, each in zip(records, takeovers)], request.load,
             (lambda done, total: progress("memory", there + done, there + total)) if progress else None, faults,

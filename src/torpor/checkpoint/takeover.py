@@ -1,7 +1,8 @@
 """Turn a stub into the process it stands for, from outside.
 
-`Takeover` is one process' part of a restart. Its methods are the steps; `checkpoint/restart.py` runs each step for all
-processes before the next, so that whatever one process needs of another is there.
+`Takeover` is one process' part of a restart. Its methods are the steps, and for its memory those of `AddressSpace`
+(checkpoint/address_space.py); `checkpoint/restart.py` runs each step for all processes before the next, so that
+whatever one process needs of another is there.
 """
 
 from __future__ import annotations
@@ -15,29 +16,21 @@ from typing import Any
 
 import msgspec
 
-from torpor.checkpoint.fill import worth_it
+from torpor.checkpoint.address_space import AddressSpace
 from torpor.checkpoint.recreate import Inventory
 from torpor.image.manifest import ProcessRecord, Services, ThreadRecord
-from torpor.linux import pidfd, proc, ptrace, pty, uio, userfaultfd
+from torpor.linux import proc, ptrace, pty
 from torpor.linux.arch.x86_64 import NR
-from torpor.linux.masks import masked
-from torpor.linux.proc import Area
 from torpor.linux.ptrace import NT_X86_XSTATE, Regs
-from torpor.model.errors import RestartFailed
 from torpor.posix import cpu, pending
 from torpor.posix.descriptors import O_ASYNC
-from torpor.posix.memory import area as areas
-from torpor.posix.memory import layout, vdso
-from torpor.posix.memory.area import ANONYMOUS, KERNEL, MAY_WRITE, OBJECT, SYSV, AreaRecord
-from torpor.posix.memory.pages import PagesRecord
 from torpor.posix.process_services import PROCESS_SERVICES, THREAD_SERVICES
 from torpor.posix.service import Stage, Steps
 from torpor.tracee.call import ANY, Call, In, Out, call
-from torpor.tracee.stub import LOWEST, USER_END, StubProcess, find_hole, find_syscall
+from torpor.tracee.stub import StubProcess
 from torpor.tracee.task import Asked, Task, Work
 from torpor.tracee.together import together
 
-PAGE = 4096
 _SIG_IGN_ACTION = (1).to_bytes(8, "little") + bytes(24)
 
 
@@ -52,22 +45,10 @@ class Takeover:
         inherited: areas (start, end), ascending, that the stub has already, with their contents."""
         self.record, self.inventory = record, inventory
         self.held = held and not record.stop_signal
-        self._inherited = inherited
-        self._segments = _segments(record.areas, inventory.segment_sizes())
-        self._mine, self._hole, size = self._look_around(host)
-        self.process = StubProcess(host, record.pid, self._hole, size)
-        self._parked: dict[int, int] = {}
-        self._segment_at: dict[tuple[int, bool], int] = {}
-        self._kernel_at: dict[str, int] = {}
+        self.process = StubProcess(host, record.pid)
+        self.memory = AddressSpace(record, inventory, self.process, inherited)
         self._steps: list[Steps] | None = None
         self._thread_steps: dict[int, list[Steps]] = {}
-
-    def _look_around(self, host: int) -> tuple[list[Area], int, int]:
-        """The areas that the stub has now, and a hole between them and those it will have: address and size."""
-        mine = proc.maps(host)
-        size = (1 << 20) + sum(_pages(len(area)) for _, area in self.inventory.parked()) + sum(self._segments.values())
-        used = [(a.start, a.end) for a in mine] + [(a.start, a.end) for a in self.record.areas]
-        return mine, find_hole(size, used), size
 
     # Steps, in order.
 
@@ -78,7 +59,7 @@ class Takeover:
     def settle(self) -> Work:
         """Wait for the stop, and move into the hole."""
         self.process.arrived()
-        return (yield from self.process.settle(self._mine, self._pending()))
+        yield from self.memory.settle(self._pending())
 
     def execute(self) -> str:
         """Execute the program, for the sake of /proc/PID/exe where it cannot be set; a note if that was refused."""
@@ -87,9 +68,8 @@ class Takeover:
         if error:
             exe = self.inventory.manifest.files[self.record.exe].identity.path
             return f"/proc/{self.record.pid}/exe shows torpor's Python: {exe} cannot be executed ({os.strerror(error)})"
-        self._mine, self._hole, size = self._look_around(self.process.pid)
-        self.process.move(self._hole, size)
-        together([self.process.settle(self._mine, self._pending())])
+        self.memory.look_around()
+        together([self.memory.settle(self._pending())])
         return ""
 
     def join(self, there: Container[int]) -> Work:
@@ -143,102 +123,11 @@ class Takeover:
             place = self.inventory.object(number)
             self.process.run([call(NR.dup3, fd, place, 0), call(NR.close, fd)])
 
-    def attach(self) -> None:
-        """Attach the System V segments that the process had attached, each whole, in the hole."""
-        if not self._segments:
-            return
-        from torpor.linux.sysvipc import SHM_RDONLY, SHM_REMAP
-
-        calls = []
-        room = self._hole + self.process.hole_size - sum(self._segments.values())
-        for (number, writable), size in self._segments.items():
-            calls.append(call(NR.shmat, number, room, SHM_REMAP | (0 if writable else SHM_RDONLY)))
-            self._segment_at[number, writable] = room
-            room += size
-        self.process.run(calls)
-
-    def map(self) -> Work:
-        """Replace the stub's memory by the areas of the record, still without contents."""
-        process, record = self.process, self.record
-        calls: list[Call] = []
-        for task in process.tasks:
-            # The kernel writes to these behind the program's back; their memory is about to go.
-            address, size, signature = ptrace.rseq_configuration(task.tid)
-            if address:
-                calls.append(call(NR.rseq, address, size, 1, signature))
-        calls += [call(NR.set_robust_list, 0, 24), call(NR.set_tid_address, 0)]
-        room = process.room
-        for name, mine in self._kernel_areas().items():
-            calls.append(call(NR.mremap, mine.start, mine.size, mine.size, 3, room))
-            self._kernel_at[name] = room
-            room += mine.size
-        for number, shared in self.inventory.parked():
-            size = _pages(len(shared))
-            calls.append(call(NR.mremap, uio.address_of(shared), 0, size, 3, room))
-            self._parked[number] = room
-            room += size
-        hole = (self._hole, self._hole + process.hole_size)
-        at = LOWEST
-        for start, end in sorted((*self._inherited, hole, (USER_END, USER_END))):
-            if start > at:
-                calls.append(call(NR.munmap, at, start - at))
-            at = end
-        yield self._ask(calls)
-        calls, code = self._kernel_calls()
-        there = set(self._inherited)
-        calls += [
-            areas.make(a, self._fd_of, self._parked_at)
-            for a in record.areas
-            if a.kind != KERNEL and (a.start, a.end) not in there
-        ]
-        answers = yield self._ask(calls)
-        for what, answer in zip(calls, answers):
-            wanted = what.args[0] if what.nr == NR.mmap else what.args[4]
-            if answer.value != wanted:
-                raise RestartFailed(f"process {record.pid}: no room at {wanted:#x}")
-        calls = [each for area in record.areas for each in areas.before(area)]
-        calls += [call(NR.munmap, at, self._segments[which]) for which, at in self._segment_at.items()]
-        yield self._ask(calls)
-        if code:
-            uio.force_write(process.pid, self._vdso_start(), code)
-        if record.layout is not None:
-            fd = self.inventory.file(record.exe)
-            answer = (yield self._ask([layout.restore(record.layout, fd)], check=False))[0]
-            if answer.error:
-                answer = (yield self._ask([layout.restore(record.layout, -1)], check=False))[0]
-                if answer.error:
-                    raise RestartFailed(f"process {record.pid}: its memory layout is refused (errno {answer.error})")
-
-    def hand_out(self, pages: PagesRecord, faults: dict[int, int]) -> Work:
-        """Put a userfaultfd of the process into `faults`, by its pid, if there is so much to fill that it is worth it,
-        and if it may have one. pages: what is to be filled."""
-        if masked("userfaultfd") or not worth_it(pages):
-            return
-        flags = os.O_CLOEXEC | os.O_NONBLOCK | userfaultfd.USER_MODE_ONLY
-        (made,) = yield self._ask([call(NR.userfaultfd, flags)], check=False)
-        if made.error:
-            return  # it is filled without, as where we cannot have a copy
-        process = os.pidfd_open(self.process.pid)
-        try:
-            faults[self.process.pid] = pidfd.copy(process, made.value)
-        except OSError:
-            pass  # the process closes its own, with all that it did not have
-        finally:
-            os.close(process)
-
     def furnish(self) -> Work:
         """Its memory as it was, its descriptors, and what else the kernel keeps for the process."""
-        yield from self._protect()
+        yield from self.memory.protect()
         yield from self._descriptors()
         yield from self._restore()
-
-    def _protect(self) -> Work:
-        """The contents are in: protection, advice, locks."""
-        # Guard pages first: none are to be had in memory that is locked (mm/madvise.c, is_valid_guard_vma).
-        calls = [areas.guard(address, size) for address, size in self.record.guards]
-        for record in self.record.areas:
-            calls += areas.finish(record)
-        yield self._ask(calls)
 
     def _descriptors(self) -> Work:
         """Every descriptor to its number; all others are closed."""
@@ -365,18 +254,13 @@ class Takeover:
 
     def last(self) -> Work:
         """The same of the first thread, and of the process."""
-        seals: list[Call] = []
-        for record in self.record.areas:
-            seals += areas.seal(record)
         own = self._thread_calls(self.process.leader, self.record.threads[0].services, Stage.LAST)
-        yield self._ask([*seals, *own, *self._process_calls(Stage.LAST)])
+        yield self._ask([*self.memory.seals(), *own, *self._process_calls(Stage.LAST)])
 
     def dress(self) -> None:
         """Take the scaffold down and set the registers of all threads."""
         process, record = self.process, self.record
-        executable = [(a.start, a.end) for a in record.areas if a.prot & 4 and a.prot & 1]
-        vdso_first = sorted(executable, key=lambda r: r[0] != self._vdso_start())
-        process.vacate(find_syscall(process.pid, vdso_first), [(self._hole, process.hole_size)])
+        self.memory.vacate()
         fields = proc.status(process.pid)
         caught, shared = int(fields["SigCgt"], 16), int(fields["ShdPnd"], 16)
         for task, thread in zip(process.tasks, record.threads):
@@ -402,61 +286,6 @@ class Takeover:
     def _ask(self, calls: Sequence[Call], check: bool = True) -> Asked:
         """Of the first thread."""
         return Asked(self.process.leader, calls, check)
-
-    def _kernel_calls(self) -> tuple[list[Call], bytes]:
-        """The calls that put the kernel's own areas, which are parked, to where they belong; and the code that then
-        has to be written over the old [vdso], empty if it needs none (see posix/memory/vdso.py)."""
-        mine = {name: (area.start, area.size) for name, area in self._kernel_areas().items()}
-        saved = {area.name: area for area in self.record.areas if area.kind == KERNEL}
-        old = self.inventory.manifest.vdso
-        at, size = self._kernel_at.get(vdso.CODE, 0), mine.get(vdso.CODE, (0, 0))[1]
-        new = uio.force_read(self.process.pid, at, size) if size else b""
-        if not saved:
-            return [], b""
-        if vdso.same(old, new, {name: (area.start, area.size) for name, area in saved.items()}, mine):
-            moves = [(name, saved[name].start) for name in mine]
-            return [
-                call(NR.mremap, self._kernel_at[name], mine[name][1], mine[name][1], 3, to) for name, to in moves
-            ], b""
-        if not old:
-            raise RestartFailed("this kernel's vDSO differs from the saved one's, which is not in this checkpoint")
-        # This kernel's goes somewhere else, all of its areas at their distances.
-        first = min((start for start, _ in mine.values()), default=0)
-        extent = max((start + size for start, size in mine.values()), default=0) - first
-        used = [(area.start, area.end) for area in self.record.areas]
-        base = find_hole(extent, [*used, (self._hole, self._hole + self.process.hole_size)])
-        calls = [
-            call(NR.mremap, self._kernel_at[name], size, size, 3, base + start - first)
-            for name, (start, size) in mine.items()
-        ]
-        for area in saved.values():
-            plain = msgspec.structs.replace(area, kind=ANONYMOUS, flags=())
-            calls.append(areas.make(plain, self._fd_of))
-        pointers = [Regs.from_buffer_copy(thread.cpu.regs).rip for thread in self.record.threads]
-        try:
-            if vdso.cut_off(old, self._vdso_start(), pointers):
-                raise RestartFailed(f"process {self.record.pid} was just entering the vDSO, and this kernel's differs")
-            return calls, vdso.redirected(old, new, base + mine.get(vdso.CODE, (first, 0))[0] - first)
-        except ValueError as error:
-            raise RestartFailed(f"this kernel's vDSO differs, and of the saved one {error}") from None
-
-    def _vdso_start(self) -> int:
-        return next((a.start for a in self.record.areas if a.name == "[vdso]"), 0)
-
-    def _kernel_areas(self) -> dict[str, Area]:
-        return {a.path: a for a in self._mine if a.path in vdso.NAMES}
-
-    def _fd_of(self, record: AreaRecord) -> int:
-        if record.kind == OBJECT:
-            if record.descriptor < 0:
-                return self.inventory.memory(record.what)
-            return self.inventory.mappable(record.descriptor, record.shared and record.may_write)
-        return self.inventory.file(record.what)
-
-    def _parked_at(self, record: AreaRecord) -> int:
-        if record.kind == SYSV:
-            return self._segment_at[record.what, MAY_WRITE in record.flags]
-        return self._parked.get(record.what, 0) if record.descriptor < 0 else 0
 
     def _states(self, services: Sequence[Any], saved: Services) -> list[tuple[Any, Any]]:
         return [
@@ -505,16 +334,6 @@ def _handler_due(task: Task, open_to: int, shared: int) -> bool:
     if not open_to:
         return False
     return bool(open_to & (shared | pending.bits(ptrace.pending(task.tid, shared=False))))
-
-
-def _pages(size: int) -> int:
-    """A size rounded up to whole pages."""
-    return (size + PAGE - 1) & ~(PAGE - 1)
-
-
-def _segments(areas: Sequence[AreaRecord], sizes: dict[int, int]) -> dict[tuple[int, bool], int]:
-    """The System V segments among areas: (id, may it be written to): bytes of address space for all of it."""
-    return {(a.what, MAY_WRITE in a.flags): _pages(sizes[a.what]) for a in areas if a.kind == SYSV}
 
 
 def _taken(number: int) -> Call:

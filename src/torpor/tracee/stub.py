@@ -48,9 +48,10 @@ def find_hole(size: int, used: Iterable[tuple[int, int]]) -> int:
 
 
 class StubProcess(Process):
-    """A stub, seized and stopped. `hole`: `hole_size` bytes of address space for our own use."""
+    """A stub, seized and stopped. `hole`: `hole_size` bytes of address space for our own use; without, `move` is to
+    follow."""
 
-    def __init__(self, pid: int, vpid: int, hole: int, hole_size: int) -> None:
+    def __init__(self, pid: int, vpid: int, hole: int = 0, hole_size: int = 0) -> None:
         super().__init__(pid, vpid)
         self.hole, self.hole_size = hole, hole_size
         self._signal = quiet_signal(0, 0)
@@ -65,7 +66,7 @@ class StubProcess(Process):
         ptrace.request(ptrace.INTERRUPT, self.pid)
 
     def move(self, hole: int, hole_size: int) -> None:
-        """Another hole, for memory that has changed; `settle` is to follow."""
+        """Another hole, as for memory that has changed; `settle` is to follow."""
         self.hole, self.hole_size = hole, hole_size
         self.room = hole + CODE_SIZE + SCRATCH_SIZE
 
