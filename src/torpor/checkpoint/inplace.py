@@ -1,9 +1,9 @@
 """Restart in place: without namespaces, among all the other processes of the machine.
 
 For machines and containers that give no usable namespace. Every process gets its old number, so none of them may be in
-use: that is looked at before anything is done. Where numbers may not be chosen they are walked to (linux/pidwalk.py),
-which wants an order: all processes that could be forked next stand at a gate (`Gates`, in the forked processes), and
-the restarting process (`InPlace.hear`) lets that one through whose number comes next.
+use: that is looked at before anything is done (checkpoint/inplace_plan.py). Where numbers may not be chosen they are
+walked to (linux/pidwalk.py), which wants an order: all processes that could be forked next stand at a gate (`Gates`, in
+the forked processes), and the restarting process (`InPlace.hear`) lets that one through whose number comes next.
 
 The part of PID 1 is played by a *holder*: a process of torpor's with some free number that forks the tree, is its
 reaper and the parent of the job's first process, and reports what becomes of it. It outlives the supervisor, as PID 1
@@ -28,10 +28,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-import msgspec
-
-from torpor.checkpoint import machine
-from torpor.checkpoint.plan import Birth, Helper, Plan, plan
+from torpor.checkpoint.plan import Plan
 from torpor.checkpoint.plant import (
     ENDED,
     MADE,
@@ -44,12 +41,9 @@ from torpor.checkpoint.plant import (
     Ground,
     World,
 )
-from torpor.image.manifest import ClockRecord, Manifest, ProcessRecord
+from torpor.image.manifest import ProcessRecord
 from torpor.linux import capability, clone, namespaces, pidwalk, proc, ptrace
-from torpor.linux.arch.x86_64 import NR
-from torpor.linux.ptrace import Regs
-from torpor.model.errors import Refusal, Refused, RestartFailed
-from torpor.posix import posix_timers, timerfd
+from torpor.model.errors import RestartFailed
 from torpor.tracee.stub import StubProcess
 
 if TYPE_CHECKING:
@@ -57,14 +51,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+PATIENCE = 5.0
+"""Seconds that ended processes get to be reaped by their parents."""
+
 _TURN = signal.SIGUSR1
 _WORD = struct.Struct("<i")
-_MONOTONIC = frozenset((1, 4, 6, 7, 9))
-"""CLOCK_MONOTONIC, _RAW, _COARSE, CLOCK_BOOTTIME, _ALARM."""
 _MARGIN = 16
 """Steps that are left to the process that forks: as many as others may take until it is its turn."""
-_PATIENCE = 5.0
-"""Seconds that ended processes get to be reaped by their parents."""
 
 
 class Gates:
@@ -268,7 +261,7 @@ class InPlace:
                     if ended == init:
                         left.discard(init)  # reaped: from now on the number may be anybody's
                 except (ChildProcessError, FileNotFoundError, ProcessLookupError):
-                    if not _alive(pid) or (pid != init and not _below_us(pid)):
+                    if not proc.alive(pid) or (pid != init and not _below_us(pid)):
                         left.discard(pid)
             time.sleep(0.001)
 
@@ -282,7 +275,7 @@ def end_below(pid: int) -> None:
                 found += [child for child in proc.children(parent) if child not in found]
             except OSError:
                 continue
-        living = [each for each in found[1:] if _alive(each)]
+        living = [each for each in found[1:] if proc.alive(each)]
         if not living:
             return
         for each in living:
@@ -291,13 +284,6 @@ def end_below(pid: int) -> None:
             except OSError:
                 continue
         time.sleep(0.001)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return proc.stat(proc.face(pid)).state not in "ZX"
-    except OSError:
-        return False
 
 
 def _below_us(pid: int) -> bool:
@@ -338,173 +324,9 @@ def _reach(walker: pidwalk.Walker, number: int, margin: int = 0) -> bool:
 
 def _soon_free(number: int) -> bool:
     """Wait a moment for a number that somebody has taken for something short."""
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + PATIENCE
     while os.path.exists(f"/proc/{number}"):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.005)
     return True
-
-
-# Before anything is done.
-
-
-def prepare(
-    manifest: Manifest, keep_session: bool, budget: float, say: Callable[[str], None],
-    progress: Callable[[str, int, int], None] | None = None,
-) -> InPlace:  # fmt: skip
-    """Look whether a job can be restarted in place, and plan it. budget: seconds that walking to its numbers may take.
-    say: called with notes. Raises Refused."""
-    wanted = _wanted(manifest)
-    used = _in_use(wanted, _wished(manifest))
-    refusals = [_taken(number, used[number], wanted[number]) for number in sorted(wanted) if number in used]
-    jump = clock_jump(manifest, machine.clocks(), proc.boot_id())
-    state = sorted(set(monotonic_state(manifest))) if jump else []
-    if state:
-        way = "restart it where namespaces can be had (`torpor doctor`)"
-        refusals.append(Refusal(0, "", f"{jump}, and the job has {' and '.join(state)}", way))
-    if refusals:
-        raise Refused(refusals, "cannot restart in place")
-    if jump:
-        say(f"the monotonic clock jumps: {jump}")
-    choosing, _ = clone.can_choose()
-    at, end = pidwalk.last(), pidwalk.highest()
-
-    def to_be_had(number: int) -> bool:
-        return number not in used and number not in wanted and (
-            number < end if choosing else pidwalk.distance(at, number, end) < pidwalk.NEVER
-        )  # fmt: skip
-
-    births = plan(manifest, keep_session, to_be_had, any_number=not choosing)
-    threads = [t.tid for record in manifest.processes for t in record.threads if t.tid != record.pid]
-    high = [number for number in (*births.numbers(), *threads) if number >= end]
-    if high:
-        raise _refused(f"its process number {max(high)} is not to be had", f"sysctl kernel.pid_max={1 << 22}")
-    if choosing:
-        return InPlace(births, threads, None)
-    way = "as root, with CAP_CHECKPOINT_RESTORE, or where namespaces can be had (`torpor doctor`)"
-    count = steps(births, threads, at, end)
-    plain = plan(manifest, keep_session, lambda _: False, any_number=True)
-    without = steps(plain, threads, at, end)
-    if count > without + end // 2:
-        # Stand-ins are not worth a round of their own.
-        births, count = plain, without
-    if count >= pidwalk.NEVER:
-        raise _refused("its process numbers are not handed out any more, or not in that order", way)
-    seconds = count * pidwalk.price()
-    if seconds > budget:
-        what = f"its process numbers are {count} steps away, which takes about {seconds:.1f} s"
-        raise _refused(what, f"say --pid-budget={seconds * 1.5 + 1:.0f}, or {way}")
-    if seconds > 1:
-        say(f"walking to the old process numbers took about {seconds:.1f} s ({count} steps)")
-        if progress is not None:
-            progress(f"walking to the old process numbers, about {seconds:.1f} s", 0, 0)
-    return InPlace(births, threads, pidwalk.Walker(used, time.monotonic() + 2 * max(budget, seconds) + 5))
-
-
-def _refused(what: str, way: str) -> Refused:
-    return Refused([Refusal(0, "", what, way)], "cannot restart in place")
-
-
-def _wanted(manifest: Manifest) -> dict[int, str]:
-    """All numbers of the job's processes and threads, with the process' name."""
-    found = {}
-    for record in manifest.processes:
-        found[record.pid] = record.comm
-        found.update((thread.tid, record.comm) for thread in record.threads)
-    return found
-
-
-def _wished(manifest: Manifest) -> set[int]:
-    """The numbers of what was outside, for stand-ins."""
-    return {number for record in manifest.processes for number in (record.parent, record.pgid, record.sid)}
-
-
-def _in_use(wanted: Collection[int], wished: Collection[int]) -> dict[int, int]:
-    """`pidwalk.in_use`. Processes that have ended and are being reaped just now are waited for."""
-    began = time.monotonic()
-    while True:
-        used = pidwalk.in_use()
-        taken = [used[number] for number in wanted if number in used]
-        dead = [pid for pid in taken if not _alive(pid)]
-        waited = time.monotonic() - began
-        late = any(number in used and not _alive(used[number]) for number in wished)
-        if not ((dead and len(dead) == len(taken) and waited < _PATIENCE) or (late and waited < _PATIENCE / 5)):
-            return used
-        time.sleep(0.01)
-
-
-def _taken(number: int, by: int, needs: str) -> Refusal:
-    """Somebody has a number."""
-    if by == os.getpid():
-        return Refusal(by, "torpor", f"has the number {number} itself, which {needs} needs", "start it again")
-    kind = "" if number == by or os.path.exists(f"/proc/{number}") else " as its group or session"
-    return Refusal(by, proc.comm(by), f"has the number {number}{kind}, which {needs} needs", "end it first")
-
-
-def steps(births: Plan, threads: Iterable[int], at: int, end: int) -> int:
-    """How many numbers are handed out from `at` on until every process and thread has its own: an estimate, since it
-    forks whatever has its parent. Pure."""
-    total = 0
-    ready: list[Birth | Helper] = [births.init]
-    while ready:
-        following = min(ready, key=lambda each: 0 if each.pid <= 1 else pidwalk.distance(at, each.pid, end))
-        ready.remove(following)
-        if following.pid > 1:
-            total += pidwalk.distance(at, following.pid, end)
-            at = following.pid
-        if isinstance(following, Helper):
-            ready += following.births
-        else:
-            ready += [*following.early, *following.late, *following.helpers]
-    for number in sorted(threads, key=lambda n: pidwalk.distance(at, n, end)):
-        total += pidwalk.distance(at, number, end)
-        at = number
-    return total
-
-
-# Clocks: there is no time namespace.
-
-
-def clock_jump(manifest: Manifest, now: ClockRecord, boot: str) -> str:
-    """In words why the job's monotonic clock does not simply go on here, '' if it does."""
-    if manifest.machine.boot != boot:
-        return "the machine was booted since, or is another one"
-    if manifest.clocks.monotonic > now.monotonic:
-        return "the job's monotonic clock is ahead of the machine's"
-    return ""
-
-
-def monotonic_state(manifest: Manifest) -> list[str]:
-    """What of a job hangs on the monotonic or the boot clock, in words."""
-    found = []
-    for thing in manifest.objects:
-        if thing.service == timerfd.SERVICE.name:
-            timer = msgspec.msgpack.decode(thing.state, type=timerfd.Timer)
-            if timer.clock in _MONOTONIC and (timer.left or timer.ticks):
-                found.append("armed timers")
-    for record in manifest.processes:
-        kept = record.services.get(posix_timers.PosixTimerService.name)
-        if kept is not None:
-            timers = msgspec.msgpack.decode(kept, type=posix_timers.Timers).timers
-            if any(timer.clock in _MONOTONIC and timer.left for timer in timers):
-                found.append("armed timers")
-        for thread in record.threads:
-            if waits_until(Regs.from_buffer_copy(thread.cpu.regs)):
-                found.append("a wait until a moment of that clock")
-    return found
-
-
-def waits_until(regs: Regs) -> bool:
-    """Is a thread in a system call that waits until an absolute moment of the monotonic or the boot clock?
-
-    Relative waits go on with what was left of them, whatever the clock says.
-    """
-    if regs.orig_rax >> 63:
-        return False
-    if regs.orig_rax == NR.clock_nanosleep:
-        return regs.rdi in _MONOTONIC and bool(regs.rsi & 1)
-    if regs.orig_rax == NR.futex:
-        command = regs.rsi & 0x7F & ~0x80
-        return command in (9, 11) and not regs.rsi & 0x100 and regs.r10 != 0  # WAIT_BITSET, WAIT_REQUEUE_PI
-    return regs.orig_rax == 449 and regs.r10 != 0 and regs.r8 in _MONOTONIC  # futex_waitv

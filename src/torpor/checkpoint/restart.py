@@ -272,10 +272,10 @@ def _footing(
     if not why:
         own = _own_fill(manifest, request)
         return Namespaces(user, _own_ipc(manifest, say), request.molds, own), plan(manifest, keep_session)
-    from torpor.checkpoint import inplace
+    from torpor.checkpoint import inplace_plan
 
     say(f"restarted in place: {why}")
-    footing = inplace.prepare(manifest, keep_session, request.pid_budget, say, request.progress)
+    footing = inplace_plan.prepare(manifest, keep_session, request.pid_budget, say, request.progress)
     return footing, footing.births
 
 

@@ -215,6 +215,14 @@ def face(pid: int) -> int:
         return pid
 
 
+def alive(pid: int) -> bool:
+    """Does a process, or any thread of it, go on? One that has ended does not, even if nobody has waited for it yet."""
+    try:
+        return stat(face(pid)).state not in "ZX"
+    except OSError:
+        return False
+
+
 def children(pid: int) -> list[int]:
     """Direct children of any of its threads (needs CONFIG_PROC_CHILDREN)."""
     return [child for tid in threads(pid) for child in children_of_thread(pid, tid)]

@@ -10,6 +10,16 @@ import pytest
 from torpor.linux import clone, pidwalk, proc
 
 
+def test_distance() -> None:
+    end = 32768
+    assert pidwalk.distance(1000, 1001, end) == 1
+    assert pidwalk.distance(end - 1, 300, end) == 1
+    assert pidwalk.distance(1001, 1000, end) == end - 1001 + 700
+    assert pidwalk.distance(1001, 299, end) >= pidwalk.NEVER
+    assert pidwalk.distance(10, 20, end) == 10
+    assert pidwalk.distance(10, end, end) >= pidwalk.NEVER
+
+
 def test_feigning_leaves_nothing_but_a_number() -> None:
     made = os.fork()
     if made == 0:  # a process that nobody's orphans come to

@@ -1,0 +1,23 @@
+"""Who has ended is not alive any more, even while nobody has waited for it."""
+
+from __future__ import annotations
+
+import os
+
+from torpor.linux import proc
+
+
+def test_until_it_has_ended() -> None:
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(writing)
+        os.read(reading, 1)
+        os._exit(0)
+    assert proc.alive(pid)
+    os.close(writing)
+    os.close(reading)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert not proc.alive(pid)
+    os.waitpid(pid, 0)
+    assert not proc.alive(pid)
