@@ -6,8 +6,7 @@ host's side of checkpoints and restarts (`coordinate.host`), contends for the le
 supervisor starts another; if the supervisor dies, it leaves.
 
 How it ends. Nothing of the job is here any more (Emptied): it says so until the coordinator has heard it, takes its key
-out, and tells the supervisor. Where the job is over, a coordinator waits a while for the others, and who keeps one of
-the job's servers waits longest.
+out (parting.py), and tells the supervisor.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -48,6 +46,7 @@ from torpor.supervise import wire
 from torpor.supervise.bereaved import Bereaved, left_by
 from torpor.supervise.coordinating import OWN, Coordinating
 from torpor.supervise.loop import Loop
+from torpor.supervise.parting import PARTING, Parting
 from torpor.supervise.wire import Wire
 
 OVER = "over"
@@ -64,10 +63,6 @@ UNKNOWN = 255 << 8
 """The status of a root that has ended without a supervisor."""
 FOR_GOOD = 600.0
 """Seconds after which nobody tries any more to tell the others that a job without a supervisor is over."""
-SURE = 1.0
-"""Seconds within which all keys there are have been told."""
-PARTING = 10.0
-"""Seconds for which it is tried to leave the job in good order."""
 COMING = 60.0
 """Seconds within which all parts of a restart have to be there."""
 
@@ -100,7 +95,6 @@ class Member:
         """Have we to ask for the restart?"""
         self._mail = Mailbox()
         self._host: Host | None = None
-        self._presence: Presence | None = None
         self._coordinating: Coordinating | None = None
         self._asked: dict[str, Asked] = {}
         self._status: int | None = None
@@ -108,20 +102,19 @@ class Member:
         self._told = False
         self._in = False
         self._emptied = False
-        self._parting = 0.0
         self._wakes = 0
         self._holds = 0
         self._restart_until = 0.0
-        self._keys: set[str] = set()
         self._own: dict[str, str] = {}
         """Parts that have joined the job, and their addresses, as far as member processes of the first part, and of
         such parts, know them."""
         self._certain = 0.0
         """When it knows all of them."""
-        self._resigned = False
-        """Have we taken our key out, and only wait for the others to do the same?"""
         self._down = ""
         self._lease: Lease
+        self._parting = Parting(
+            self.part, link, self.loop.later, lambda: self._over_here, self._needed, self._release, self._gone
+        )
         self.loop.watch(link.fd, link.deliver)
         self.loop.watch(self._mail.fd, self._mail.deliver)
         talk.follow(self.loop, self._hear, self._deserted)
@@ -177,7 +170,7 @@ class Member:
             else:
                 self._begin(incarnation)
 
-        self._presence = Presence(self.link, self.loop.later, mine, entered, self.part.silent, revision)
+        self._parting.presence = Presence(self.link, self.loop.later, mine, entered, self.part.silent, revision)
 
     def _enter_own(self, incarnation: int) -> None:
         """The job is not to end without us."""
@@ -247,7 +240,7 @@ class Member:
             else:
                 self._wake(one.seconds)
         if self._host is not None and self._host.left:
-            self._part()
+            self._parting.begin()
 
     def _say(self, word: words.Word) -> None:
         try:
@@ -285,7 +278,7 @@ class Member:
             self._do(self._host.handle(word, time.monotonic()))
         elif isinstance(word, words.Emptied):
             self._emptied = True
-            self.loop.later(PARTING, self._part)
+            self.loop.later(PARTING, self._parting.begin)
             if self._host is not None:
                 self._do(self._host.handle(word, time.monotonic()))
 
@@ -304,18 +297,17 @@ class Member:
             self.talk.send(wire.Held(entry.value == b"1"))
 
     def _deserted(self) -> None:
-        """The supervisor is dead: whoever coordinates is to know. What it has left behind is ours."""
+        """The supervisor is dead. What it has left behind is ours."""
         entry = left_by(self._folder)
         if entry is None or self._over_here or not self._in:
-            self._leave(1.0)
+            self._parting.leave(1.0)
             return
         self.link.unsubscribe(ALL)
         self.link.unsubscribe(host_topic(self.part.part))
         self._host = None
         self._lease.release()
         self._asked.clear()
-        self._take_out(lambda _error: None)
-        self._resigned = True
+        self._parting.bereaved()
         self._bereaved = Bereaved(entry, self.loop.later, self._root_left, self._none_left)
 
     def _root_left(self) -> None:
@@ -326,15 +318,15 @@ class Member:
             self._root_ended()
 
     def _none_left(self) -> None:
-        if not self.part.first and not (self._keeper or self._told):
-            self._leave(3.0)
+        if not self.part.first and not (self._parting.keeper or self._told):
+            self._parting.leave(3.0)
 
     def _end_here(self) -> None:
         """The job is over, and there is no supervisor that would end what is here of it."""
         if self._bereaved is not None and not self._emptied:
             self._emptied = True
             self._bereaved.end()
-            self._part()
+            self._parting.begin()
 
     def _tick(self) -> None:
         """Signs of life, and what is said again."""
@@ -439,86 +431,28 @@ class Member:
         self._status = int(entry.value)
         self.talk.send(wire.End(self._status))
         if self._emptied:
-            self.loop.later(PARTING, self._part)
+            self.loop.later(PARTING, self._parting.begin)
         self._do([])
         self._end_here()
 
-    def _part(self) -> None:
-        """Leave the job, as soon as others do not need us any more. Who keeps one of the job's servers stays to its
-        end."""
-        if self._parting or (self._keeper and not self._over_here):
-            return
-        self._parting = time.monotonic() + PARTING
-        if self._over_here:
-            self.link.watch(f"{PREFIX}>", self._key)
-        self._part_when_free()
-
-    def _key(self, key: str, entry: Entry | None) -> None:
-        (self._keys.discard if entry is None else self._keys.add)(key)
-
-    def _part_when_free(self) -> None:
-        needed = bool(self._asked)
-        if self._over_here:
-            leads = self._coordinating
-            needed |= leads is not None and (bool(leads.present) or not leads.idle)
-            needed |= self._others_stay()
-        if self._bereaved is not None and time.monotonic() < self._parting - PARTING + SURE:
-            needed = True  # who is there we have only just asked
-        if needed and time.monotonic() < self._parting:
-            self.loop.later(0.05, self._part_when_free)
-        else:
-            self._leave(3.0)
-
-    def _others_stay(self) -> bool:
-        """Are there others that cannot end yet if we do? Who keeps one of the job's servers takes its key out once all
-        others have, and goes with the last such key: a majority of the servers is needed until then."""
-        mine = PREFIX + quote(self.part.part)
-        if not self._keeper:
-            return self.part.first and self._keys != (set() if self._resigned else {mine})
-        keepers = {PREFIX + quote(node.name) for node in self.part.nodes}
-        if not self._resigned and mine in self._keys and self._keys <= keepers and self._presence is not None:
-            self._resigned = True
-            self._presence.leave(lambda _error: None)
-        return not self._resigned or bool(self._keys)
-
-    @property
-    def _keeper(self) -> bool:
-        return any(node.name == self.part.part for node in self.part.nodes)
+    def _needed(self) -> bool:
+        """Does anybody wait for an answer, or, now that the job is over, for us who coordinate it?"""
+        leads = self._coordinating
+        leading = self._over_here and leads is not None and (bool(leads.present) or not leads.idle)
+        return bool(self._asked) or leading
 
     @property
     def _over_here(self) -> bool:
         """Is the job over, as far as we know?"""
         return self._status is not None or (self._host is not None and self._host.ended)
 
-    def _leave(self, limit: float) -> None:
-        """Let another coordinate, take our key out, and end."""
-        over = False
-
-        def end(_error: TorporError | None = None) -> None:
-            nonlocal over
-            if not over:
-                over = True
-                self.talk.send(wire.Gone())
-                self.loop.stop()
-
-        self.loop.later(limit, end)
+    def _release(self) -> None:
         if self._host is not None:
             self._lease.release()
-        if self._over_here and self.part.first and not self.part.nodes:
-            self.link.destroy(lambda _none, error: end(error))  # a site's servers do not end with the job
-        elif self._presence is not None and not self._resigned:
-            self._take_out(end)
-        else:
-            end()
 
-    def _take_out(self, done: Callable[[TorporError | None], None]) -> None:
-        """Take our keys out."""
-        presence = self._presence
-        assert presence is not None
-        if self.part.own:
-            self.link.delete(OWN + quote(self.part.part), lambda _none, _error: presence.leave(done))
-        else:
-            presence.leave(done)
+    def _gone(self) -> None:
+        self.talk.send(wire.Gone())
+        self.loop.stop()
 
     def _cannot(self, reason: str) -> None:
         self.talk.send(wire.Cannot(reason))
