@@ -37,7 +37,8 @@ if TYPE_CHECKING:
         Untrusted,
         UsageError,
     )
-    from torpor.supervise.job import Checked, Job, Saved
+    from torpor.supervise.job import Job
+    from torpor.supervise.report import Checked, Saved
 
 __version__ = "0.1.0"
 
@@ -73,7 +74,8 @@ _WHERE = {
         "attach", "check", "checkpoint", "drill", "jobs", "list_checkpoints", "open_checkpoint", "restart", "run",
     ),
     "torpor.launch.drill": ("Drilled",),
-    "torpor.supervise.job": ("Checked", "Job", "Saved"),
+    "torpor.supervise.job": ("Job",),
+    "torpor.supervise.report": ("Checked", "Saved"),
     "torpor.model.errors": (
         "CheckpointFailed", "Damaged", "NotFound", "Refusal", "Refused", "RestartFailed", "Sealed", "TorporError",
         "Untrusted", "UsageError",

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from torpor.model.errors import TorporError, UsageError
 from torpor.supervise import registry
-from torpor.supervise.job import Checked, Job, Saved, check_pid, checkpoint_pid
+from torpor.supervise.job import Job, check_pid, checkpoint_pid
+from torpor.supervise.report import Checked, Saved
 from torpor.supervise.saving import Progress
 
 if TYPE_CHECKING:

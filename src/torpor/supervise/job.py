@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torpor.model.errors import CheckpointFailed, NotFound, TorporError, UsageError
-from torpor.named_tuple import NamedTuple
 from torpor.supervise import registry, state
 from torpor.supervise.registry import Entry, Pid
+from torpor.supervise.report import Checked, Saved, Watching, as_checked, as_saved
 from torpor.supervise.saving import Progress
 from torpor.supervise.tree import Member, Reach, describe, members, reach
 
@@ -20,58 +20,6 @@ if TYPE_CHECKING:
     from torpor.model.ledger import Ledger
     from torpor.supervise.arriving import Arrival
     from torpor.supervise.hooks import Hooks
-
-
-class Saved(NamedTuple):
-    """What a checkpoint came to.
-
-    bytes_total: memory and data in it; bytes_new: what this one added to the store; bytes_read: memory that had to be
-    read for it (of a job over hosts not known: 0).  seconds: from the
-    request to the commit; pause_seconds: how long the job stood still.  location: the store.  notes: lines
-    worth reading.
-    """
-
-    job: str
-    number: int
-    bytes_total: int
-    bytes_new: int
-    seconds: float
-    pause_seconds: float
-    location: str
-    processes: int
-    threads: int
-    notes: tuple[str, ...] = ()
-    bytes_read: int = 0
-
-    @property
-    def name(self) -> str:
-        """As the commands take it: `train@3`."""
-        return f"{self.job}@{self.number}"
-
-
-class Watching(NamedTuple):
-    """A job that is watched from now on. processes: how many of it are.  notes: lines worth reading."""
-
-    processes: int
-    notes: tuple[str, ...]
-
-
-class CheckedProcess(NamedTuple):
-    """A process of a job that was checked. pid on the host, vpid inside; bytes that would be saved."""
-
-    pid: int
-    vpid: int
-    comm: str
-    threads: int
-    bytes: int
-
-
-class Checked(NamedTuple):
-    """Could a job be saved? `refusals` is empty if so."""
-
-    refusals: tuple[str, ...]
-    processes: tuple[CheckedProcess, ...]
-    bytes: int
 
 
 class Job:
@@ -422,21 +370,6 @@ def _absolute(store: str | None) -> str:
     from torpor.store.locations import absolute
 
     return absolute(store or "")
-
-
-def as_saved(plain: dict[str, Any]) -> Saved:
-    """Of a report's plain values."""
-    told = {key: plain[key] for key in Saved._fields if key in plain and key != "notes"}
-    return Saved(**told, notes=tuple(plain["notes"]))
-
-
-def as_checked(plain: dict[str, Any]) -> Checked:
-    """Of a report's plain values."""
-    return Checked(
-        tuple(plain["refusals"]),
-        tuple(CheckedProcess(*fields) for fields in plain["processes"]),
-        int(plain["bytes"]),
-    )
 
 
 def _foreign(pid: int) -> Reach:
