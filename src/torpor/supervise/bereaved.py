@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from torpor.model.errors import TorporError
 from torpor.supervise import registry
-from torpor.supervise.job import end_all, send
+from torpor.supervise.kill import end_all, send
 from torpor.supervise.registry import Entry, Pid
 from torpor.supervise.tree import Reach, members, reach
 

@@ -190,6 +190,8 @@ class Job:
 
         Returns whether SIGKILL was needed.
         """
+        from torpor.supervise.kill import end_all, send
+
         found = {Pid.of(pid) for pid in members(self._reach())}
         self._announce(number)
         send(found, number)
@@ -272,31 +274,6 @@ class Job:
             raise NotFound(f"{self.name} has ended")
 
 
-def end_all(entry: Entry, found: set[Pid], grace: float) -> bool:
-    """Wait for those processes of a job to end, kill what is left after `grace` seconds; whether that was needed.
-
-    Raises TorporError if that fails.
-    """
-    deadline = time.monotonic() + grace
-    pause = 0.01
-    while left := _living(found):
-        if time.monotonic() >= deadline:
-            break
-        time.sleep(pause)
-        pause = min(0.1, pause * 1.5)
-    else:
-        return False
-    for _ in range(100):  # as long as something is forked faster than we look
-        for one in list(left):
-            left |= {Pid.of(pid) for pid in members(Reach(one.pid, True, entry.skip, one.pid))}
-        send(left | {entry.reaper}, signal.SIGKILL)
-        time.sleep(0.02)
-        left = _living(left)
-        if not left:
-            return True
-    raise TorporError(f"{entry.name}: {len(left)} processes cannot be killed")
-
-
 class _PidFd:
     """pidfd_open(2) for the length of a `with`. Raises ProcessLookupError."""
 
@@ -308,20 +285,6 @@ class _PidFd:
 
     def __exit__(self, *exc: object) -> None:
         os.close(self.fd)
-
-
-def send(pids: set[Pid], number: int) -> None:
-    """Send those that are there a signal."""
-    for one in pids:
-        if one.alive:
-            try:
-                os.kill(one.pid, number)
-            except OSError:
-                continue
-
-
-def _living(pids: set[Pid]) -> set[Pid]:
-    return {one for one in pids if one.alive}
 
 
 def _files(policy: str) -> str:

@@ -308,7 +308,7 @@ class Supervisor:
     def _clear_away(self, status: int) -> None:
         """The root has crashed: what else there is of the job must not meet the restarted one."""
         from torpor.supervise import audit
-        from torpor.supervise.job import end_all
+        from torpor.supervise.kill import end_all
 
         audit.record("crash", job=self.entry.name, status=os.waitstatus_to_exitcode(status), crashes=self.crashes)
         try:
