@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from torpor.model.errors import TorporError, UsageError
 from torpor.supervise import registry
-from torpor.supervise.job import Job, check_pid, checkpoint_pid
+from torpor.supervise.job import Job
 from torpor.supervise.report import Checked, Saved
 from torpor.supervise.saving import Progress
 
@@ -157,6 +157,8 @@ def checkpoint(
     """Save a job by its name (None: the only one), or the tree of a process by its pid. See
     `Job.checkpoint`."""
     if isinstance(job, int):
+        from torpor.supervise.foreign import checkpoint_pid
+
         return checkpoint_pid(
             job, stop=stop, files=files, with_files=with_files, compress=compress, store=store, name=name,
             encrypt_to=encrypt_to, on=on, forget=forget, progress=progress,
@@ -169,7 +171,11 @@ def checkpoint(
 
 def check(job: str | int | None = None) -> Checked:
     """Could a job (by name), or a tree (by pid), be saved, how large would it be, what stands in the way?"""
-    return check_pid(job) if isinstance(job, int) else attach(job).check()
+    if isinstance(job, int):
+        from torpor.supervise.foreign import check_pid
+
+        return check_pid(job)
+    return attach(job).check()
 
 
 def drill(

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torpor.model.errors import CheckpointFailed, NotFound, TorporError, UsageError
+from torpor.model.errors import CheckpointFailed, NotFound, TorporError
 from torpor.supervise import registry, state
 from torpor.supervise.registry import Entry, Pid
 from torpor.supervise.report import Checked, Saved, Watching, as_checked, as_saved
@@ -19,7 +19,6 @@ from torpor.supervise.tree import Member, Reach, describe, members, reach
 if TYPE_CHECKING:
     from torpor.model.ledger import Ledger
     from torpor.supervise.arriving import Arrival
-    from torpor.supervise.hooks import Hooks
 
 
 class Job:
@@ -99,10 +98,13 @@ class Job:
         forget: what is left out (docs/secrets.md). Raises Refused, CheckpointFailed, HookFailed; the job then goes on
         unharmed.
         """
-        files, readers, compress, hooks = _files(files), _readers(encrypt_to), _compress(compress), _hooks(on)
+        from torpor.supervise import choices
+
+        files, readers = choices.files(files), choices.readers(encrypt_to)
+        compress, hooks = choices.compression(compress), choices.parsed_hooks(on)
         request = {
             "do": "checkpoint", "stop": stop, "files": files, "with_files": with_files, "compress": compress,
-            "store": _absolute(store), "name": name or "", "encrypt_to": readers, "on": hooks,
+            "store": choices.location(store), "name": name or "", "encrypt_to": readers, "on": hooks,
             "forget": list(forget or ()),
         }  # fmt: skip
 
@@ -115,7 +117,7 @@ class Job:
                     "any more; it can be restarted from its last checkpoint"
                 )
             plain = saving.save(
-                registry.check_name(name or self.name), self._reach(), _absolute(store) or self.entry.store,
+                registry.check_name(name or self.name), self._reach(), choices.location(store) or self.entry.store,
                 stop=stop, files=files, with_files=with_files, compress=compress, encrypt_to=readers,
                 progress=progress, upkeep=self.entry.upkeep, inside=self.entry.inside, ledger=self.ledger, on=hooks,
                 forget=forget or (),
@@ -214,9 +216,10 @@ class Job:
     def on(self, hooks: Sequence[tuple[str, str]]) -> None:
         """Have commands run around its checkpoints and restarts from now on: (event, command) each, in place of all
         that there were for the same events; '' for none. Raises UsageError, TorporError."""
+        from torpor.supervise import choices
         from torpor.supervise.client import ask
 
-        ask(self.entry, {"do": "hooks", "on": _hooks(hooks)})
+        ask(self.entry, {"do": "hooks", "on": choices.parsed_hooks(hooks)})
 
     def _announce(self, number: int) -> None:
         """Tell the supervisor that the job is about to be ended, so that it is not taken for a crash."""
@@ -285,119 +288,3 @@ class _PidFd:
 
     def __exit__(self, *exc: object) -> None:
         os.close(self.fd)
-
-
-def _files(policy: str) -> str:
-    """A policy for files whose paths mean the same to a supervisor in another folder. Raises UsageError."""
-    if policy in ("auto", "keep", "save"):
-        return policy
-    if not policy.startswith("save:") or not policy[5:]:
-        raise UsageError("--files is auto, keep, save or save:PATH,...")
-    paths = [os.path.realpath(path) for path in policy[5:].split(",") if path]
-    for path in paths:
-        if not os.path.lexists(path):
-            raise UsageError(f"--files=save: there is no {path}")
-    return "save:" + ",".join(paths)
-
-
-def _readers(named: Sequence[str] | None) -> list[str] | None:
-    """Keys written out, which mean the same to a supervisor with another environment; None for its default. Raises
-    UsageError."""
-    if named is None and "TORPOR_ENCRYPT_TO" not in os.environ:
-        return None
-    from torpor.image import seal
-
-    return [str(key) for key in (seal.default_readers() if named is None else seal.readers(named))]
-
-
-def _hooks(given: Sequence[tuple[str, str]] | None) -> Hooks:
-    """Raises UsageError."""
-    if not given:
-        return ()
-    from torpor.supervise.hooks import parsed
-
-    return parsed(given)
-
-
-def _compress(asked: str | None) -> str:
-    """The choice, '' for none. Raises UsageError."""
-    if not asked:
-        return ""
-    from torpor.store import settings
-
-    return settings.compression(asked)
-
-
-def _absolute(store: str | None) -> str:
-    """A location that means the same to a supervisor in another folder."""
-    from torpor.store.locations import absolute
-
-    return absolute(store or "")
-
-
-def _foreign(pid: int) -> Reach:
-    """The tree of a process that was never started under torpor. Raises NotFound, UsageError."""
-    if pid <= 0 or not os.path.exists(f"/proc/{pid}"):
-        raise NotFound(f"there is no process {pid}")
-    where = Reach(pid, True, (), pid)
-    if os.getpid() in members(where):
-        raise UsageError(f"process {pid} is an ancestor of this command: ask from somewhere else")
-    return where
-
-
-def checkpoint_pid(
-    pid: int,
-    *,
-    stop: bool = False,
-    files: str = "auto",
-    with_files: bool = False,
-    compress: str | None = None,
-    store: str | None = None,
-    name: str | None = None,
-    encrypt_to: Sequence[str] | None = None,
-    on: Sequence[tuple[str, str]] | None = None,
-    forget: Sequence[str] | None = None,
-    progress: Progress | None = None,
-) -> Saved:
-    """Save the tree of process `pid`, whoever started it; as `Job.checkpoint`.
-
-    It gets the name `name`, or else NAME-PID of the process, so that a second checkpoint of the same process
-    continues the series and another process of that name does not.
-    """
-    from torpor.linux import proc
-    from torpor.supervise import saving
-
-    for entry in registry.jobs():
-        if entry.root.pid == pid:
-            return Job(entry).checkpoint(
-                stop=stop, files=files, with_files=with_files, compress=compress, store=store, name=name,
-                encrypt_to=encrypt_to, on=on, forget=forget, progress=progress,
-            )  # fmt: skip
-    where = _foreign(pid)
-    label = registry.check_name(name) if name else registry.fit_name(f"{proc.comm(pid)}-{pid}")
-    files, readers, compress = _files(files), _readers(encrypt_to), _compress(compress)
-    return as_saved(
-        saving.save(
-            label,
-            where,
-            _absolute(store),
-            stop=stop,
-            files=files,
-            with_files=with_files,
-            compress=compress,
-            encrypt_to=readers,
-            progress=progress,
-            on=_hooks(on),
-            forget=forget or (),
-        )
-    )
-
-
-def check_pid(pid: int) -> Checked:
-    """Could the tree of process `pid` be saved? Touches nothing."""
-    from torpor.supervise import saving
-
-    for entry in registry.jobs():
-        if entry.root.pid == pid:
-            return Job(entry).check()
-    return as_checked(saving.check(_foreign(pid)))
