@@ -264,11 +264,8 @@ class Supervisor:
         status = self.root.status if self.root.status is not None else 255 << 8
         if self._arriving is not None:
             self._arriving.ended()
-        if self._restartable(status):
-            self.again = True
-            self.crashes += 1
-            self._clear_away(status)
-        else:
+        self.again = self._crashed(status)
+        if not self.again:
             if self._standing is not None:
                 self._standing.close()  # before anybody hears of the end who might want to have it next
             known = bool(self.entry.saved or self.entry.origin)
@@ -290,43 +287,18 @@ class Supervisor:
         seats = self._standing.seats if self._standing is not None else None
         return seats.hand_over() if seats is not None else -1
 
-    def _restartable(self, status: int) -> bool:
-        """Has the job crashed, and is it to be restarted?"""
-        if self.stopped_as or not self.entry.folder:
+    def _crashed(self, status: int) -> bool:
+        """Has the job crashed, and is it to be restarted? Then nothing of it is left here."""
+        if self.stopped_as or self.crashes >= self._upkeep.crashes:
             return False
-        if self.crashes >= self._upkeep.crashes:
+        from torpor.supervise import crash
+
+        if not crash.restartable(self.entry, status, self.root.told):
             return False
-        if not upkeep.crashed(status, self.root.told):
-            return False
-        from torpor.supervise import saving
-
-        if saving.complete(self.entry.store, self.entry.name):
-            return True
-        say(f"torpor: {self.entry.name} has crashed, and there is no checkpoint to restart it from")
-        return False
-
-    def _clear_away(self, status: int) -> None:
-        """The root has crashed: what else there is of the job must not meet the restarted one."""
-        from torpor.supervise import audit
-        from torpor.supervise.kill import end_all
-
-        audit.record("crash", job=self.entry.name, status=os.waitstatus_to_exitcode(status), crashes=self.crashes)
-        try:
-            end_all(self.entry, {registry.Pid.of(pid) for pid in members(reach(self.entry))}, 0.0)
-        except TorporError as error:
-            say(f"torpor: {error}")
-        self.entry = self.entry._replace(
-            root=registry.NOBODY,
-            root_vpid=0,
-            reaper=registry.NOBODY,
-            helpers=(),
-            anchor=0,
-            skip=(),
-            holder=registry.NOBODY,
-            door=registry.NOBODY,
-            bringer=registry.NOBODY,
-        )
+        self.crashes += 1
+        self.entry = crash.clear_away(self.entry, status, self.crashes)
         self._write_down()
+        return True
 
     # -- the commands
     # -------------------------------------------------------------------------------------------
