@@ -130,7 +130,7 @@ class Requests:
 
         def work() -> Any:
             with job.guard:
-                return late.begin(where.tree(), how, privileges, job.know_holder)
+                return late.begin(where.tree(), how, privileges, job.own_entry.know_holder)
 
         def done(result: Any, error: BaseException | None) -> None:
             if error is not None:

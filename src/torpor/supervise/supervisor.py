@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,8 @@ from torpor.supervise import hooks, protocol, registry, state, upkeep
 from torpor.supervise.joined import Joined
 from torpor.supervise.keeper import Done, Keeper, Order
 from torpor.supervise.loop import Loop
-from torpor.supervise.registry import Entry, Pid
+from torpor.supervise.own_entry import OwnEntry
+from torpor.supervise.registry import Entry
 from torpor.supervise.requests import Requests
 from torpor.supervise.root import Root
 from torpor.supervise.saving import Guard, Progress, Worker
@@ -65,7 +65,7 @@ class Supervisor:
         membership: Membership | None = None,
         arrivals: int = -1,
     ) -> None:
-        self.entry = entry
+        self.own_entry = OwnEntry(entry if membership is None else entry._replace(part=membership.part.part))
         self._arrivals = arrivals
         self._arriving: ArrivalWatch | None = None
         self.stopped_as = ""
@@ -84,11 +84,7 @@ class Supervisor:
         self._standing: Standing | None = None
         self._paused = False
         self._membership = membership
-        if membership is not None:
-            self.entry = entry._replace(part=membership.part.part)
-        self._skip = entry.skip
         self._inside: Inside | None = None
-        self._own: tuple[int, ...] = ()
         self._trouble = ""
         self._reap_pending = False
         self.joined = Joined()
@@ -109,7 +105,7 @@ class Supervisor:
         self._standing = standing
         if standing.seats is not None:
             standing.seats.pause, standing.seats.resume = self._pause, self._resume
-            standing.seats.replaced = self._keeper_replaced
+            standing.seats.replaced = self.own_entry.keeper_replaced
 
     def run(self) -> int:
         """Until the root has ended. Returns its wait status."""
@@ -133,6 +129,11 @@ class Supervisor:
         if not self._finished():
             self._loop.run()
         return self._end()
+
+    @property
+    def entry(self) -> Entry:
+        """The job's in the registry, as it is now."""
+        return self.own_entry.now
 
     @property
     def part(self) -> Part | None:
@@ -200,10 +201,6 @@ class Supervisor:
             self.root.let_on()
         self._paused = on
 
-    def _keeper_replaced(self, pid: int) -> None:
-        self.entry = self.entry._replace(keeper=Pid.of(pid))
-        self._write_down()
-
     def after(self) -> None:
         """What follows from a change of state, once everything that has arrived was looked at."""
         if not self.worker.busy:
@@ -217,39 +214,19 @@ class Supervisor:
             # Not while a checkpoint is being made: its command would wait until somebody brings us back.
             number, self.root.stop_pending = self.root.stop_pending, 0
             self._terminal.stopped(
-                self.entry.root, number, self._signals, lambda: members(reach(self.entry)), self._set_aside
+                self.entry.root, number, self._signals, lambda: members(reach(self.entry)), self.own_entry.set_aside
             )
-
-    def _set_aside(self, helper: int) -> None:
-        """A child of ours that is not of the job, 0 for none: a command that saves the job without us must
-        know."""
-        self.entry = self.entry._replace(skip=(*self._skip, helper) if helper else self._skip)
-        self._write_down()
 
     def _watch_holder(self) -> None:
         if self.wrapper is not None:
             from torpor.supervise.holder_watch import HolderWatch
 
-            HolderWatch(self._loop, self.wrapper, self._holder_replaced).start()
-
-    def know_holder(self, holder: int) -> None:
-        """A process that is to answer for the filters of the job, which has none yet. Before anything of the job is
-        touched: whoever comes after us finds it, and knows that there are filters."""
-        self._skip = (*self._skip, holder)
-        self.entry = self.entry._replace(holder=registry.Pid.of(holder), skip=(*self.entry.skip, holder))
-        self._write_down()
+            HolderWatch(self._loop, self.wrapper, self.own_entry.holder_replaced).start()
 
     def watched_by(self, wrapper: Wrapper) -> None:
         """What the job asks for is written down from now on."""
         self.wrapper = wrapper
         self._watch_holder()
-
-    def _holder_replaced(self, holder: int) -> None:
-        dead = self.entry.holder.pid
-        self._skip = tuple(holder if pid == dead else pid for pid in self._skip)
-        skip = tuple(holder if pid == dead else pid for pid in self.entry.skip)
-        self.entry = self.entry._replace(holder=registry.Pid.of(holder), skip=skip)
-        self._write_down()
 
     def _finished(self) -> bool:
         if self._membership is not None and not self._membership.over:
@@ -296,8 +273,7 @@ class Supervisor:
         if not crash.restartable(self.entry, status, self.root.told):
             return False
         self.crashes += 1
-        self.entry = crash.clear_away(self.entry, status, self.crashes)
-        self._write_down()
+        self.own_entry.write(crash.clear_away(self.entry, status, self.crashes))
         return True
 
     # -- the commands
@@ -305,17 +281,9 @@ class Supervisor:
 
     def _tick(self) -> None:
         if self.entry.folder and not os.path.exists(f"{self.entry.folder}/socket"):
-            self._write_down()
+            self.own_entry.write_down()
             self._requests.listen()
         self._loop.later(TICK_SECONDS, self._tick)
-
-    def _write_down(self) -> None:
-        if not self.entry.folder:
-            return
-        try:
-            self.entry = registry.update(self.entry)
-        except (OSError, TorporError):
-            pass  # a full or unwritable runtime folder must not disturb the job
 
     def _after_restart(self) -> None:
         """Run what is to be run now that the job has been restarted."""
@@ -338,8 +306,7 @@ class Supervisor:
         if self._membership is not None:
             raise UsageError("a job over hosts has the hooks that it was started with: give others at its next restart")
         self._upkeep = upkeep.changed(self._upkeep, {"hooks": given})
-        self.entry = self.entry._replace(upkeep=upkeep.encode(self._upkeep))
-        self._write_down()
+        self.own_entry.write(self.entry._replace(upkeep=upkeep.encode(self._upkeep)))
 
     def _answer_inside(self) -> None:
         """The job's programs may speak with us."""
@@ -348,8 +315,7 @@ class Supervisor:
         from torpor.supervise import inside
 
         def changed(kept: str) -> None:
-            self.entry = self.entry._replace(inside=kept)
-            self._write_down()
+            self.own_entry.write(self.entry._replace(inside=kept))
 
         def save(done: Done) -> None:
             self.save(Order(why="inside"), lambda *_: None, done)
@@ -401,8 +367,7 @@ class Supervisor:
             if result is None or error is not None:
                 done(None, error or TorporError("it failed"))
                 return
-            self.entry = self.entry._replace(saved=f"{result['job']}@{result['number']}", saved_at=time.time())
-            self._write_down()
+            self.own_entry.saved(f"{result['job']}@{result['number']}")
             if order.stop:
                 self.stopped_as = self.entry.saved
             if own:
@@ -478,14 +443,10 @@ class Supervisor:
         return members(reach(self.entry))
 
     def set_own(self, pids: tuple[int, ...]) -> None:
-        others = tuple(pid for pid in self._skip if pid not in self._own)
-        self._own = pids
-        self._skip = (*others, *pids)
-        self._set_aside(0)
+        self.own_entry.set_own(pids)
 
     def saved_as(self, checkpoint: str, stopped: bool) -> None:
-        self.entry = self.entry._replace(saved=checkpoint, saved_at=time.time())
-        self._write_down()
+        self.own_entry.saved(checkpoint)
         if stopped:
             self.stopped_as = checkpoint
 
