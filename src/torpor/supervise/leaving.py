@@ -2,6 +2,8 @@
 
 The end of the first part's root is the job's, once those have ended that joined it (the member process tells); that of
 another part's is nobody's: such a part is there as long as something of the job is.
+
+All of this is the supervisor's side. What the member process does about it: job_end.py, parting.py.
 """
 
 from __future__ import annotations

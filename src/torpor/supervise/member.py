@@ -6,7 +6,7 @@ host's side of checkpoints and restarts (`coordinate.host`), contends for the le
 supervisor starts another; if the supervisor dies, it leaves.
 
 How it ends. Nothing of the job is here any more (Emptied): it says so until the coordinator has heard it, takes its key
-out (parting.py), and tells the supervisor.
+out (parting.py), and tells the supervisor. When the job is over everywhere: job_end.py.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from torpor.link.link import (
     Status,
     host_topic,
     quote,
-    unquote,
 )
 from torpor.link.mailbox import Mailbox
 from torpor.link.members import PREFIX, Presence
@@ -45,12 +44,11 @@ from torpor.supervise import part as parts
 from torpor.supervise import wire
 from torpor.supervise.bereaved import Bereaved, left_by
 from torpor.supervise.coordinating import OWN, Coordinating
+from torpor.supervise.job_end import JobEnd
 from torpor.supervise.loop import Loop
 from torpor.supervise.parting import PARTING, Parting
 from torpor.supervise.wire import Wire
 
-OVER = "over"
-"""The key of the wait status of the job's root, once that and all that joined the job have ended."""
 ENDING = "ending"
 """The key that has the signal by which somebody ends the job."""
 HELD = "held"
@@ -97,19 +95,11 @@ class Member:
         self._host: Host | None = None
         self._coordinating: Coordinating | None = None
         self._asked: dict[str, Asked] = {}
-        self._status: int | None = None
-        """Of the job's root, once the job is over."""
-        self._told = False
         self._in = False
         self._emptied = False
         self._wakes = 0
         self._holds = 0
         self._restart_until = 0.0
-        self._own: dict[str, str] = {}
-        """Parts that have joined the job, and their addresses, as far as member processes of the first part, and of
-        such parts, know them."""
-        self._certain = 0.0
-        """When it knows all of them."""
         self._down = ""
         self._lease: Lease
         self._parting = Parting(
@@ -119,10 +109,11 @@ class Member:
         self.loop.watch(self._mail.fd, self._mail.deliver)
         talk.follow(self.loop, self._hear, self._deserted)
         link.on_status(self._turned)
-        link.watch(OVER, lambda _, entry: self._over(entry))
+        self._job_end = JobEnd(
+            self.part, link, talk.send, self.loop.later, lambda: self._in, self._over, self._end_here
+        )
         link.watch(HELD, lambda _, entry: self._held(entry))
         if self.part.first or self.part.own:
-            link.watch(f"{OWN}>", self._joined)
             link.watch(ENDING, lambda _, entry: talk.send(wire.Ending(int(entry.value))) if entry else None)
         self._enter()
         self._tick()
@@ -266,9 +257,7 @@ class Member:
         elif isinstance(word, wire.AskWho):
             self.talk.send(self._who())
         elif isinstance(word, wire.RootEnded):
-            self._status = word.status
-            self._certain = time.monotonic() + (AGAIN if word.waits else 0.0)
-            self._root_ended()
+            self._job_end.root_ended(word.status, word.waits)
         elif isinstance(word, wire.Ending):
             self.link.put(ENDING, str(word.number).encode(), lambda _revision, _error: None)
         elif isinstance(word, wire.Hold):
@@ -313,12 +302,11 @@ class Member:
     def _root_left(self) -> None:
         """How it ended nobody knows."""
         if self.part.first:
-            self._status = UNKNOWN
             self.loop.later(FOR_GOOD, self._end_here)
-            self._root_ended()
+            self._job_end.root_ended(UNKNOWN)
 
     def _none_left(self) -> None:
-        if not self.part.first and not (self._parting.keeper or self._told):
+        if not self.part.first and not (self._parting.keeper or self._job_end.told):
             self._parting.leave(3.0)
 
     def _end_here(self) -> None:
@@ -391,45 +379,8 @@ class Member:
 
     # The end.
 
-    def _joined(self, key: str, entry: Entry | None) -> None:
-        part = unquote(key.removeprefix(OWN))
-        if entry is None:
-            self._own.pop(part, None)
-        else:
-            self._own[part] = entry.value.decode()
-        self.talk.send(wire.Joined(tuple(self._own.values())))
-        if self.part.first and self._status is not None and not self._own:
-            self._root_ended()
-
-    def _root_ended(self) -> None:
-        """The job is over, unless others have joined it."""
-        left = self._certain - time.monotonic()
-        if self._own:
-            self.talk.send(wire.Waiting(tuple(sorted(self._own))))
-        elif left > 0 or not self._in:
-            self.loop.later(max(left, SOON), self._root_ended)
-        elif self._status is not None and not self._told:
-            self._told = True
-            self.talk.send(wire.End(self._status))
-            self._tell_over()
-
-    def _tell_over(self) -> None:
-        """The job has ended: all parts are to know, also those that hear it late."""
-
-        def done(_revision: int | None, error: TorporError | None) -> None:
-            if error is not None:
-                self.loop.later(AGAIN, self._tell_over)
-            else:
-                self._end_here()
-
-        self.link.put(OVER, str(self._status).encode(), done)
-
-    def _over(self, entry: Entry | None) -> None:
-        if entry is None or self._told:
-            return
-        self._told = True
-        self._status = int(entry.value)
-        self.talk.send(wire.End(self._status))
+    def _over(self) -> None:
+        """Another part has said that the job is over."""
         if self._emptied:
             self.loop.later(PARTING, self._parting.begin)
         self._do([])
@@ -444,7 +395,7 @@ class Member:
     @property
     def _over_here(self) -> bool:
         """Is the job over, as far as we know?"""
-        return self._status is not None or (self._host is not None and self._host.ended)
+        return self._job_end.status is not None or (self._host is not None and self._host.ended)
 
     def _release(self) -> None:
         if self._host is not None:
@@ -457,9 +408,7 @@ class Member:
     def _cannot(self, reason: str) -> None:
         self.talk.send(wire.Cannot(reason))
         if self._restart:
-            # The parts that came for this restart wait for an order that does not come.
-            self._status = 1 << 8
-            self._tell_over()
+            self._job_end.not_restarted()
 
 
 def main(number: int) -> None:

@@ -25,8 +25,9 @@ from torpor.store.parts import Part as StoredPart
 from torpor.supervise import part as parts
 from torpor.supervise import wire
 from torpor.supervise.agreeing import Restarting, Saving
+from torpor.supervise.job_end import OVER
 from torpor.supervise.loop import Loop
-from torpor.supervise.member import OVER, Member
+from torpor.supervise.member import Member
 from torpor.supervise.part import Part
 from torpor.supervise.wire import Wire
 
