@@ -35,7 +35,8 @@ from torpor.linux import sock_diag
 from torpor.model.data import Source
 from torpor.model.errors import RestartFailed
 from torpor.named_tuple import NamedTuple
-from torpor.posix import far, inet_connect, inet_record, inet_stream, socket_queue
+from torpor.posix import far, inet_connect, inet_record, inet_stream
+from torpor.posix.inet_window import open_window
 from torpor.posix.socket_address import AF_INET, AF_INET6, STREAM, Address, inet, link
 from torpor.posix.socket_options import IPV6, IPV6_V6ONLY, SO_REUSEADDR, SOL_SOCKET
 
@@ -314,7 +315,7 @@ class _Talk:
         self._tell(self.end)
 
     def _tell(self, end: FarEnd) -> None:
-        socket_queue.open_window(self.fd, 2 * len(end.queue) + (1 << 16))
+        open_window(self.fd, 2 * len(end.queue) + (1 << 16))
         self._out += _LENGTH.pack(len(end.queue)) + end.queue
         self._wanted, self._step = _LENGTH.size, self._told_length
 

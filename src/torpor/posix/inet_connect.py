@@ -22,6 +22,7 @@ import time
 from torpor.linux import sock_diag
 from torpor.model.errors import RestartFailed
 from torpor.posix import socket_options
+from torpor.posix.inet_window import PATIENCE
 from torpor.posix.service import Restart
 from torpor.posix.socket_address import AF_INET, AF_INET6, STREAM, Address, inet
 from torpor.posix.socket_options import (
@@ -34,7 +35,6 @@ from torpor.posix.socket_options import (
     SOL_SOCKET,
     Options,
 )
-from torpor.posix.socket_queue import PATIENCE
 
 _NONBLOCK = STREAM | _socket.SOCK_NONBLOCK | _socket.SOCK_CLOEXEC
 _LOOPBACK = {AF_INET: Address(b"\x7f\0\0\1", 0), AF_INET6: Address(bytes(15) + b"\1", 0)}

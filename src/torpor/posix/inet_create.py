@@ -7,7 +7,7 @@ import os
 import struct
 
 from torpor.model.errors import RestartFailed
-from torpor.posix import inet_far, socket_options, socket_queue
+from torpor.posix import inet_far, socket_options
 from torpor.posix.inet_connect import Connector, failed_connect
 from torpor.posix.inet_record import (
     BOUND,
@@ -27,6 +27,7 @@ from torpor.posix.inet_record import (
 from torpor.posix.service import Restart
 from torpor.posix.socket_address import STREAM
 from torpor.posix.socket_options import Options
+from torpor.posix.socket_send import send_ahead, send_stream
 from torpor.posix.socket_works import Step, close_all, listen, send_later, shut, shut_later, works
 
 
@@ -124,7 +125,7 @@ def _pair(record: TcpSocket, restart: Restart, connect: Connector) -> int:
     mine, other = ends[::-1] if record.accepted else ends
     if record.queue is not None:
         queue = record.queue
-        todo.add(Step.FILL, lambda: socket_queue.send_stream(other, mine, queue, restart))
+        todo.add(Step.FILL, lambda: send_stream(other, mine, queue, restart))
     if record.other == IN_JOB:
         if record.shut:
             todo.add(Step.SHUT, lambda: shut(mine, record.shut))
@@ -162,7 +163,7 @@ def last(record: TcpSocket, fd: int, restart: Restart) -> None:
                     return
                 inet_far.connect(kept, remote)
                 if record.sent is not None:
-                    socket_queue.send_ahead(kept, record.sent, restart)
+                    send_ahead(kept, record.sent, restart)
                 if record.shut:
                     inet_far.shut(kept, record.shut)
             finally:

@@ -26,7 +26,9 @@ from torpor.posix.inet_connect import connector
 from torpor.posix.service import Descriptor, DescriptorBase, Job, Restart
 from torpor.posix.socket_address import AF_INET, AF_INET6, DATAGRAM, Address, inet, link, own_name, packed, peer_name
 from torpor.posix.socket_options import SO_REUSEADDR, SOL_SOCKET, UDP, Options
+from torpor.posix.socket_peek import datagrams_of
 from torpor.posix.socket_queue import Message, Queue
+from torpor.posix.socket_send import send_message
 from torpor.posix.socket_works import Step, options_later, works
 
 _TRANSPARENT = {AF_INET: (socket_options.IP, 19), AF_INET6: (socket_options.IPV6, 75)}
@@ -89,7 +91,7 @@ class UdpService(DescriptorBase):
             local=local if local.port else None,
             remote=inet(peer) if peer else None,
             options=socket_options.save(fd, family, UDP),
-            queue=socket_queue.keep(socket_queue.datagrams_of(fd, seen), job, origin),
+            queue=socket_queue.keep(datagrams_of(fd, seen), job, origin),
         )
 
     def create(self, record: UdpSocket, restart: Restart) -> int:
@@ -151,7 +153,7 @@ class UdpService(DescriptorBase):
                     if shared:
                         _choose(fd, Address(message.sender, message.port).of_family(record.family))
                     family = socket_options.number(source, SOL_SOCKET, socket_options.SO_DOMAIN)
-                    socket_queue.send_message(source, message, data, to.of_family(family), restart)
+                    send_message(source, message, data, to.of_family(family), restart)
                 except OSError:
                     lost += 1
         finally:

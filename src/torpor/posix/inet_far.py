@@ -18,9 +18,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from torpor.linux import sock_diag
 from torpor.linux.sock_diag import CLOSE, CLOSE_WAIT, ESTABLISHED, LISTEN, SYN_SENT
 from torpor.model.errors import NotNow, Refusal, Refused, RestartFailed
-from torpor.posix import inet_table, socket_options, socket_queue
+from torpor.posix import inet_table, socket_options
 from torpor.posix.far import TCP, End, Told, name
 from torpor.posix.inet_table import SENT_ALL, InetTable, TcpSeen
+from torpor.posix.inet_window import open_window
 from torpor.posix.service import Job
 from torpor.posix.socket_address import Address, link, packed
 
@@ -123,7 +124,7 @@ class Settling:
             missing = told.arrives if told.orphan else told.arrives - _received(me.fd)
             if missing > 0:
                 waiting = missing + sock_diag.to_read(me.fd)
-                self._back.append(socket_queue.open_window(me.fd, 2 * waiting + (1 << 17)))
+                self._back.append(open_window(me.fd, 2 * waiting + (1 << 17)))
         pause = 0.0
         while True:
             coming = {ino: me for ino, me in coming.items() if not self._there(me, self._told[ino])}

@@ -61,8 +61,10 @@ from torpor.posix.inet_record import (
     TcpSocket,
 )
 from torpor.posix.inet_table import InetTable, TcpSeen
+from torpor.posix.inet_window import PATIENCE, arrive, open_window
 from torpor.posix.service import Descriptor, DescriptorBase, Job, Restart
 from torpor.posix.socket_address import AF_INET, AF_INET6, Address, link, packed
+from torpor.posix.socket_peek import peek_tcp, readable
 from torpor.posix.socket_queue import Queue
 from torpor.posix.socket_works import options_later
 from torpor.tracee.process import LivingProcess
@@ -82,7 +84,7 @@ class TcpService(DescriptorBase):
             raise Refused([seen.refuse(f"a TCP socket with {ulp.strip(bytes(1)).decode()} in the kernel", _WAY_OUT)])
         table = inet_table.of(job)
         me = table.by_ino[seen.ino]
-        events = socket_queue.readable(fd)
+        events = readable(fd)
         record = TcpSocket(
             ino=seen.ino, family=me.family, flags=status_flags(fd), state=FRESH, local=me.local, remote=me.remote,
             options=socket_options.save(fd, me.family, socket_options.TCP), error=bool(events & select.POLLERR),
@@ -285,12 +287,12 @@ class TcpService(DescriptorBase):
 
     def _settle(self, sender: int, receiver: int, seen: Descriptor) -> None:
         """Let everything that is under way to `receiver` arrive."""
-        if not sock_diag.to_send(sender) or socket_queue.arrive(sender, receiver, 0.05):
+        if not sock_diag.to_send(sender) or arrive(sender, receiver, 0.05):
             return
         waiting = sock_diag.to_send(sender) + sock_diag.to_read(receiver)
-        back = socket_queue.open_window(receiver, 2 * waiting + (1 << 17))
+        back = open_window(receiver, 2 * waiting + (1 << 17))
         try:
-            if not socket_queue.arrive(sender, receiver):
+            if not arrive(sender, receiver):
                 left = sock_diag.to_send(sender)
                 way_out = "raise net.core.rmem_max (sysctl) above it, or do this as root"
                 raise Refused([seen.refuse(f"a TCP connection with {left} bytes that do not fit its buffer", way_out)])
@@ -301,11 +303,11 @@ class TcpService(DescriptorBase):
         """What a closed peer has still to send: let it arrive."""
         import time
 
-        back = socket_queue.open_window(fd, 2 * (end.unsent + sock_diag.to_read(fd)) + (1 << 17))
+        back = open_window(fd, 2 * (end.unsent + sock_diag.to_read(fd)) + (1 << 17))
         one = link(fd)
         try:
             before = -1
-            stop = time.monotonic() + socket_queue.PATIENCE
+            stop = time.monotonic() + PATIENCE
             while time.monotonic() < stop and before != sock_diag.to_read(fd):
                 before = sock_diag.to_read(fd)
                 one.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
@@ -319,7 +321,7 @@ class TcpService(DescriptorBase):
     def _queue(self, fd: int, seen: Descriptor, job: Job, record: TcpSocket) -> Queue | None:
         inline = any((one.level, one.name) == (1, 10) and any(one.value) for one in record.options.values)
         try:
-            found = socket_queue.peek_tcp(fd, inline)
+            found = peek_tcp(fd, inline)
         except OSError as error:
             way_out = "let it be read before the checkpoint, or use Linux 6.9 or later"
             raise Refused([seen.refuse(f"a TCP socket with urgent data ({error.strerror})", way_out)]) from None

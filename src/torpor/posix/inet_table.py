@@ -9,10 +9,11 @@ import struct
 from torpor.linux import sock_diag
 from torpor.linux.sock_diag import LISTEN
 from torpor.named_tuple import NamedTuple
-from torpor.posix import socket_kinds, socket_options, socket_queue
+from torpor.posix import socket_kinds, socket_options
 from torpor.posix.descriptors import PerJob
 from torpor.posix.service import Descriptor, Job
 from torpor.posix.socket_address import AF_INET, AF_INET6, Address, inet, own_name, packed, peer_name
+from torpor.posix.socket_peek import readable
 
 SENT_ALL = (sock_diag.FIN_WAIT1, sock_diag.FIN_WAIT2, sock_diag.CLOSING, sock_diag.LAST_ACK)
 """States of an end that sends no more."""
@@ -96,7 +97,7 @@ def shut_of(one: TcpSeen) -> int:
     """Which directions a connected socket has shut. 1: it receives no more; 2: it sends no more."""
     sent_all = 2 if one.state in SENT_ALL else 0
     states = (sock_diag.ESTABLISHED, *SENT_ALL[:2])
-    received = socket_queue.readable(one.fd) & select.POLLRDHUP and one.state in states
+    received = readable(one.fd) & select.POLLRDHUP and one.state in states
     return sent_all | (1 if received else 0)  # shut by itself: the other end has not finished
 
 

@@ -44,12 +44,13 @@ from torpor.linux import mqueue, proc
 from torpor.linux.arch.x86_64 import NR
 from torpor.model.errors import CheckpointFailed, NotNow, Refused
 from torpor.named_tuple import NamedTuple
-from torpor.posix import locks, netlink, socket_kinds, socket_queue, turnover
+from torpor.posix import locks, netlink, socket_kinds, turnover
 from torpor.posix import mqueue_told as told
 from torpor.posix.descriptors import O_PATH, siblings
 from torpor.posix.mqueue import open_own, queues
 from torpor.posix.outside import last_name
 from torpor.posix.service import Descriptor, Job, JobBase
+from torpor.posix.socket_peek import readable
 from torpor.posix.turnover import Meeting, Numbers, Run, Script
 from torpor.tracee.call import Answer, In, call
 from torpor.tracee.process import LivingProcess, Process
@@ -204,7 +205,7 @@ def _sockets(asked: _Asked, job: Job) -> dict[int, int]:
             found[one.ino] = one
     held = {one.number: job.hold(one.pid, one.number) for one in found.values()}
     silent = {one.number: ino for ino, one in found.items() if not netlink.groups(held[one.number])}
-    if any(socket_queue.readable(held[number]) & (select.POLLIN | select.POLLERR) for number in silent):
+    if any(readable(held[number]) & (select.POLLIN | select.POLLERR) for number in silent):
         way_out = "try again, or let the program read it first"
         raise asked.waits(", by a netlink socket with something to read", way_out)
     if not silent:

@@ -16,11 +16,12 @@ import struct
 import msgspec
 
 from torpor.model.errors import NotNow, RestartFailed
-from torpor.posix import socket_kinds, socket_options, socket_queue
+from torpor.posix import socket_kinds, socket_options
 from torpor.posix.descriptors import set_status, status_flags
 from torpor.posix.service import Descriptor, DescriptorBase, Job, Restart
 from torpor.posix.socket_address import link, own_name, peer_name
 from torpor.posix.socket_options import NETLINK, SO_PROTOCOL, SO_TYPE, SOL_SOCKET, Options
+from torpor.posix.socket_peek import readable
 from torpor.posix.socket_works import options_later
 
 _ADD_MEMBERSHIP, _LIST_MEMBERSHIPS = 1, 9
@@ -54,7 +55,7 @@ class NetlinkService(DescriptorBase):
 
     def capture(self, fd: int, seen: Descriptor, job: Job) -> NetlinkSocket:
         socket_kinds.refuse_unusual(fd, seen)
-        if socket_queue.readable(fd) & select.POLLIN:
+        if readable(fd) & select.POLLIN:
             thing = "a netlink socket with messages of the kernel that were not read yet"
             raise NotNow(
                 [seen.refuse(thing, "try again, or let it read them first")], socket_kinds.holders(seen.ino, job)

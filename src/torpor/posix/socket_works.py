@@ -18,6 +18,7 @@ from torpor.posix.service import Restart
 from torpor.posix.socket_address import link
 from torpor.posix.socket_options import Options
 from torpor.posix.socket_queue import Queue
+from torpor.posix.socket_send import send_ahead, send_message
 
 
 class Step(IntEnum):
@@ -81,9 +82,9 @@ def send_later(fd: int, queue: Queue, packets: bool, restart: Restart) -> None:
     def send() -> None:
         if packets:
             for message, data in socket_queue.contents(queue, restart):
-                socket_queue.send_message(fd, message, data, None, restart)
+                send_message(fd, message, data, None, restart)
         else:
-            socket_queue.send_ahead(fd, queue, restart)
+            send_ahead(fd, queue, restart)
 
     works(restart).add(Step.FILL, send)
     works(restart).add(Step.LEAVE, lambda: os.close(fd))

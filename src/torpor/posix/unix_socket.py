@@ -34,7 +34,9 @@ from torpor.posix.descriptors import info_value, set_status, status_flags
 from torpor.posix.service import Descriptor, DescriptorBase, Job, Restart
 from torpor.posix.socket_address import AF_UNIX, DATAGRAM, SEQPACKET, STREAM, link, own_name, peer_name, unix
 from torpor.posix.socket_options import SOL_SOCKET, Options
+from torpor.posix.socket_peek import datagrams_of, peek_unix_stream, readable
 from torpor.posix.socket_queue import Peeked, Queue
+from torpor.posix.socket_send import ask_who, send_message, send_stream
 from torpor.posix.socket_user import Who, pair
 from torpor.posix.socket_works import Step, close_all, options_later, send_later, shut, shut_later, works
 from torpor.posix.unix_name import Name, Names, find_file, names
@@ -127,8 +129,8 @@ class UnixService(DescriptorBase):
         if socket_options.number(fd, SOL_SOCKET, socket_options.SO_ACCEPTCONN):
             return []
         if kind == STREAM:
-            return socket_queue.peek_unix_stream(fd, pieces=full)
-        return socket_queue.datagrams_of(fd, seen, ends=kind == SEQPACKET and bool(shut & 1))
+            return peek_unix_stream(fd, pieces=full)
+        return datagrams_of(fd, seen, ends=kind == SEQPACKET and bool(shut & 1))
 
     def capture(self, fd: int, seen: Descriptor, job: Job) -> UnixSocket:
         socket_kinds.refuse_unusual(fd, seen)
@@ -140,7 +142,7 @@ class UnixService(DescriptorBase):
         me = table.diag.get(seen.ino)
         if me is None:
             raise Refused([seen.refuse("a UNIX socket in another network namespace", "close it before the checkpoint")])
-        events = socket_queue.readable(fd)
+        events = readable(fd)
         if events & select.POLLPRI:
             raise Refused([seen.refuse("a UNIX socket with urgent data (MSG_OOB)", "let it be read first")])
         them = table.peers[seen.ino]
@@ -355,7 +357,7 @@ class UnixService(DescriptorBase):
         if record.queue is not None:
             queue = record.queue
             if record.type == STREAM:
-                todo.add(Step.FILL, lambda: socket_queue.send_stream(other, mine, queue, restart))
+                todo.add(Step.FILL, lambda: send_stream(other, mine, queue, restart))
             else:
                 todo.add(Step.FILL, lambda: self._send_packets(other, mine, queue, restart))
         if record.other == IN_JOB:
@@ -397,8 +399,8 @@ class UnixService(DescriptorBase):
 
     def _send_packets(self, fd: int, to: int, queue: Queue, restart: Restart) -> None:
         for message, data in socket_queue.contents(queue, restart):
-            socket_queue.ask_who(to, message)
-            socket_queue.send_message(fd, message, data, None, restart)
+            ask_who(to, message)
+            send_message(fd, message, data, None, restart)
 
     def _make_datagram(self, record: UnixSocket, restart: Restart) -> int:
         place = names(restart)
@@ -467,8 +469,8 @@ class UnixService(DescriptorBase):
                     fd = borrowed[message.sender] = _new(DATAGRAM)
                     if message.sender:
                         place.borrow(fd, Name(message.sender, record.name.folder))
-                socket_queue.ask_who(mine, message)
-                socket_queue.send_message(fd, message, data, to, restart, record.name.place)
+                ask_who(mine, message)
+                send_message(fd, message, data, to, restart, record.name.place)
         except OSError as error:
             raise RestartFailed(f"a datagram to {record.name}: {error.strerror}") from None
         finally:

@@ -6,11 +6,12 @@ import msgspec
 
 from torpor.linux import proc, sock_diag
 from torpor.linux.sock_diag import LISTEN, UnixSeen
-from torpor.posix import insider, socket_kinds, socket_options, socket_queue, socket_user
+from torpor.posix import insider, socket_kinds, socket_options, socket_user
 from torpor.posix.descriptors import PerJob
 from torpor.posix.service import Job
 from torpor.posix.socket_address import DATAGRAM, STREAM
 from torpor.posix.socket_options import SO_TYPE, SOL_SOCKET
+from torpor.posix.socket_peek import peek_datagrams, peek_unix_stream
 from torpor.posix.socket_queue import Peeked
 
 
@@ -82,10 +83,8 @@ class UnixTable:
 def _senders(fd: int) -> list[tuple[int, int]]:
     """How many bytes there are in a queue from whom; the numbers are those of our PID namespace."""
     try:
-        if socket_options.number(fd, SOL_SOCKET, SO_TYPE) == STREAM:
-            found = socket_queue.peek_unix_stream(fd)
-        else:
-            found = socket_queue.peek_datagrams(fd)
+        stream = socket_options.number(fd, SOL_SOCKET, SO_TYPE) == STREAM
+        found = peek_unix_stream(fd) if stream else peek_datagrams(fd)
     except OSError:
         return []
     return [(len(message.data), message.credentials.pid if message.credentials else 0) for message in found]

@@ -30,12 +30,13 @@ from torpor.linux.arch.x86_64 import NR
 from torpor.linux.sock_diag import UnixSeen
 from torpor.model.errors import CheckpointFailed, NotNow
 from torpor.named_tuple import NamedTuple
-from torpor.posix import owner, socket_options, socket_queue, turnover
+from torpor.posix import owner, socket_options, turnover
 from torpor.posix.apart import Deputy
 from torpor.posix.descriptors import status_flags
 from torpor.posix.service import Descriptor, Job
 from torpor.posix.socket_address import AF_UNIX, SEQPACKET
 from torpor.posix.socket_options import SO_BUF_LOCK, SO_RCVBUF, SO_SNDBUF, SO_SNDBUFFORCE, SOL_SOCKET
+from torpor.posix.socket_peek import peek_datagrams, peek_unix_stream
 from torpor.posix.socket_queue import Peeked
 from torpor.posix.turnover import DONTWAIT, NOSIGNAL, Gate, Meeting, Numbers, Run, Script, argument, result
 from torpor.posix.unix_name import Name
@@ -305,11 +306,7 @@ class _Cutter:
         if not fds:
             return None
         try:
-            found = (
-                socket_queue.peek_datagrams(fds[0], self._over)
-                if self._packets
-                else socket_queue.peek_unix_stream(fds[0])
-            )
+            found = peek_datagrams(fds[0], self._over) if self._packets else peek_unix_stream(fds[0])
         finally:
             os.close(fds[0])
         if len(found) <= self._tables.messages:
