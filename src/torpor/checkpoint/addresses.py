@@ -25,7 +25,7 @@ from torpor.posix import inet_record, socket_options
 from torpor.posix.socket_address import AF_INET, AF_INET6, DATAGRAM, STREAM, Address, packed
 from torpor.posix.socket_options import SO_REUSEADDR, SO_REUSEPORT, SOL_SOCKET
 from torpor.posix.unix_name import Name, answering
-from torpor.posix.unix_socket import CONNECTED
+from torpor.posix.unix_record import CONNECTED
 
 Mine = Callable[[int], bool]
 """Is a process (host pid) one of the job itself, which runs?"""

@@ -17,7 +17,7 @@ from torpor.posix.inet_record import TcpSocket
 from torpor.posix.locks import FLOCK, OFD, POSIX, Lock, in_the_way
 from torpor.posix.socket_address import AF_INET, Address, inet
 from torpor.posix.unix_name import Name
-from torpor.posix.unix_socket import LISTENING, UnixSocket
+from torpor.posix.unix_record import LISTENING, UnixSocket
 
 LOCAL = b"\x7f\0\0\1"
 TABLE = """1: OFDLCK ADVISORY  WRITE -1 fe:00:77 10 14
