@@ -11,6 +11,9 @@ The commands of `torpor` are thin over what stands here. Nothing is imported unt
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+
 TYPE_CHECKING = False  # as type checkers know it; the module `typing` is not imported for it
 if TYPE_CHECKING:
     from torpor.launch.api import (
@@ -96,3 +99,15 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class _Package(ModuleType):
+    """`torpor.checkpoint` is a function for whoever uses this package, and one of our own packages as well: whenever
+    that was imported, Python would put it in the place of the function (importlib, "Submodules")."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name != "checkpoint" or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
