@@ -243,7 +243,8 @@ def test_until_all_are_taken_in_nothing_is_asked_but_what_may_have_to_be_mended(
     masks = [number for number, (what, _) in enumerate(asked) if what == f"{ptrace.GETSIGMASK:#x}"]
     assert len(masks) == 3
     looks = asked[6 : masks[0]]
-    assert {what for what, _ in looks} == {registers, f"call {NR.wait4}"}
+    slow = "get_regs"  # of one that takes longer than some looks at all of them
+    assert {what for what, _ in looks} - {slow} == {registers, f"call {NR.wait4}"}
     assert {pid for what, pid in looks if what == registers} == set(pids)
 
 
