@@ -13,6 +13,7 @@ from typing import Any
 from torpor.link import engine, secret, server
 from torpor.link.direct import Hub
 from torpor.link.link import ANY, LIMIT, Entry, Link, Message, Status
+from torpor.linux import proc
 from torpor.supervise.loop import Loop
 
 GENEROUS = 30.0
@@ -155,8 +156,13 @@ class Servers:
         return server.start(os.path.join(self.folder, node.name), self.secret, node, self.nodes)
 
     def signal(self, number: int, signum: signal.Signals, who: str = "server") -> None:
-        """To a server, or to its keeper."""
-        os.kill(self.running[number].pids[who][0], signum)
+        """To a server, or to its keeper. Whoever is to stop stands still then, with all threads."""
+        pid = self.running[number].pids[who][0]
+        os.kill(pid, signum)
+        deadline = time.monotonic() + 10
+        while signum == signal.SIGSTOP and any(proc.state(pid, tid) != "T" for tid in proc.threads(pid)):
+            assert time.monotonic() < deadline, f"{who} {pid} does not stop"
+            time.sleep(0.001)
 
     def lose(self, number: int) -> None:
         """A node is lost: both processes are killed, and nothing starts it again."""
