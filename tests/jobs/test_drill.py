@@ -224,6 +224,12 @@ def test_every_service(program: catalogue.Program, via: str, bench: Bench) -> No
     bench.restart(name).verified()
 
 
+def test_large_memory(user_bench: Bench) -> None:
+    """In a restart, processes read it themselves (checkpoint/own_fill.py)."""
+    program = next(program for program in AT_REST if program.label == "memory")
+    test_every_service(program, "run", user_bench)
+
+
 @pytest.mark.parametrize("wrong", [0, 1, 2])
 def test_the_job_does_not_notice(wrong: int, bench: Bench) -> None:
     """A robust mutex in a file, locks, and a watch on it."""

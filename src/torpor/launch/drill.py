@@ -120,6 +120,9 @@ def drill(checkpoint: str | None, store: str, wishes: Wishes) -> Drilled:
 class _Seen:
     """An opened checkpoint that knows which of its chunks were read, and so verified."""
 
+    near = False
+    """No process reads packs itself (checkpoint/own_fill.py): it would not be known here what it has read."""
+
     def __init__(self, load: Load) -> None:
         self.load = load
         self.info, self.body = load.info, load.body
