@@ -261,7 +261,7 @@ class InPlace:
                     if ended == init:
                         left.discard(init)  # reaped: from now on the number may be anybody's
                 except (ChildProcessError, FileNotFoundError, ProcessLookupError):
-                    if not proc.alive(pid) or (pid != init and not _below_us(pid)):
+                    if not proc.alive(pid) or (pid != init and not proc.is_below(pid, os.getpid())):
                         left.discard(pid)
             time.sleep(0.001)
 
@@ -284,18 +284,6 @@ def end_below(pid: int) -> None:
             except OSError:
                 continue
         time.sleep(0.001)
-
-
-def _below_us(pid: int) -> bool:
-    """Is it a descendant of ours?"""
-    try:
-        while pid > 1:
-            if pid == os.getpid():
-                return True
-            pid = proc.stat(pid).ppid
-    except OSError:
-        pass
-    return False
 
 
 def _nearest(numbers: Iterable[int], at: int, end: int) -> int:

@@ -215,6 +215,16 @@ def face(pid: int) -> int:
         return pid
 
 
+def is_below(pid: int, ancestor: int) -> bool:
+    """Is a process another one, or a descendant of it? Nobody is who is gone, and nothing counts as below PID 1."""
+    try:
+        while pid > 1 and pid != ancestor:
+            pid = stat(pid).ppid
+    except OSError:
+        return False
+    return pid > 1
+
+
 def alive(pid: int) -> bool:
     """Does a process, or any thread of it, go on? One that has ended does not, even if nobody has waited for it yet."""
     try:

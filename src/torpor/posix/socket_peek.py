@@ -15,7 +15,8 @@ import errno
 import os
 import select
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 
 from torpor.linux import sock_diag
@@ -90,6 +91,21 @@ def _close(fds: Sequence[int]) -> None:
         os.close(fd)
 
 
+@contextmanager
+def _looking(fd: int) -> Iterator[tuple[_socket.socket, list[Peeked]]]:
+    """The socket, and what was found in its queue so far: its descriptors are closed if looking fails."""
+    one = link(fd)
+    found: list[Peeked] = []
+    try:
+        yield one, found
+    except BaseException:
+        for message in found:
+            _close(message.fds)
+        raise
+    finally:
+        one.detach()
+
+
 def peek_datagrams(fd: int, ends: bool = False) -> list[Peeked]:
     """All datagrams in a queue, empty ones included; nothing is taken. ends: nobody can send any more, and an empty
     one may be the end (SOCK_SEQPACKET)."""
@@ -100,9 +116,7 @@ def peek_datagrams(fd: int, ends: bool = False) -> list[Peeked]:
         if not sock_diag.to_read(fd):
             return []
         raise BrokenPipeError(errno.EPIPE, "an error waits to be told in front of its datagrams")
-    one = link(fd)
-    found: list[Peeked] = []
-    try:
+    with _looking(fd) as (one, found):
         # An empty datagram that was looked at before is passed over by a walk: look at the first one without.
         first, _ = _look(one, 1) if socket_options.number(fd, SOL_SOCKET, SO_PEEK_OFF) < 0 else (None, 0)
         if first is not None:
@@ -125,12 +139,6 @@ def peek_datagrams(fd: int, ends: bool = False) -> list[Peeked]:
                 found.append(message)
                 at += len(message.data)
         return found
-    except BaseException:
-        for message in found:
-            _close(message.fds)
-        raise
-    finally:
-        one.detach()
 
 
 def datagrams_of(fd: int, seen: Descriptor, ends: bool = False) -> list[Peeked]:
@@ -148,9 +156,7 @@ def peek_unix_stream(fd: int, pieces: bool = False) -> list[Peeked]:
     total = sock_diag.to_read(fd)
     if not total:
         return []
-    one = link(fd)
-    found: list[Peeked] = []
-    try:
+    with _looking(fd) as (one, found):
         with _Walk(fd) as walk:
             at = 0
             while at < total:
@@ -171,12 +177,6 @@ def peek_unix_stream(fd: int, pieces: bool = False) -> list[Peeked]:
                 at = end
                 walk.go(at)
         return found
-    except BaseException:
-        for message in found:
-            _close(message.fds)
-        raise
-    finally:
-        one.detach()
 
 
 def _start_of(fd: int, walk: _Walk, start: int, end: int) -> int:

@@ -67,7 +67,7 @@ class SemaphoreService(JobBase):
     def capture(self, job: Job, processes: Sequence[Process]) -> SemaphoreSets | None:
         members = Members(processes)
         waiting = members.waiting((NR.semop, NR.semtimedop))
-        undoing = [process for process in processes if _has_undo(process)]
+        undoing: list[Process] | None = None
         found = []
         for number, raw in listed(members, NR.semctl, sysvipc.SEM_STAT_ANY, sysvipc.SET_SIZE, waiting):
             seen = sysvipc.set_(raw)
@@ -89,6 +89,8 @@ class SemaphoreService(JobBase):
             if not members.own("the set of semaphores", mine, seen.perm, seen.ctime, used, waiting):
                 continue
             values = tuple(answer.value for answer in answers[: seen.semaphores])
+            if undoing is None:  # not before there is a set: mostly there is none
+                undoing = [process for process in processes if _has_undo(process)]
             undo = [Undo(p.vpid, place, by) for p in undoing for place, by in adjustments(p, number, values)]
             found.append(SemaphoreSet(mine, values, pids, tuple(undo)))
         return SemaphoreSets(tuple(found)) if found else None

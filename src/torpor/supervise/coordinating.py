@@ -30,14 +30,12 @@ REMEMBERED = 100
 OWN = "own."
 """Begins the keys of parts that have joined the job with programs of their own: without these it is not over."""
 
-Later = Callable[[float, Callable[[], None]], None]
-
 
 class Coordinating:
     """From the moment at which this host holds the lease until it does not any more. mail: for what threads have to
     say."""
 
-    def __init__(self, part: Part, link: Link, lease: Lease, later: Later, mail: Mailbox) -> None:
+    def __init__(self, part: Part, link: Link, lease: Lease, later: members.Later, mail: Mailbox) -> None:
         self._part, self._link, self._lease, self._later, self._mail = part, link, lease, later, mail
         self._coordinator: Coordinator | None = None
         self._term = lease.token

@@ -36,12 +36,12 @@ def checkpoint_pid(
     """
     from torpor.supervise import choices
 
-    for entry in registry.jobs():
-        if entry.root.pid == pid:
-            return Job(entry).checkpoint(
-                stop=stop, files=files, with_files=with_files, compress=compress, store=store, name=name,
-                encrypt_to=encrypt_to, on=on, forget=forget, progress=progress,
-            )  # fmt: skip
+    job = _job(pid)
+    if job is not None:
+        return job.checkpoint(
+            stop=stop, files=files, with_files=with_files, compress=compress, store=store, name=name,
+            encrypt_to=encrypt_to, on=on, forget=forget, progress=progress,
+        )  # fmt: skip
     where = _tree(pid)
     label = registry.check_name(name) if name else registry.fit_name(f"{proc.comm(pid)}-{pid}")
     files, readers, compress = choices.files(files), choices.readers(encrypt_to), choices.compression(compress)
@@ -64,10 +64,13 @@ def checkpoint_pid(
 
 def check_pid(pid: int) -> Checked:
     """Could the tree of process `pid` be saved? Touches nothing. Raises NotFound, UsageError."""
-    for entry in registry.jobs():
-        if entry.root.pid == pid:
-            return Job(entry).check()
-    return as_checked(saving.check(_tree(pid)))
+    job = _job(pid)
+    return job.check() if job is not None else as_checked(saving.check(_tree(pid)))
+
+
+def _job(pid: int) -> Job | None:
+    """The job of which a process is the root, if one was started under torpor."""
+    return next((Job(entry) for entry in registry.jobs() if entry.root.pid == pid), None)
 
 
 def _tree(pid: int) -> Reach:

@@ -181,7 +181,8 @@ class Inside:
             pid = next((_CREDENTIALS.unpack(raw)[0] for _, kind, raw in ancillary if kind == socket.SCM_CREDENTIALS), 0)
             asked = parse(data, pid)
             # Whoever is not of the job might be anybody on this machine.
-            if asked is not None and _below_us(pid):
+            # All of the job's are below us: its orphans come to us (`parent.become_subreaper`).
+            if asked is not None and proc.is_below(pid, os.getpid()):
                 self._answer(asked)
 
     def _answer(self, asked: Question) -> None:
@@ -278,16 +279,6 @@ class Inside:
             if pid:
                 with contextlib.suppress(OSError, ValueError):
                     put(pid, writing, _same_pipe(pid, reading, writing), f"restarted {self._run}\n".encode())
-
-
-def _below_us(pid: int) -> bool:
-    """Is a process a descendant of ours? All of the job's are: its orphans come to us (`parent.become_subreaper`)."""
-    try:
-        while pid > 1 and pid != os.getpid():
-            pid = proc.stat(pid).ppid
-    except OSError:
-        return False
-    return pid > 1
 
 
 def hold_seconds() -> float:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from torpor.coordinate.words import Word
 from torpor.link.link import Entry, Link, unquote
+from torpor.link.members import Later
 from torpor.model.errors import TorporError
 from torpor.supervise import wire
 from torpor.supervise.coordinating import OWN
@@ -24,8 +25,6 @@ AGAIN = 2.0
 the one before knows who has joined the job."""
 SOON = 0.25
 """Seconds between two looks whether the end can be told already."""
-
-Later = Callable[[float, Callable[[], None]], None]
 
 
 class JobEnd:

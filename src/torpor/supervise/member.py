@@ -44,7 +44,7 @@ from torpor.supervise import part as parts
 from torpor.supervise import wire
 from torpor.supervise.bereaved import Bereaved, left_by
 from torpor.supervise.coordinating import OWN, Coordinating
-from torpor.supervise.job_end import JobEnd
+from torpor.supervise.job_end import AGAIN, JobEnd
 from torpor.supervise.loop import Loop
 from torpor.supervise.parting import PARTING, Parting
 from torpor.supervise.wire import Wire
@@ -53,10 +53,8 @@ ENDING = "ending"
 """The key that has the signal by which somebody ends the job."""
 HELD = "held"
 """The key that says whether all of the job stands still: `1`, or `0` once it may go on."""
-AGAIN = 2.0
-"""Seconds after which something is said again that nobody has answered."""
 SOON = 0.25
-"""The same before it is in the job."""
+"""Seconds after which something is said again before it is in the job; later, `AGAIN`."""
 UNKNOWN = 255 << 8
 """The status of a root that has ended without a supervisor."""
 FOR_GOOD = 600.0

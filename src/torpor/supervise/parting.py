@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from torpor.link.link import Entry, Link, quote
-from torpor.link.members import PREFIX, Presence
+from torpor.link.members import PREFIX, Later, Presence
 from torpor.model.errors import TorporError
 from torpor.supervise.coordinating import OWN
 from torpor.supervise.part import Part
@@ -20,8 +20,6 @@ SURE = 1.0
 """Seconds within which all keys there are have been told."""
 PARTING = 10.0
 """Seconds for which it is tried to leave the job in good order."""
-
-Later = Callable[[float, Callable[[], None]], None]
 
 
 class Parting:

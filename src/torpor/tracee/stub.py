@@ -48,17 +48,16 @@ def find_hole(size: int, used: Iterable[tuple[int, int]]) -> int:
 
 
 class StubProcess(Process):
-    """A stub, seized and stopped. `hole`: `hole_size` bytes of address space for our own use; without, `move` is to
-    follow."""
+    """A stub, seized and stopped. `hole`: `hole_size` bytes of address space for our own use, once `move` has told of
+    it."""
 
-    def __init__(self, pid: int, vpid: int, hole: int = 0, hole_size: int = 0) -> None:
+    def __init__(self, pid: int, vpid: int) -> None:
         super().__init__(pid, vpid)
-        self.hole, self.hole_size = hole, hole_size
+        self.hole = self.hole_size = self.room = 0
+        """`room`: where the part of the hole begins that is free for parked mappings."""
         self._signal = quiet_signal(0, 0)
         self._seat = Seat(0, 0, 0, 0, 0, 0)
         """Where calls run: the same for all tasks, once `settle` has been called."""
-        self.room = hole + CODE_SIZE + SCRATCH_SIZE
-        """Where the part of the hole begins that is free for parked mappings."""
 
     def seize(self) -> None:
         """Attach to the stub and tell it to stop; `arrived` is to follow. Its end is ours from now on."""
@@ -66,7 +65,7 @@ class StubProcess(Process):
         ptrace.request(ptrace.INTERRUPT, self.pid)
 
     def move(self, hole: int, hole_size: int) -> None:
-        """Another hole, as for memory that has changed; `settle` is to follow."""
+        """That is the hole, for memory as it is now; `settle` is to follow."""
         self.hole, self.hole_size = hole, hole_size
         self.room = hole + CODE_SIZE + SCRATCH_SIZE
 

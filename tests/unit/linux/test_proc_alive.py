@@ -21,3 +21,19 @@ def test_until_it_has_ended() -> None:
     assert not proc.alive(pid)
     os.waitpid(pid, 0)
     assert not proc.alive(pid)
+
+
+def test_who_is_below_whom() -> None:
+    us, parent = os.getpid(), os.getppid()
+    assert proc.is_below(us, us) and proc.is_below(us, parent) and not proc.is_below(parent, us)
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(writing)
+        os.read(reading, 1)
+        os._exit(0)
+    assert proc.is_below(pid, us) and proc.is_below(pid, parent) and not proc.is_below(us, pid)
+    os.close(writing)
+    os.close(reading)
+    os.waitpid(pid, 0)
+    assert not proc.is_below(pid, us) and not proc.is_below(1, 1)

@@ -30,7 +30,9 @@ def stubs() -> Iterator[list[StubProcess]]:
                 os._exit(1)
             areas = proc.maps(pid)
             size = 1 << 20
-            made.append((StubProcess(pid, pid, find_hole(size, [(a.start, a.end) for a in areas]), size), areas))
+            process = StubProcess(pid, pid)
+            process.move(find_hole(size, [(a.start, a.end) for a in areas]), size)
+            made.append((process, areas))
         for process, _ in made:
             process.seize()
         for process, _ in made:
