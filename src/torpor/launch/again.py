@@ -87,7 +87,6 @@ def main(text: str) -> int:
         status = resume.first_whole(names or ([entry.origin] if entry.origin else []), notes, attempt)
     except TorporError as error:
         say(f"torpor: {crash}, which failed: {error}")
-        if entry.log:
-            state.record_end(entry.log, status)
+        state.record_end(entry.name, status)
         registry.release(entry)
     return exit_with(status)

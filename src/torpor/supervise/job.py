@@ -182,7 +182,7 @@ class Job:
                     poll.poll()
             except ProcessLookupError:
                 pass
-        told = state.ended(self.name) if self.entry.log else None
+        told = state.ended(self.name)
         if told is not None and told.time >= self.entry.started:
             return told.status
         raise TorporError(f"{self.name} has ended; its exit status is not known, because its supervisor had died")

@@ -75,10 +75,11 @@ def open_log(name: str, fresh: bool) -> tuple[int, str]:
     return os.open(path, flags, 0o600), path
 
 
-def record_end(log: str, status: int) -> None:
-    """Write down beside the log how the job ended, for a `wait` that comes later."""
-    where = f"{log.rpartition('/')[0]}/ended.json"
+def record_end(name: str, status: int) -> None:
+    """Write down how the job ended, for a `wait` that comes later."""
+    where = f"{folder(name)}/ended.json"
     try:
+        os.makedirs(folder(name), 0o700, exist_ok=True)
         fd = os.open(where, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     except OSError:
         return
@@ -91,7 +92,8 @@ def record_end(log: str, status: int) -> None:
 
 
 def ended(name: str) -> Ended | None:
-    """How the last detached job of that name ended; None if there was none, or nobody knows."""
+    """How the last job of that name ended that was detached, or had crashed before; None if there was none, or nobody
+    knows."""
     try:
         with open(f"{folder(name)}/ended.json", "rb") as file:
             plain: dict[str, Any] = as_json.decoded(file.read())

@@ -248,8 +248,8 @@ class Supervisor:
             known = bool(self.entry.saved or self.entry.origin)
             status = upkeep.final_status(self._upkeep, status, bool(self.stopped_as), self._keeper.interrupted, known)
             self._requests.ended(status)
-            if self.entry.log:
-                state.record_end(self.entry.log, status)  # before our entry goes: who misses that looks here
+            if self.entry.log or self.crashes:  # who waits for a job that has crashed asks again, perhaps too late
+                state.record_end(self.entry.name, status)  # before our entry goes: who misses that looks here
         self._terminal.close(lambda: members(reach(self.entry)))
         if self._membership is not None:
             self._membership.close()
