@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -26,7 +27,9 @@ from torpor.named_tuple import NamedTuple
 from torpor.posix.memory import area as areas
 from torpor.posix.memory.area import ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, PROT_WRITE, AreaRecord, writable_first
 from torpor.posix.memory.pages import FULL, PAGE, WINDOW, PagesRecord, Window, for_threads, rows, rows_within, split
-from torpor.store.load import Load
+
+if TYPE_CHECKING:
+    from torpor.checkpoint.opened import Near
 
 FILLED, NOT_MAPPED, DAMAGED = range(210, 213)
 """Reported by a process (checkpoint/plant.py), with a value: KiB that were put in; which of its areas could not be
@@ -60,7 +63,7 @@ class Piece(NamedTuple):
 class OwnFill:
     """What the processes of a job put in themselves. Made by the restarting process."""
 
-    def __init__(self, manifest: Manifest, load: Load, progress: Callable[[int, int], None] | None = None) -> None:
+    def __init__(self, manifest: Manifest, load: Near, progress: Callable[[int, int], None] | None = None) -> None:
         """progress: called with bytes that are in, and those of all memory of the job."""
         self._load = load
         self._progress = progress
@@ -69,7 +72,7 @@ class OwnFill:
         self._total = sum(pages.size for pages in self._pages.values())
         self.done = 0
         """Bytes that are in."""
-        for record in manifest.processes if load.near else ():
+        for record in manifest.processes:
             found = [area for area in record.areas if eligible(area)]
             if found and record.state != "zombie":
                 self._areas[record.pid] = found
@@ -160,7 +163,7 @@ def eligible(area: AreaRecord) -> bool:
 
 
 def pieces(found: Iterable[tuple[int, int, int]], lies: Callable[[int], tuple[int, int] | None]) -> Iterator[Piece]:
-    """Windows (address, bitmap, chunk), ascending, as they are to be read. lies: see Load.lies. Pure."""
+    """Windows (address, bitmap, chunk), ascending, as they are to be read. lies: see Near.lies. Pure."""
     row: list[tuple[Window, int]] = []
     follows: tuple[int, int, int] | None = None
     for address, bitmap, ref in found:

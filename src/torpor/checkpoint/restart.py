@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from torpor.checkpoint.footing import Footing
     from torpor.checkpoint.lazy.hand_over import Late, Where
     from torpor.checkpoint.molds import Molds
+    from torpor.checkpoint.opened import Opened
     from torpor.checkpoint.own_fill import OwnFill
     from torpor.checkpoint.ports import Held
     from torpor.checkpoint.rehearse import Rehearsal
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from torpor.checkpoint.together import RestartedTogether
     from torpor.checkpoint.whereabouts import Whereabouts
     from torpor.model.address_map import AddressMap
-    from torpor.store.load import Load
 
 Progress = Callable[[str, int, int], None]
 
@@ -68,7 +68,7 @@ class RestartRequest(msgspec.Struct, kw_only=True):
     seen a moment ago. made: called when its files have been opened, and cut back.
     """
 
-    load: Load
+    load: Opened
     standard: tuple[int, int, int] = (0, 1, 2)
     clone: bool = False
     files: str = "auto"
@@ -116,7 +116,7 @@ class Restarted(msgspec.Struct, kw_only=True):
     """Who brings memory that is not there yet: its pid, and a descriptor on which it tells how far it is."""
 
 
-def read(load: Load) -> Manifest:
+def read(load: Opened) -> Manifest:
     """The manifest of an opened checkpoint. Raises Damaged."""
     return codec.decode(load.body, Manifest, f"checkpoint {load.info.job}@{load.info.number}")
 
@@ -281,14 +281,13 @@ def _footing(
 
 def _own_fill(manifest: Manifest, request: RestartRequest) -> OwnFill | None:
     """What processes put in themselves, if there is anything like that. What may arrive later is not put in."""
-    if request.lazy is not None or not any(area.huge for record in manifest.processes for area in record.areas):
+    near = None if request.lazy is not None else request.load.near
+    if near is None or not any(area.huge for record in manifest.processes for area in record.areas):
         return None
     from torpor.checkpoint import own_fill
 
     progress = request.progress
-    return own_fill.OwnFill(
-        manifest, request.load, (lambda done, total: progress("memory", done, total)) if progress else None
-    )
+    return own_fill.OwnFill(manifest, near, (lambda done, total: progress("memory", done, total)) if progress else None)
 
 
 def _own_ipc(manifest: Manifest, say: Callable[[str], None]) -> bool:

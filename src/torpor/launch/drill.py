@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from torpor.launch import program
 from torpor.model.errors import Damaged, Refusal, Refused, Sealed, TorporError, Untrusted, UsageError
@@ -120,7 +120,7 @@ def drill(checkpoint: str | None, store: str, wishes: Wishes) -> Drilled:
 class _Seen:
     """An opened checkpoint that knows which of its chunks were read, and so verified."""
 
-    near = False
+    near = None
     """No process reads packs itself (checkpoint/own_fill.py): it would not be known here what it has read."""
 
     def __init__(self, load: Load) -> None:
@@ -157,7 +157,7 @@ def _drill(seen: _Seen, info: RootInfo, wishes: Wishes, result: Drilled) -> Dril
     failures: list[str] = []
     try:
         seen.load.look()
-        saved = relocate(read(cast("Load", seen)), moved)
+        saved = relocate(read(seen), moved)
     except Damaged as error:
         return result._replace(failures=(str(error),))
     mine, runs = _mine(info, saved)
@@ -319,7 +319,7 @@ def _rehearse(seen: _Seen, moved: Any, rehearsal: Any, progress: Progress | None
     try:
         restart(
             RestartRequest(
-                load=cast("Load", seen),
+                load=seen,
                 standard=(null, null, null),
                 clone=True,
                 files="keep",

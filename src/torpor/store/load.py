@@ -128,9 +128,10 @@ class Load:
         return data
 
     @property
-    def near(self) -> bool:
-        """Are all packs files here, so that processes which are forked from us may `get` and `read_into` as well?"""
-        return all(self._backend.path(pack.path(name)) is not None for name in self._table.packs)
+    def near(self) -> Load | None:
+        """Itself, where all packs are files here, so that processes which are forked from us may read them as well."""
+        here = all(self._backend.path(pack.path(name)) is not None for name in self._table.packs)
+        return self if here else None
 
     def lies(self, ref: Ref) -> tuple[int, int] | None:
         """Where a chunk is kept as it is, neither compressed nor encrypted: number of the pack, and offset. None where
