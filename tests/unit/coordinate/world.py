@@ -51,6 +51,8 @@ class Machine:
         self.frozen_at = self.captured_at = self.spoken = 0.0
         self.attempt = self.made_for = 0
         self.cut_off = False
+        self.slow = 0.0
+        """So many seconds it takes, at least, to store its part, or to fill it."""
         self.work = 0
         """Number of the latest piece of work; whatever an earlier one would say is not said."""
         self.wakes = 0
@@ -291,7 +293,7 @@ class World:
         number = machine.work
         seconds = self.chance.uniform(0.01, 0.5)
         if work.phase in (Phase.STORE, Phase.FILL):
-            seconds = self.chance.uniform(0.5, LONGEST - 1)
+            seconds = max(machine.slow, self.chance.uniform(0.5, LONGEST - 1))
         if work.phase is Phase.FREEZE and machine.state == RUNNING:
             # From now on it may be stopped.
             machine.state, machine.frozen_at, machine.spoken, machine.attempt = FROZEN, self.now, self.now, work.attempt
