@@ -148,7 +148,7 @@ def capture(
         created=time.time(),
         torpor=__version__,
         clocks=asked[view.pids[0]].clocks(),
-        root=view.vpid(proc.face(tree.root)) or records[0].pid,
+        root=view.vpid(view.face(tree.root)) or records[0].pid,
         parent_is_reaper=parent_is_reaper,
         memory=held.objects,
         terminal=_terminal(order, frozen, view),

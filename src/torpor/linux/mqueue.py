@@ -14,10 +14,9 @@ import struct
 
 from torpor.linux import clone, namespaces, proc
 from torpor.linux.arch.x86_64 import NR
-from torpor.linux.libc import libc, syscall
+from torpor.linux.libc import syscall
 from torpor.named_tuple import NamedTuple
 
-_MAGIC = 0x19800202
 _ATTRIBUTES = struct.Struct("=4q32x")
 _LIMITS = ("queues_max", "msg_max", "msgsize_max", "msg_default", "msgsize_default")
 
@@ -43,14 +42,6 @@ class Notification(NamedTuple):
     pid: int
     kind: int
     signal: int
-
-
-def is_queue(path: str) -> bool:
-    """Is the file a message queue? Opens nothing (statfs(2)). False if it is gone."""
-    room = ctypes.create_string_buffer(128)
-    if libc.statfs(os.fsencode(path), room):
-        return False
-    return int.from_bytes(room.raw[:8], "little") == _MAGIC
 
 
 def open_queue(name: bytes, flags: int, mode: int = 0, shape: tuple[int, int] | None = None) -> int:

@@ -259,6 +259,26 @@ class Population(NamedTuple):
     alive: int
 
 
+def namespace(pid: int, kind: str) -> str:
+    """What the link of a process to one of its namespaces says; '' where it cannot be read or does not exist."""
+    if not pid:
+        return ""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/{kind}")
+    except OSError:
+        return ""
+
+
+def own_namespace(kind: str) -> str:
+    """Our own, which we do not leave: what enters another one is forked for it."""
+    return _own_namespace(os.getpid(), kind)
+
+
+@lru_cache(32)
+def _own_namespace(pid: int, kind: str) -> str:
+    return namespace(pid, kind)
+
+
 def population() -> Population | None:
     """None where the kernel does not tell: where something is mounted over these files, as in some containers (lxcfs).
     On a machine with many processors it takes a while to add up what else stands in /proc/stat."""

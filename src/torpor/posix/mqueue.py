@@ -31,7 +31,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from torpor.linux import mqueue, proc
+from torpor.linux import filesystem, mqueue, proc
 from torpor.model.data import CHUNK_SIZE, Source
 from torpor.model.errors import NotNow, Refusal, Refused, RestartFailed
 from torpor.posix import outside
@@ -105,7 +105,7 @@ class MessageQueueService(DescriptorBase):
     def claims(self, seen: Descriptor) -> bool:
         if not is_type(seen, stat.S_IFREG) or os.major(seen.dev) or not seen.target.startswith("/"):
             return False
-        return mqueue.is_queue(f"/proc/{seen.pid}/fd/{seen.number}")
+        return filesystem.kind_of(f"/proc/{seen.pid}/fd/{seen.number}") == filesystem.MQUEUE
 
     def survey(self, seen: Descriptor, job: Job) -> Refusal | None:
         holder = _holders.of(job).get((seen.dev, seen.ino), 0)

@@ -15,7 +15,7 @@ import os
 import struct
 from _thread import get_native_id
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 from torpor.linux import kcmp, proc, ptrace
 from torpor.linux.arch.x86_64 import NR
@@ -151,14 +151,14 @@ def namespaces(seen: Seen) -> Iterator[Refusal]:
     """Namespaces that the job made for itself: other ones than its parent's and ours. (The parent of an orphan may be
     outside of the container that both of us are in.)"""
     for kind in ("user", "pid", "mnt", "net", "ipc", "uts", "time", "cgroup"):
-        own = _namespace(seen.pid, kind)
-        others = (_namespace(seen.parent, name) for name in (kind, f"{kind}_for_children"))
+        own = proc.namespace(seen.pid, kind)
+        others = (proc.namespace(seen.parent, name) for name in (kind, f"{kind}_for_children"))
         # A process with a new namespace for its children only shows it there.
         # (A pid namespace without a process in it yet cannot be read.)
-        split = kind in ("pid", "time") and _namespace(seen.pid, f"{kind}_for_children") != own
-        if split and not _namespace(seen.pid, "mnt"):
+        split = kind in ("pid", "time") and proc.namespace(seen.pid, f"{kind}_for_children") != own
+        if split and not proc.namespace(seen.pid, "mnt"):
             return  # it is just ending, and has lost all of them but this
-        if own and (split or (own != _ours(os.getpid(), kind) and own not in others)):
+        if own and (split or (own != proc.own_namespace(kind) and own not in others)):
             yield seen.refuse(
                 f"is in a {kind} namespace of its own"
                 if not split
@@ -166,22 +166,6 @@ def namespaces(seen: Seen) -> Iterator[Refusal]:
                 "not supported yet; run torpor inside the container, or the program without one",
             )
             return
-
-
-def _namespace(pid: int, kind: str) -> str:
-    """What a namespace link says; '' where it cannot be read or does not exist."""
-    if not pid:
-        return ""
-    try:
-        return os.readlink(f"/proc/{pid}/ns/{kind}")
-    except OSError:
-        return ""
-
-
-@lru_cache(32)
-def _ours(pid: int, kind: str) -> str:
-    """Our own, which we do not leave: what enters another one is forked for it."""
-    return _namespace(pid, kind)
 
 
 def unshared(seen: Seen) -> Iterator[Refusal]:

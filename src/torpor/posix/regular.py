@@ -29,7 +29,7 @@ from typing import Protocol
 
 import msgspec
 
-from torpor.linux import mounts
+from torpor.linux import filesystem, mounts
 from torpor.model.data import Sink
 from torpor.model.errors import Refusal, Refused, RestartFailed
 from torpor.posix import inherited, locks, paths
@@ -50,11 +50,6 @@ from torpor.posix.directory import missing, open_again, unreachable
 from torpor.posix.paths import FileIdentity
 from torpor.posix.rewind import create_beside, cut_back, put_back
 from torpor.posix.service import Descriptor, DescriptorBase, Job, Restart
-
-MADE_UP = frozenset(
-    ("proc", "sysfs", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs", "configfs", "bpf", "efivarfs")
-)  # fmt: skip
-"""Filesystems whose files the kernel makes up when they are read: they have no length and no past."""
 
 
 class OpenFile(msgspec.Struct, frozen=True):
@@ -138,7 +133,7 @@ class RegularService(DescriptorBase):
             path, deleted = paths.other_name(seen.target, seen.dev, seen.ino), False
         file = paths.identity(fd, path)
         held = locks.of_description(seen.info)
-        made_up = is_made_up(seen)
+        made_up = not os.major(seen.dev) and filesystem.is_made_up(fd)
         if made_up:
             return OpenFile(file, flags, offset, made_up=True, locks=held)
         same = [one for one in siblings(seen, job) if not one.flags & O_PATH]
@@ -302,14 +297,6 @@ def is_shared_memory(pid: int, dev: int, ino: int, job: Job) -> bool:
     Such a file is memory of the job rather than a file: it comes back with its contents.
     """
     return not os.major(dev) and job.maps(dev, ino) and mounts.kind_of_device(pid, dev) in ("tmpfs", "ramfs")
-
-
-def is_made_up(seen: Descriptor) -> bool:
-    """Is the file on a filesystem whose files have no contents of their own?"""
-    if os.major(seen.dev):
-        return False
-    mount = mounts.of(seen.pid, seen.mnt_id)
-    return mount is not None and mount.kind in MADE_UP
 
 
 def _no_mount(seen: Descriptor) -> Refusal | None:

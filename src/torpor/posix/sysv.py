@@ -71,12 +71,12 @@ class Members:
     @cached_property
     def private(self) -> bool:
         """Is the job alone in its IPC namespace?"""
-        return _link(self.first.pid, "ipc") != _link(os.getpid(), "ipc")
+        return proc.namespace(self.first.pid, "ipc") != proc.own_namespace("ipc")
 
     @cached_property
     def sees_all(self) -> bool:
         """Are the pids that the job sees those that we see?"""
-        return _link(self.first.pid, "pid") == _link(os.getpid(), "pid")
+        return proc.namespace(self.first.pid, "pid") == proc.own_namespace("pid")
 
     @cached_property
     def uids(self) -> frozenset[int]:
@@ -173,13 +173,6 @@ def _began(stat: proc.Stat) -> float:
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks
 
 
-def _link(pid: int, kind: str) -> str:
-    try:
-        return os.readlink(f"/proc/{pid}/ns/{kind}")
-    except OSError:
-        return ""
-
-
 def listed(members: Members, nr: int, stat: int, size: int, theirs: Collection[int]) -> list[tuple[int, bytes]]:
     """All objects of one kind in the namespace of stopped processes: (id, structure). None where nothing can be theirs:
     none of the ids `theirs` is there, and all is as old as `Members.are_younger` says.
@@ -194,7 +187,7 @@ def listed(members: Members, nr: int, stat: int, size: int, theirs: Collection[i
             ids, latest = shown
             if not ids or (ids.isdisjoint(theirs) and members.are_younger(latest)):
                 return []
-        if members.sees_all and _link(process.pid, "user") == _link(os.getpid(), "user"):
+        if members.sees_all and proc.namespace(process.pid, "user") == proc.own_namespace("user"):
             return list(sysvipc.listed(nr, stat, size))  # it would see the very same
     highest = process.run([_control(nr, 0, sysvipc.INFO, 128)])[0].value
     answers = process.run([_control(nr, place, stat, size, ANY) for place in range(highest + 1)])

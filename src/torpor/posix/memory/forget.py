@@ -59,9 +59,11 @@ class Forget:
 
     def look(self, pid: int, tid: int) -> None:
         """Find the values of a stopped process (host number; and that of a thread of it that lives). Raises OSError."""
+        if not self._names:
+            return
         stat = proc.stat(pid, tid)
         size = stat.env_end - stat.env_start
-        if self._names and size > 0:
+        if size > 0:
             self._values[pid] = list(values(stat.env_start, uio.force_read(pid, stat.env_start, size), self._names))
 
     def kept(self, pid: int, record: AreaRecord) -> bool:
