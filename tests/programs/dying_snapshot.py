@@ -1,4 +1,4 @@
-"""torpor, dying by SIGKILL before it does the N-th thing to a task while copies of processes are made
+"""torpor, dying by SIGKILL before it does the N-th thing to a task once processes make copies of themselves
 (tracee/snapshot.py).
 
 dying_snapshot.py N WORD...
@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 import sys
 
+from torpor.checkpoint import practice
 from torpor.cli.main import main
-from torpor.tracee import snapshot
+from torpor.linux.arch import x86_64_code
+from torpor.tracee import process, snapshot, task
 
 left = int(sys.argv[1])
+counting = False
 
 
 class Counted:
@@ -28,7 +31,7 @@ class Counted:
 
         def counted(*args):
             global left
-            left -= 1
+            left -= counting
             if not left:
                 os.kill(os.getpid(), 9)
             return thing(*args)
@@ -36,5 +39,18 @@ class Counted:
         return counted
 
 
-snapshot.ptrace = Counted(snapshot.ptrace)
+begin = snapshot.Snapshot.begin
+
+
+def begins(*args):
+    global counting
+    counting = True
+    begin(*args)
+
+
+practice._practised = True
+x86_64_code.PATIENCE = 1
+snapshot.Snapshot.begin = begins
+for module in (snapshot, process, task):
+    module.ptrace = Counted(module.ptrace)
 sys.exit(main(sys.argv[2:]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from torpor.linux import proc
 from torpor.linux.proc import Area
 from torpor.model.data import Sink
 from torpor.model.errors import CheckpointFailed, Refusal, Refused
-from torpor.model.snapshot import is_copy
+from torpor.model.snapshot import COMM
 from torpor.named_tuple import NamedTuple
 from torpor.posix.memory import capture, objects
 from torpor.posix.memory.area import FILE, OBJECT, AreaRecord
@@ -166,6 +166,8 @@ class Held:
         self.huge_pages = HugePages()
         self._looks, self._file_number, self._sink, self._progress = looks, file_number, sink, progress
         self._copies = {} if snapshot is None else snapshot.copies
+        self._copied: Collection[int] = ()
+        """Processes that have a copy."""
         self._snapshot = snapshot
         self._comm: dict[int, str] = {}
         self._later: list[int] = []
@@ -186,19 +188,26 @@ class Held:
     def settle(self, frozen: Frozen) -> None:
         """Save what has to be while the job is stopped: all of the processes without a copy, and of the others what a
         copy has not."""
+        self._copied = () if self._snapshot is None else self._snapshot.made
         for pid, process in list(frozen.processes.items()):
-            if pid not in self._copies and not self._looks[pid].settled:
+            if pid not in self._copied and not self._looks[pid].settled:
                 self._settle_now(process)
         work: list[Work] = []
         for pid, (seen, *_) in self._looks.items():
-            chosen = [one for one in seen if one.apart] if pid in self._copies else seen
+            chosen = [one for one in seen if one.apart] if pid in self._copied else seen
             work += _work(pid, pid, self._runs(pid, pid, chosen))
             # A copy has neither what is apart nor all of what is shared; guard pages go with their areas.
-            lacking = [one for one in seen if pid not in self._copies or one.record.shared or one.apart]
+            lacking = [one for one in seen if pid not in self._copied or one.record.shared or one.apart]
             self._guards[pid] = capture.guards(pid, lacking)
-            if pid in self._copies:
+            if pid in self._copied:
                 self._comm[pid] = frozen.processes[pid].comm
         self._take(self._unknown(work)[0])
+
+    def adopt(self) -> None:
+        """To be called as soon as the job goes on, by the thread that made the copies; nobody else waits for our
+        children meanwhile. Raises Unlike."""
+        for pid in self._snapshot.adopt() if self._snapshot is not None else ():
+            raise self._killed(pid)
 
     def finish(self, shortage: Shortage | None) -> Saved:
         """Save the rest, from the copies, and let these end. shortage: looks after the memory that they need; None if
@@ -261,11 +270,14 @@ class Held:
         for pid, copy in self._copies.items():
             try:
                 stat = proc.stat(copy.pid)
-                alive = is_copy(stat.comm, stat.state) and stat.state == "t"
+                alive = stat.comm == COMM and stat.state == "t"
             except OSError:
                 alive = False
             if not alive:
-                raise Unlike(f"the copy of process {pid} ({self._comm[pid]}) was killed")
+                raise self._killed(pid)
+
+    def _killed(self, pid: int) -> Unlike:
+        return Unlike(f"the copy of process {pid} ({self._comm[pid]}) was killed")
 
     def _settle_now(self, process: Process) -> None:
         """The areas of a stopped process that was to have a copy."""

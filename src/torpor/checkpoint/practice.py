@@ -57,6 +57,7 @@ def practise() -> None:
                     frozen, _Nowhere(), "", tree.of_pid(pid), (), "auto", False, None, copies, Backlogs(),
                     flags=flags, snapshot=snapshot,
                 )  # fmt: skip
+            snapshot.adopt()
     finally:
         copies.close()
         os.kill(pid, signal.SIGKILL)

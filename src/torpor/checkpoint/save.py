@@ -220,6 +220,7 @@ def _attempt(
                 except (CallFailed, Gone, ProcessLookupError, FileNotFoundError) as error:
                     raise _changed(error) from error
                 if together is not None:
+                    captured.memory.adopt()  # the other hosts may take longer than copies wait for us
                     together.captured()
                 if request.stop:
                     info, manifest = _commit(saving, captured, request, began, None)
@@ -228,6 +229,7 @@ def _attempt(
                     end(frozen, manifest)
                     frozen.kill()
             resumed = time.perf_counter()
+            captured.memory.adopt()
         if not request.stop:
             if together is not None:
                 together.resumed()

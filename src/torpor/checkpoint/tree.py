@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import msgspec
 
 from torpor.linux import proc
@@ -55,7 +57,7 @@ def _face(pid: int) -> int:
         name, state = proc.name_and_state(pid)
     except OSError:
         return pid
-    if is_copy(name, state):
+    if is_copy(name, state, partial(proc.descriptors, pid)):
         return 0
     return proc.face(pid) if state in "ZX" else pid
 

@@ -3,9 +3,17 @@ below it, and not of it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 COMM = "torpor-snapshot"
 
 
-def is_copy(comm: str, state: str) -> bool:
-    """comm, state: as /proc/PID/stat tells them. A copy never runs; whatever else has its name does sometimes."""
-    return comm == COMM and state in "tZX"
+def is_copy(comm: str, state: str, descriptors: Callable[[], Sequence[int]]) -> bool:
+    """comm, state: as /proc/PID/stat tells them. descriptors: looks up which it has. A copy stands still, or waits for
+    us and has none; whatever else has its name runs sometimes, and has some."""
+    if comm != COMM:
+        return False
+    try:
+        return state in "tZX" or not descriptors()
+    except OSError:
+        return False

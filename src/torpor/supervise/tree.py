@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torpor.linux import proc
@@ -83,7 +84,7 @@ def members(where: Reach) -> list[int]:
             found.append(pid)
         try:
             stat = proc.stat(pid)
-            if pid in found and is_copy(stat.comm, stat.state):
+            if pid in found and is_copy(stat.comm, stat.state, partial(proc.descriptors, pid)):
                 found.remove(pid)
             for child in proc.children(pid):
                 if child not in seen and child != where.aside:

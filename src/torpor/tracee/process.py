@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -186,7 +186,7 @@ class LivingProcess(Process):
         self._lanes: dict[int, Seat] = {}
         """The seats of guests, by lane: the same for all of them."""
         self._gated: list[tuple[Task, int]] = []
-        self._leaves = False
+        self._leaves = self._is_home = False
         self._files: dict[int, int] = {}
         """Status files of threads (tid) that are about to be stopped."""
 
@@ -258,9 +258,16 @@ class LivingProcess(Process):
     def split(self) -> tuple[Seat, Split]:
         """Put code for a copy of the process (assemble_split) where guests have theirs. Not while a thread is held."""
         seat = self.enter(self.leader)
-        code = assemble_split(self._slots[1], seat.tail)
+        code = assemble_split(self._slots[1], seat.tail, SCRATCH_SIZE)
         self._memory.write(self._slots[1], code.blob)
         return seat, code
+
+    def send_home(self, words: int, code: Split) -> None:
+        """Let the first thread make a copy of the process on its way home, by this code; words: their address."""
+        seat = self.enter(self.leader)
+        self.leader.set_out(seat, code.entry, r12=words)
+        self.leader.send(seat)
+        self._leaves = True
 
     @property
     def slots(self) -> tuple[int, ...]:
@@ -325,7 +332,7 @@ class LivingProcess(Process):
 
     def set_out_home(self) -> None:
         """Let the first thread begin to take the scratch memory away, while we turn to something else."""
-        if self._leaves or not self.tasks:  # none of them came to its stop, or all of them have ended
+        if self._leaves or self._is_home or not self.tasks:  # none of them came to its stop, or all of them have ended
             return
         task = self.leader
         if self._seat is None and task.under_way is None:
@@ -339,20 +346,32 @@ class LivingProcess(Process):
         task.send(seat)
         self._leaves = True
 
+    def come_home(self, there: bool = False) -> ptrace.Regs:
+        """Wait for the first thread, which is on its way home, unless it is `there`: our code stays until `unpark`. The
+        registers with which it has come. Raises Gone."""
+        seat, self._seat, self._leaves = self._seat, None, False
+        assert seat is not None
+        self._lanes.clear()
+        if there:
+            self.leader.under_way = None
+        else:
+            self.leader.to_stop(seat, runs=True)
+        self._is_home = True
+        return ptrace.get_regs(self.leader.tid)
+
     def unpark(self) -> None:
         """Take scratch memory and code away again; afterwards every thread stands where it was found."""
         try:
             self.set_out_home()
         except Refused:
             return  # it never came to have any
-        seat, self._seat, self._leaves = self._seat, None, False
-        self._lanes.clear()
-        if seat is None:
-            return
-        self.leader.to_stop(seat, runs=True)
-        self.leader.put_back()
-        for slot in self._slots:
-            self._memory.write(slot, bytes(SIZE))
+        if self._leaves:
+            self.come_home()
+        if self._is_home:
+            self._is_home = False
+            self.leader.put_back()
+            for start, end in _joined(self._slots):
+                self._memory.write(start, bytes(end - start))
 
     def expect(self, tid: int) -> None:
         """A thread is about to be stopped. What is to be read of it (`Learning`) is opened before, which takes as long
@@ -421,6 +440,17 @@ class LivingProcess(Process):
                     pass  # killed meanwhile: nothing to let go
             self.close()
             self._forget_files()
+
+
+def _joined(slots: Iterable[int]) -> list[tuple[int, int]]:
+    """Places for code as ranges, those side by side as one. Pure."""
+    found: list[tuple[int, int]] = []
+    for slot in sorted(slots):
+        if found and found[-1][1] == slot:
+            found[-1] = found[-1][0], slot + SIZE
+        else:
+            found.append((slot, slot + SIZE))
+    return found
 
 
 def in_sequences(process: LivingProcess) -> set[int]:

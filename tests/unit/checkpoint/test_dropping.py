@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from torpor.checkpoint import dropping
 from torpor.checkpoint.dropping import PORTION, Dropping, Work, code_apart, portion, spans
+from torpor.linux.arch.x86_64_code import Split
 from torpor.posix.memory.pages import PAGE, WINDOW, Window
 from torpor.tracee.snapshot import Copy, Range, Snapshot
 
@@ -30,8 +31,8 @@ class Told(Snapshot):
 
     def __init__(self, *slots: int) -> None:
         super().__init__()
-        self.copies[1] = Copy(11, (0, 0), slots, 0, 0)
-        self.copies[2] = Copy(12, (0, 0), (), 0, 0)
+        self.copies[1] = Copy(11, (0, 0), slots, Split(b"", 0, 0, 0), 0)
+        self.copies[2] = Copy(12, (0, 0), (), Split(b"", 0, 0, 0), 0)
         self.dropped: list[tuple[int, list[Range]]] = []
 
     def drop(self, pid: int, ranges: object) -> None:

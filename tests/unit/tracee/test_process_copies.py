@@ -13,7 +13,7 @@ import pytest
 
 from torpor.linux import proc, uio
 from torpor.linux.arch.x86_64 import NR
-from torpor.model.snapshot import COMM
+from torpor.model.snapshot import COMM, is_copy
 from torpor.tracee.call import call
 from torpor.tracee.freeze import freeze
 from torpor.tracee.process import LivingProcess
@@ -79,6 +79,7 @@ def take(child: Child, snapshot: Snapshot) -> tuple[int, list[int], dict[int, st
         found = child.numbers(child.pid)
         snapshot.begin(frozen.processes[child.pid])
         why = snapshot.finish()
+    assert snapshot.adopt() == []
     return snapshot.copies[child.pid].pid if not why else 0, found, why
 
 
@@ -96,7 +97,7 @@ def test_a_copy_has_nothing_else(child: Child, snapshot: Snapshot) -> None:
     stat = proc.stat(copy)
     assert (stat.comm, stat.state) == (COMM, "t")
     assert os.listdir(f"/proc/{copy}/fd") == []
-    assert stat.session == stat.pgrp == copy != child.pid
+    assert stat.session == stat.pgrp != os.getsid(child.pid)
     assert stat.ppid != child.pid and copy not in proc.children(child.pid)
     assert os.readlink(f"/proc/{copy}/cwd") == "/"
     assert proc.text(f"/proc/{copy}/oom_score_adj").strip() == "1000"
@@ -116,6 +117,54 @@ def test_the_process_is_as_it_was(child: Child, snapshot: Snapshot) -> None:
         assert picture() == before
         snapshot.close()
         assert picture() == before
+
+
+def orphans(child: Child) -> list[int]:
+    """Copies of the child that run, or wait."""
+    return [
+        pid
+        for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
+        if proc.comm(pid) == COMM and proc.alive(pid) and child.address in {area.start for area in proc.maps(pid)}
+    ]
+
+
+def test_a_copy_that_nobody_adopts_ends(child: Child, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torpor.linux.arch.x86_64_code.PATIENCE", 1)
+    before = proc.children(child.pid)
+    with freeze(lambda: [child.pid]) as frozen:
+        snapshot.begin(frozen.processes[child.pid])
+        assert snapshot.finish() == {}
+    (copy,) = orphans(child)
+    assert is_copy(COMM, "S", lambda: proc.descriptors(copy)) and proc.children(child.pid) == before
+    deadline = time.monotonic() + 20
+    while proc.alive(copy):
+        assert time.monotonic() < deadline, "it is still there"
+        time.sleep(0.01)
+    assert snapshot.adopt() == [child.pid]
+    assert snapshot.copies == {}
+
+
+def test_a_copy_that_is_not_adopted_is_ended(child: Child) -> None:
+    with Snapshot() as snapshot:
+        with freeze(lambda: [child.pid]) as frozen:
+            snapshot.begin(frozen.processes[child.pid])
+            snapshot.finish()
+        (copy,) = orphans(child)
+    deadline = time.monotonic() + 5  # less than what it would wait for
+    while proc.alive(copy):
+        assert time.monotonic() < deadline, "it is still there"
+        time.sleep(0.01)
+
+
+def test_what_a_copy_is_to_be_without(child: Child, snapshot: Snapshot) -> None:
+    """It is gone before the process goes on."""
+    with freeze(lambda: [child.pid]) as frozen:
+        snapshot.begin(frozen.processes[child.pid], [(child.address, PAGES * mmap.PAGESIZE)])
+        assert snapshot.finish() == {}
+        copy = snapshot.copies[child.pid].pid
+        assert child.address not in {area.start for area in proc.maps(copy)}
+        assert snapshot.adopt() == []
+    assert child.address in {area.start for area in proc.maps(child.pid)}
 
 
 def test_a_copy_does_not_get_what_the_terminal_sends(child: Child, snapshot: Snapshot) -> None:

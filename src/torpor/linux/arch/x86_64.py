@@ -143,6 +143,7 @@ class NR:
     inotify_add_watch = 254
     inotify_rm_watch = 255
     openat = 257
+    ppoll = 271
     unshare = 272
     set_robust_list = 273
     get_robust_list = 274

@@ -25,6 +25,7 @@ import struct
 from functools import lru_cache
 from typing import Any
 
+from torpor.linux import clone
 from torpor.linux.arch.x86_64 import NR
 from torpor.linux.ptrace import REGISTERS, Regs
 from torpor.named_tuple import NamedTuple
@@ -74,6 +75,8 @@ _LOOP = (
     b"\x49\xff\xcd"  # dec r13
     b"\xeb\xaf"  # jmp loop
 )
+_JUMP = b"\xff\x25\x00\x00\x00\x00"
+"""To the address that stands behind it."""
 _ONE = (
     b"\x0f\x05"  # syscall
     b"\x48\x89\xc3"  # mov rbx, rax
@@ -92,12 +95,13 @@ class Code(NamedTuple):
 
 
 class Split(NamedTuple):
-    """Code that makes a copy of a process, and its entries: where the task sets out, and where the copy makes the calls
-    of a table (`rows`), which ends in a trap."""
+    """Code that makes a copy of a process. entry: where the task sets out.  loop: where a copy makes the calls of a
+    table; it goes on where rbp says.  trap: a place that it may say: the copy stops there."""
 
     blob: bytes
     entry: int
-    rows: int
+    loop: int
+    trap: int
 
 
 def _imm32(op: bytes, value: int) -> bytes:
@@ -185,32 +189,75 @@ def assemble_gate(base: int, home: Regs, mask: int, address: int) -> tuple[bytes
     return MAGIC + _imm32(b"\x41\xbc", 2_000_000) + body + _way_home(home, mask), base + len(MAGIC)
 
 
-def assemble_split(base: int, tail: int) -> Split:
+SPLIT = struct.Struct("<3q 2I 2Q")
+"""The words that the code of `assemble_split` finds, and uses: room for three numbers (of the copy, of the
+intermediate, of the adviser), how many rows the table has, with which flags an adviser is made (0 for none), all
+signals, and those that are blocked while the task runs our calls."""
+_MIDDLE, _ADVISER, _COUNT, _FLAGS, _BLOCKED, _MASK = 8, 16, 24, 28, 32, 40
+PATIENCE = 10
+"""Seconds for which whoever is not traced waits for it."""
+_PR_SET_PTRACER = 0x59616D61
+"""include/uapi/linux/prctl.h: -1 for anybody who has the rights; only the Yama security module asks for it."""
+
+
+def assemble_split(base: int, tail: int, scratch_size: int) -> Split:
     """Code for address `base` by which a task makes a copy of its process: of its memory, and of nothing else.
 
-    The task sets out at `entry`, with the flags of two clones in r13 and r14, two words of memory at r12 and rbx as the
-    rest of its code wants it; it goes on at `tail`. What it makes with the first clone (which has to be one with
-    CLONE_VM and CLONE_VFORK) makes the copy with the second, writes its number, or the error, into the first word, and
-    ends. The second word is what the first clone returned; what it made is waited for.
+    The task sets out at `entry`, with the address of the words (SPLIT, behind which the table is) in r12 and that of
+    the scratch memory in rbx. It makes an intermediate (CLONE_VM, CLONE_VFORK, CLONE_FILES), which makes the calls of
+    the table, then the copy and what else is wanted, and ends; it is waited for. What the calls have changed of the
+    intermediate (its descriptors, its session, its name), the copy has from its birth; there is none if the last of
+    them has failed. Then the task unmaps the scratch memory and goes on at `tail`, with the numbers of the copy, of the
+    intermediate and of the adviser in r12, r13 and rbp: negative for an error, 0 for none.
 
-    The copy ends at once, unless a tracer sends it elsewhere: it never goes home.
+    The copy waits to be traced, and ends if nobody has come in time (PATIENCE): it never goes home. So does an adviser,
+    which has the memory of the process: it has to be traced while this code is still there.
     """
     clear = b"\x31\xf6\x31\xd2\x45\x31\xd2\x45\x31\xc0"  # xor esi, esi; edx; r10d; r8d
-    rows = _LOOP + _ONE + b"\xcc"  # int3
+    test = b"\x48\x85\xc0"  # test rax, rax
+    fork = _imm32(b"\xb8", NR.clone)
     end = _imm32(b"\xb8", NR.exit_group) + b"\x31\xff" + SYSCALL  # xor edi, edi
-    copy = _imm32(b"\xb8", NR.clone) + b"\x4c\x89\xf7" + clear + SYSCALL  # mov rdi, r14
-    copy += b"\x48\x85\xc0\x74\x04"  # test rax, rax; jz past
-    copy += b"\x49\x89\x04\x24"  # mov [r12], rax
-    wait = _imm32(b"\xb8", NR.wait4) + b"\x49\x8b\x7c\x24\x08\x31\xf6"  # mov rdi, [r12+8]; xor esi, esi
+
+    def mask(word: int) -> bytes:
+        code = _imm32(b"\xb8", NR.rt_sigprocmask) + _imm32(b"\xbf", 2)
+        code += b"\x49\x8d\x76" + bytes([word])  # lea rsi, [r14+word]
+        return code + b"\x31\xd2" + _imm32(b"\x41\xba", 8) + SYSCALL
+
+    wait = _imm32(b"\xb8", NR.wait4) + b"\x49\x8b\x7e" + bytes([_MIDDLE]) + b"\x31\xf6"  # mov rdi, [r14+]; xor esi, esi
     wait += _imm32(b"\xba", 0x80000000) + b"\x45\x31\xd2" + SYSCALL  # __WCLONE; xor r10d, r10d
     wait += b"\x48\x83\xf8\xfc\x74" + struct.pack("b", -len(wait) - 6)  # cmp rax, -EINTR; jz wait
-    made = b"\x49\x89\x44\x24\x08"  # mov [r12+8], rax
-    made += b"\x48\x85\xc0\x78" + bytes([len(wait)]) + wait  # test rax, rax; js past
-    made += b"\xff\x25\x00\x00\x00\x00" + struct.pack("<Q", tail)
-    first = _imm32(b"\xb8", NR.clone) + b"\x4c\x89\xef" + clear + SYSCALL  # mov rdi, r13
-    first += b"\x48\x85\xc0\x75" + bytes([len(copy) + len(end)])  # test rax, rax; jnz made
-    head = MAGIC + first + copy + end + made
-    return Split(head + rows + end, base + len(MAGIC), base + len(head))
+    made = b"\x49\x89\x46" + bytes([_MIDDLE]) + test + b"\x78" + bytes([len(wait)]) + wait  # mov [r14+], rax; js past
+    made += mask(_MASK)
+    made += b"\x4d\x8b\x26\x4d\x8b\x6e" + bytes([_MIDDLE])  # mov r12, [r14]; mov r13, [r14+]
+    made += b"\x49\x8b\x6e" + bytes([_ADVISER])  # mov rbp, [r14+]
+    made += _imm32(b"\xb8", NR.munmap) + b"\x48\x89\xdf" + _imm32(b"\xbe", scratch_size) + SYSCALL  # mov rdi, rbx
+    made += b"\x31\xdb" + _JUMP + struct.pack("<Q", tail)  # xor ebx, ebx
+
+    park = _imm32(b"\xb8", NR.prctl) + _imm32(b"\xbf", _PR_SET_PTRACER) + b"\x48\xc7\xc6\xff\xff\xff\xff" + SYSCALL
+    park += _imm32(b"\xb8", NR.ppoll) + b"\x31\xff\x31\xf6\x45\x31\xd2" + _imm32(b"\x41\xb8", 8)
+    rest, gap = SYSCALL + end, b"\xcc" * len(_ONE) + b"\xff\xe5"  # int3; jmp rbp
+    park += _imm32(b"\x48\x8d\x15", len(rest) + len(made) + len(_LOOP) + len(gap)) + rest  # lea rdx, [rip+]: the end
+
+    adviser = fork + clear + SYSCALL + test + b"\x74"  # jz park
+    noted = b"\x49\x89\x46" + bytes([_ADVISER])  # mov [r14+], rax
+    adviser += bytes([len(noted) + len(end)]) + noted
+    wanted = b"\x41\x8b\x7e" + bytes([_FLAGS]) + b"\x85\xff\x74" + bytes([len(adviser)])  # mov edi, [r14+]; jz end
+    copied = b"\x49\x89\x06\x78" + bytes([len(wanted) + len(adviser)])  # note: mov [r14], rax; js end
+    copied += wanted + adviser + end
+    birth = fork + b"\x31\xff" + clear + SYSCALL + test + b"\x74" + bytes([len(copied)])  # jz park
+    copy = test + b"\x78" + bytes([len(birth)]) + birth + copied  # js note
+
+    head = MAGIC + b"\x4d\x89\xe6" + mask(_BLOCKED)  # mov r14, r12
+    head += fork + _imm32(b"\xbf", clone.VM | clone.VFORK | clone.FILES) + clear + SYSCALL + test
+    middle = b"\x4d\x8d\x66" + bytes([SPLIT.size])  # lea r12, [r14+]
+    middle += b"\x45\x8b\x6e" + bytes([_COUNT])  # mov r13d, [r14+]
+    middle += _imm32(b"\x48\x8d\x2d", 5)  # lea rbp, [rip+5]: behind the jump
+    middle += _imm32(b"\xe9", len(copy) + len(park) + len(made))  # jmp loop
+    head += _imm32(b"\x0f\x85", len(middle) + len(copy) + len(park))  # jnz made
+    front = head + middle + copy + park + made
+    loop = base + len(front)
+    blob = front + _LOOP + gap + struct.pack("<qq", PATIENCE, 0)
+    return Split(blob, base + len(MAGIC), loop, loop + len(_LOOP))
 
 
 def assemble_function() -> bytes:
@@ -245,7 +292,6 @@ _WORDS = struct.Struct(f"<{len(REGISTERS)}Q").unpack_from
 _RAX, _ORIG_RAX, _RIP, _EFLAGS = map(REGISTERS.index, ("rax", "orig_rax", "rip", "eflags"))
 _MOVES = [part for name in REGISTERS[: len(_MOV)] for part in (_MOV[name], 0)]
 """Every register, in the order of the kernel's struct, and room for its value."""
-_JUMP = b"\xff\x25\x00\x00\x00\x00"
 _LAST = struct.Struct("<" + "2sQ" * len(_MOV) + "6sQQ")
 """What ends the way home: every register, the jump and where it goes, the mask."""
 
