@@ -37,18 +37,29 @@ def namespace(pid: int, fields: Mapping[str, str]) -> tuple[int, int] | None:
 
 
 def find(before: int, name: str, wanted: Collection[Born]) -> dict[Born, int]:
-    """Host pids of processes with this name that were born since `before` was the last number that had been handed out
-    (`last`). Those that are gone, or that may not be looked at, are not among them."""
+    """Host pids of processes with this name, of which it is supposed that they were born since `before` was the last
+    number that had been handed out (`last`). Those that are gone, or that may not be looked at, are not among them."""
     found = {born: born.number for born in wanted if born.namespace is None and proc.comm(born.number) == name}
-    if any(born.namespace is not None for born in wanted):
-        for pid in between(before, last(), pidwalk.highest()):
-            try:
-                fields = proc.status(pid)
-                if fields["Name"] == name:
-                    found[Born(proc.inner_pid(fields), namespace(pid, fields))] = pid
-            except OSError:
-                continue
+    inner = {born for born in wanted if born.namespace is not None}
+    if inner:
+        found |= _look(between(before, last(), pidwalk.highest()), name)
+        if not inner <= found.keys():
+            # Where something is mounted over /proc/loadavg, as in some containers (lxcfs), it may say anything.
+            found |= _look(map(int, filter(str.isdigit, os.listdir("/proc"))), name)
     return {born: found[born] for born in wanted if born in found}
+
+
+def _look(pids: Iterable[int], name: str) -> dict[Born, int]:
+    """Those with this name among processes that may be there."""
+    found = {}
+    for pid in pids:
+        try:
+            fields = proc.status(pid)
+            if fields["Name"] == name:
+                found[Born(proc.inner_pid(fields), namespace(pid, fields))] = pid
+        except OSError:
+            continue
+    return found
 
 
 def between(before: int, after: int, end: int) -> Iterable[int]:
