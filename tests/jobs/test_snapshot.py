@@ -67,16 +67,19 @@ def test_killed_at_every_step(bench: harness.Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "note"),
+    ("how", "note", "program"),
     [
-        ("unmarked", "changed the marks of its memory"),
-        ("killed", "was killed"),
-        ("refused", "no copy of it can be made"),
+        ("unmarked", "changed the marks of its memory", ("rewrite.c", "0", "marked")),
+        ("killed", "was killed", ("rewrite.c", "0", "marked")),
+        ("late", "was killed", ("busy.c",)),  # nothing in it for which a copy is traced from its birth
+        ("refused", "no copy of it can be made", ("rewrite.c", "0", "marked")),
     ],
 )
-def test_it_is_saved_while_it_stands_still(how: str, note: str, user_bench: harness.Bench) -> None:
+def test_it_is_saved_while_it_stands_still(
+    how: str, note: str, program: tuple[str, ...], user_bench: harness.Bench
+) -> None:
     bench = user_bench
-    job = bench.run([harness.build("rewrite.c"), bench.go, "0", "marked"], "pid")
+    job = bench.run([harness.build(program[0]), bench.go, *program[1:]], "pid")
     job.ready()
     words = [bench.account.python, harness.script("odd_snapshot.py"), how, "checkpoint", *job.which()]
     command = bench.popen([*words, "--store", bench.store, "--json"], stdout=subprocess.PIPE)

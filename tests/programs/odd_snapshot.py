@@ -1,9 +1,9 @@
 """torpor, with something odd about the copies of processes that it makes (tracee/snapshot.py).
 
-odd_snapshot.py unmarked|killed|refused WORD...
+odd_snapshot.py unmarked|killed|late|refused WORD...
 
 unmarked: the marks of memory (MADV_DONTFORK, ...) are set only after torpor has looked for them. killed: copies are
-killed before they are read, as where memory is short. refused: no copy can be made.
+killed before they are read, as where memory is short. late: they do not wait for us. refused: no copy can be made.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 
 import torpor
 from torpor.cli.main import main
+from torpor.linux.arch import x86_64_code
 from torpor.linux.arch.x86_64 import NR
 from torpor.posix.memory.capture import Marks
 from torpor.tracee import snapshot
@@ -38,6 +39,8 @@ elif how == "killed":
             os.kill(copy.pid, 9)
 
     snapshot.Snapshot.clean = killed
+elif how == "late":
+    x86_64_code.PATIENCE = 0
 else:
     snapshot._APART[-1] = call(NR.close_range, 1, 0, 0)  # EINVAL
 sys.exit(main(sys.argv[2:]))
