@@ -80,9 +80,11 @@ def _of_process(process: LivingProcess) -> _Layout:
 
 
 @lru_cache(16)
-def _of_thread(first: int) -> _Layout:
-    """The same for a thread: all are asked the very same, the first one behind what its process is asked."""
-    return _arranged(THREAD_SERVICES, [service.questions for service in THREAD_SERVICES], first)
+def _of_thread(first: int, plain: bool) -> _Layout:
+    """The same for a thread: all are asked the very same, the first one behind what its process is asked. plain: see
+    Task.plain."""
+    services = [one for one in THREAD_SERVICES if not (plain and getattr(one, "odd", False))]
+    return _arranged(services, [service.questions for service in services], first)
 
 
 class _Answered:
@@ -147,7 +149,7 @@ class Asked:
         self._of_process = _Answered(process, PROCESS_SERVICES, _of_process(process))
         ahead = [*self._of_process.questions, *_OWN]
         self._own = len(self._of_process.questions)
-        first = _Answered(process.leader, THREAD_SERVICES, _of_thread(len(ahead)))
+        first = _Answered(process.leader, THREAD_SERVICES, _of_thread(len(ahead), process.leader.plain))
         self._of_threads = [first]
         self._begun = process.leader.begin([*ahead, *first.questions, _WAITING])
 
@@ -169,11 +171,11 @@ class Asked:
 
     def _others(self) -> Iterator[tuple[Task, Sequence[Call]]]:
         """The threads but the first, and what they are asked; to be gone through once, while those before answer."""
-        layout = _of_thread(0)
-        questions = [*layout.questions, _WAITING]
+        layouts = [_of_thread(0, plain) for plain in (False, True)]
+        questions = [[*layout.questions, _WAITING] for layout in layouts]
         for task in self._process.tasks[1:]:
-            self._of_threads.append(_Answered(task, THREAD_SERVICES, layout))
-            yield task, questions
+            self._of_threads.append(_Answered(task, THREAD_SERVICES, layouts[task.plain]))
+            yield task, questions[task.plain]
 
     @property
     def early(self) -> Services:

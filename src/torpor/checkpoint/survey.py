@@ -135,8 +135,8 @@ class Survey:
         return proc.face(pid)
 
     def threads(self, pid: int) -> Iterable[tuple[int, Mapping[str, str], bool]]:
-        """The threads of a process, the status of each, and whether it is known to be plain (tracee.stops.Facts).
-        Raises OSError if one of them has ended."""
+        """The threads of a process in which something may stand in the way, the status of each, and whether it is known
+        to be plain (Task.plain). Raises OSError if one of them has ended."""
         return [(tid, proc.status(pid, tid), False) for tid in proc.threads(pid)]
 
     def refusals(self) -> list[Refusal]:

@@ -107,7 +107,10 @@ class View(Survey):
         return proc.face(pid) if process is None else process.pid
 
     def threads(self, pid: int) -> Iterable[tuple[int, Mapping[str, str], bool]]:
-        return [(task.tid, task.status, task.plain) for task in self._frozen.processes[pid].tasks]
+        # Nothing can stand in the way in a plain thread, which we trace ourselves. With the first one the process is
+        # looked at.
+        tasks = self._frozen.processes[pid].tasks
+        return [(task.tid, task.status, task.plain) for task in tasks if not task.plain or task.tid == pid]
 
     def object_of(self, pid: int, number: int) -> int | None:
         return self._object.get((pid, number))

@@ -149,6 +149,10 @@ class Status(Mapping[str, str]):
         # Names may have any byte in them that ends a line elsewhere, but for \n, which is shown as two.
         return self._text[at + len(head) : self._text.index("\n", at + 1)]
 
+    def mentions(self, word: str) -> bool:
+        """Does it stand anywhere?"""
+        return word in self._text
+
     def __iter__(self) -> Iterator[str]:
         return (line.partition(":\t")[0] for line in self._text[1:-1].split("\n"))
 

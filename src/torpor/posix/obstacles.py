@@ -210,7 +210,7 @@ THREAD: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (traced, shadow_stack)
 
 def survey(seen: Seen, plain: bool = False) -> list[Refusal]:
     """The first thing that stands in the way of saving a thread. Those of the process are looked for with its first
-    one. plain: see tracee.stops.Facts."""
+    one. plain: see Task.plain."""
     of_thread = THREAD if plain else (*THREAD, *_NOT_PLAIN)
     for look in (*PROCESS, *of_thread) if seen.tid == seen.pid else of_thread:
         found = list(look(seen))

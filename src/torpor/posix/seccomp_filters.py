@@ -81,6 +81,7 @@ class Seccomp(msgspec.Struct, frozen=True):
 
 class SeccompService(ThreadBase):
     name = "seccomp"
+    odd = True
     record: type[msgspec.Struct] = Seccomp
 
     def capture(self, task: Task, answers: Sequence[Answer]) -> Seccomp | None:

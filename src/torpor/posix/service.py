@@ -321,7 +321,8 @@ class ProcessService(Protocol):
 
 class ThreadService(Protocol):
     """Something the kernel keeps for each thread. afterwards: see ProcessService.  questions: calls whose answers
-    `capture` needs, the same for every thread; run in the stopped thread."""
+    `capture` needs, the same for every thread; run in the stopped thread.  odd (False where it is not said): a plain
+    thread (Task.plain) has none of it."""
 
     name: str
     record: type[msgspec.Struct]
@@ -409,7 +410,7 @@ class ProcessBase:
 class ThreadBase:
     """Defaults for the steps a thread service often does not need."""
 
-    afterwards = False
+    afterwards = odd = False
     questions: Sequence[Call] = ()
 
     def survey(self, pid: int, tid: int, status: Mapping[str, str]) -> Iterable[Refusal]:

@@ -402,10 +402,12 @@ class LivingProcess(Process):
             known = facts.get(task.tid)
             if known is None:
                 raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
-            task.mask, task.rseq, task.xstate, task.plain = known.mask, known.rseq, known.xstate, known.plain
+            task.mask, task.rseq, task.xstate = known.mask, known.rseq, known.xstate
             fields = proc.Status(known.status) if known.status else proc.status(self.pid, task.tid)
             task.learn(fields)
-            if fields.get("Seccomp", "0") != "0":
+            filtered = fields.get("Seccomp", "0") != "0"
+            task.plain = known.plain and not filtered and not fields.mentions("shstk")
+            if filtered:
                 try:
                     # Or its own filters would kill it for our calls. Where we may not, the survey has refused it.
                     ptrace.request(ptrace.SETOPTIONS, task.tid, 0, ptrace.O_SUSPEND_SECCOMP)

@@ -106,7 +106,8 @@ class Task:
         self.rseq = 0, 0, 0
         """ptrace.rseq_configuration, of a task of a living job."""
         self.plain = False
-        """See stops.Facts."""
+        """It is as the kernel makes a thread: see stops.Facts; and it has no filters for system calls (seccomp), and no
+        shadow stack."""
         self.xstate = b""
         """The state of FPU and vectors as it was found, where that has been read already."""
         self.waiting: Sequence[bytes] = ()
