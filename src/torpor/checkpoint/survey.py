@@ -130,6 +130,10 @@ class Survey:
         """What the link to the program of a process says. Raises OSError."""
         return os.readlink(f"/proc/{pid}/exe")
 
+    def namespace(self, pid: int, kind: str) -> str:
+        """What the link of a process to one of its namespaces says."""
+        return proc.namespace(pid, kind)
+
     def face(self, pid: int) -> int:
         """By which number a process can be looked at (proc.face)."""
         return proc.face(pid)
@@ -152,7 +156,7 @@ class Survey:
                 for tid, status, plain in self.threads(pid):
                     for thread_service in _OF_THREADS:
                         found += thread_service.survey(pid, tid, status)
-                    seen = Seen(pid, tid, status, self.face)
+                    seen = Seen(pid, tid, status, self.face, self.namespace)
                     found += obstacles.survey(seen, plain)
                     found += seccomp_filters.survey(seen, self._watched)
             except (FileNotFoundError, ProcessLookupError):

@@ -54,6 +54,7 @@ class View(Survey):
         self.notes: list[str] = []
         self._by_number = {process.tgid: process for process in frozen.processes.values()}
         self._own: list[int] = []
+        self._namespaces: dict[tuple[int, str], str] = {}
         self._services: dict[int, DescriptorService] = {}
         """By number of the object: all descriptors of one open file description are of one kind."""
         for pid, some in self.of_process.items():
@@ -101,6 +102,12 @@ class View(Survey):
 
     def program(self, pid: int) -> str:
         return self._frozen.processes[pid].program
+
+    def namespace(self, pid: int, kind: str) -> str:
+        # Nobody changes it now; and of a parent it is asked for each of its children.
+        if (pid, kind) not in self._namespaces:
+            self._namespaces[pid, kind] = proc.namespace(pid, kind)
+        return self._namespaces[pid, kind]
 
     def face(self, pid: int) -> int:
         process = self._by_number.get(pid)

@@ -27,11 +27,17 @@ _PF_KTHREAD = 0x00200000
 
 class Seen:
     """A process, or one of its threads, as the functions below look at it. face: tells by which number another process
-    can be looked at (proc.face)."""
+    can be looked at (proc.face). namespace: what the link of a process to a namespace says (proc.namespace)."""
 
     def __init__(
-        self, pid: int, tid: int, status: Mapping[str, str] | None = None, face: Callable[[int], int] = proc.face
+        self,
+        pid: int,
+        tid: int,
+        status: Mapping[str, str] | None = None,
+        face: Callable[[int], int] = proc.face,
+        namespace: Callable[[int, str], str] = proc.namespace,
     ) -> None:
+        self.namespace = namespace
         self.pid, self.tid = pid, tid
         self.status = proc.status(pid, tid) if status is None else status
         self._face = face
@@ -151,12 +157,12 @@ def namespaces(seen: Seen) -> Iterator[Refusal]:
     """Namespaces that the job made for itself: other ones than its parent's and ours. (The parent of an orphan may be
     outside of the container that both of us are in.)"""
     for kind in ("user", "pid", "mnt", "net", "ipc", "uts", "time", "cgroup"):
-        own = proc.namespace(seen.pid, kind)
-        others = (proc.namespace(seen.parent, name) for name in (kind, f"{kind}_for_children"))
+        own = seen.namespace(seen.pid, kind)
+        others = (seen.namespace(seen.parent, name) for name in (kind, f"{kind}_for_children"))
         # A process with a new namespace for its children only shows it there.
         # (A pid namespace without a process in it yet cannot be read.)
-        split = kind in ("pid", "time") and proc.namespace(seen.pid, f"{kind}_for_children") != own
-        if split and not proc.namespace(seen.pid, "mnt"):
+        split = kind in ("pid", "time") and seen.namespace(seen.pid, f"{kind}_for_children") != own
+        if split and not seen.namespace(seen.pid, "mnt"):
             return  # it is just ending, and has lost all of them but this
         if own and (split or (own != proc.own_namespace(kind) and own not in others)):
             yield seen.refuse(
