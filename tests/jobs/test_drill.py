@@ -361,7 +361,8 @@ def test_killed_in_the_middle(bench: Bench) -> None:
 
 
 def test_files_that_come_back(user_bench: Bench) -> None:
-    """Of a folder that is saved whole everything may be gone or changed; a drill brings nothing back."""
+    """Of a folder that is saved whole everything may be gone or changed, and elsewhere a file that the job writes and
+    that was empty; a drill brings nothing back."""
     bench = user_bench
     folder = f"{bench.folder}/whole"
     code = f"""if True:
@@ -370,10 +371,13 @@ def test_files_that_come_back(user_bench: Bench) -> None:
         one = open("{folder}/one", "w+"); one.write("first"); one.flush()
         os.chdir("{folder}/sub")
         two = open("{folder}/sub/two", "w"); two.write("second"); two.close(); two = open("{folder}/sub/two")
+        empty = open("{bench.folder}/empty", "w")
         print("READY", flush=True)
         while not os.path.exists("{bench.go}"): time.sleep(.01)
         one.seek(0)
         assert (one.read(), two.read(), os.getcwd()) == ("first", "second", "{folder}/sub")
+        empty.write("third"); empty.close()
+        assert open("{bench.folder}/empty").read() == "third"
         print("OK")"""
     job = bench.run([bench.account.python, "-c", code])
     job.ready()
@@ -383,8 +387,9 @@ def test_files_that_come_back(user_bench: Bench) -> None:
         file.write("changed since")
     assert drill(bench, name)["ok"]
     shutil.rmtree(folder)
+    os.unlink(f"{bench.folder}/empty")
     assert drill(bench, name)["ok"]
-    assert not os.path.exists(folder)
+    assert not os.path.exists(folder) and not os.path.exists(f"{bench.folder}/empty")
     bench.restart(name).verified()
 
 

@@ -27,7 +27,7 @@ from torpor.image.manifest import FileRecord, Manifest, ObjectRecord, ProcessRec
 from torpor.linux import loopback
 from torpor.model.path_map import PathMap
 from torpor.named_tuple import NamedTuple
-from torpor.posix import descriptor_services, mqueue
+from torpor.posix import descriptor_services, mqueue, regular
 from torpor.posix.contents import Contents
 from torpor.posix.descriptors import O_ACCMODE
 from torpor.posix.memory.area import FILE, OBJECT, AreaRecord
@@ -99,8 +99,9 @@ def stand_ins(manifest: Manifest) -> tuple[StandIn, ...]:
         if file.contents is not None or file.restored:
             found[file.identity.name] = _like(file.identity)
     for service, state in decoded(manifest):
-        if service == "file" and not state.deleted and (state.holder >= 0 or state.contents is not None):
-            found[state.file.name] = _like(state.file)
+        if service == "file":
+            if not state.deleted and (state.holder >= 0 or state.contents is not None or regular.was_empty(state)):
+                found[state.file.name] = _like(state.file)
         elif service == "fifo":
             found[state.name] = StandIn(state.name, stat.S_IFIFO | state.mode)
     return tuple(one for one in found.values() if stat.S_ISFIFO(one.mode) or not _is_there(one))

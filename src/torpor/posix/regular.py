@@ -187,8 +187,24 @@ class RegularService(DescriptorBase):
         path = record.file.path
         if record.contents is not None and not _kept(record, restart):
             make_missing(record.file, restart)
-        verify(record, restart)
+        if not _empty(record, restart) or not self._made(record, restart):
+            verify(record, restart)
         return open_again(path, record.flags, stat.S_IFREG)
+
+    def _made(self, record: OpenFile, restart: Restart) -> bool:
+        """Make an empty file if it is gone, for all that are open on it. Was it?"""
+        file = record.file
+
+        def make() -> bool:
+            if paths.replaced(file) != paths.GONE:
+                return False
+            make_missing(file, restart)
+            os.utime(file.path, ns=(file.mtime_ns, file.mtime_ns))
+            restart.say(f"{file.path} was empty, and has been removed since: it is made again")
+            return True
+
+        made: bool = restart.shared((f"empty {file.path}", 0), make, lambda _: None)
+        return made
 
     def _nameless(self, record: OpenFile, restart: Restart) -> int:
         """A file without a name: made again, or another description of the one that was made."""
@@ -274,7 +290,7 @@ def verify(record: OpenFile, restart: Wanted) -> None:
         if kept:
             return
         reason = paths.replaced(file)
-        if reason:
+        if reason and not (reason == paths.GONE and _empty(record, restart)):
             way_out = "bring it back, or restart with --files=keep to go on with what is there"
             if reason == paths.GONE:
                 way_out = "bring it back, or put another in its place and restart with --files=keep"
@@ -311,6 +327,17 @@ def _no_mount(seen: Descriptor) -> Refusal | None:
         thing = f"{seen.target} on no mounted filesystem (a kernel object)"
         return seen.refuse(thing, "close it before the checkpoint")
     return None
+
+
+def was_empty(record: OpenFile) -> bool:
+    """Was there nothing in a file that the job writes? Then nothing is lost if the job has removed it since: it is made
+    again (not with `--files=keep`)."""
+    comes_back = record.deleted or record.in_folder or record.holder >= 0
+    return record.written and not record.file.size and not comes_back and not record.keep
+
+
+def _empty(record: OpenFile, restart: Wanted) -> bool:
+    return was_empty(record) and restart.files != "keep"
 
 
 def _kept(record: OpenFile, restart: Wanted) -> bool:

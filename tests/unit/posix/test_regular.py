@@ -126,6 +126,32 @@ def test_shorter_or_replaced_is_refused(tmp_path: Path) -> None:
     FakeRestart(job.sink, files="keep").make(saved)
 
 
+def test_an_empty_file_that_is_gone_is_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "temporary"
+    first = os.open(path, os.O_RDWR | os.O_CREAT, 0o640)
+    second = os.open(path, os.O_WRONLY | os.O_APPEND)
+    job = FakeJob([first, second])
+    saved, before = job.save(), os.stat(path)
+    os.write(first, b"written since")
+    path.unlink()
+    with pytest.raises(Refused, match="is gone"):
+        FakeRestart(job.sink, files="keep").make(saved)
+    restart = FakeRestart(job.sink)
+    made = restart.make(saved)
+    after = os.stat(path)
+    assert (after.st_size, after.st_mode, after.st_mtime_ns) == (0, before.st_mode, before.st_mtime_ns)
+    os.write(made[0], b"both are ")
+    os.write(made[1], b"the same file")
+    assert path.read_bytes() == b"both are the same file"
+    (said,) = restart.said
+    assert said == f"{path} was empty, and has been removed since: it is made again"
+    restart.undo()
+    assert not path.exists()
+    with pytest.raises(Refused, match="and so is its folder"):
+        tmp_path.rename(tmp_path.parent / "elsewhere")
+        FakeRestart(job.sink).make(saved)
+
+
 def test_read_file_must_be_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "in"
     path.write_bytes(b"input")
