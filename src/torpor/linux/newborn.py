@@ -14,6 +14,9 @@ from torpor.named_tuple import NamedTuple
 
 last = pidwalk.last
 
+_MANY = 2000
+"""So many numbers are not looked at one by one: most of them will be free."""
+
 
 class Born(NamedTuple):
     """number: as those in its namespace see it.  namespace: see `namespace`."""
@@ -42,9 +45,11 @@ def find(before: int, name: str, wanted: Collection[Born]) -> dict[Born, int]:
     found = {born: born.number for born in wanted if born.namespace is None and proc.comm(born.number) == name}
     inner = {born for born in wanted if born.namespace is not None}
     if inner:
-        found |= _look(between(before, last(), pidwalk.highest()), name)
+        since = range(before + 1, last() + 1)
+        found |= _look(since if len(since) <= _MANY else (), name)
         if not inner <= found.keys():
-            # Where something is mounted over /proc/loadavg, as in some containers (lxcfs), it may say anything.
+            # The counter has begun anew; or something is mounted over /proc/loadavg, as in some containers (lxcfs), and
+            # it says anything.
             found |= _look(map(int, filter(str.isdigit, os.listdir("/proc"))), name)
     return {born: found[born] for born in wanted if born in found}
 
@@ -60,10 +65,3 @@ def _look(pids: Iterable[int], name: str) -> dict[Born, int]:
         except OSError:
             continue
     return found
-
-
-def between(before: int, after: int, end: int) -> Iterable[int]:
-    """The numbers that are handed out after `before`, up to `after`. end: pid_max, where they begin anew. Pure."""
-    if after >= before:
-        return range(before + 1, after + 1)
-    return (*range(before + 1, end), *range(1, after + 1))
