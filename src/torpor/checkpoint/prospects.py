@@ -104,6 +104,8 @@ class _Search:
             self._add(*error.refusals)
         if state.deleted or state.made_up or state.keep:
             return
+        if regular.was_empty(state) and path not in self.looked and not os.path.lexists(path):
+            self.notes.append(f"{path} was empty, is gone, and would be made again")
         self.looked.add(path)
         if state.in_folder:
             return  # it comes back with its folder
