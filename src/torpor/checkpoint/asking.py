@@ -87,6 +87,13 @@ def _of_thread(first: int, plain: bool) -> _Layout:
     return _arranged(services, [service.questions for service in services], first)
 
 
+@lru_cache(2)
+def _of_other(plain: bool) -> tuple[_Layout, list[Call]]:
+    """The same for a thread that is not the first one, and all that it is asked."""
+    layout = _of_thread(0, plain)
+    return layout, [*layout.questions, _WAITING]
+
+
 class _Answered:
     """What came of the questions of all services of one scope, for a process or a thread (`whose`). early: the records
     of services that do not wait."""
@@ -171,11 +178,10 @@ class Asked:
 
     def _others(self) -> Iterator[tuple[Task, Sequence[Call]]]:
         """The threads but the first, and what they are asked; to be gone through once, while those before answer."""
-        layouts = [_of_thread(0, plain) for plain in (False, True)]
-        questions = [[*layout.questions, _WAITING] for layout in layouts]
         for task in self._process.tasks[1:]:
-            self._of_threads.append(_Answered(task, THREAD_SERVICES, layouts[task.plain]))
-            yield task, questions[task.plain]
+            layout, questions = _of_other(task.plain)
+            self._of_threads.append(_Answered(task, THREAD_SERVICES, layout))
+            yield task, questions
 
     @property
     def early(self) -> Services:

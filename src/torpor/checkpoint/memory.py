@@ -166,8 +166,6 @@ class Held:
         self.huge_pages = HugePages()
         self._looks, self._file_number, self._sink, self._progress = looks, file_number, sink, progress
         self._copies = {} if snapshot is None else snapshot.copies
-        self._copied: Collection[int] = ()
-        """Processes that have a copy."""
         self._snapshot = snapshot
         self._comm: dict[int, str] = {}
         self._later: list[int] = []
@@ -188,18 +186,18 @@ class Held:
     def settle(self, frozen: Frozen) -> None:
         """Save what has to be while the job is stopped: all of the processes without a copy, and of the others what a
         copy has not."""
-        self._copied = () if self._snapshot is None else self._snapshot.made
+        copied: Collection[int] = () if self._snapshot is None else self._snapshot.made
         for pid, process in list(frozen.processes.items()):
-            if pid not in self._copied and not self._looks[pid].settled:
+            if pid not in copied and not self._looks[pid].settled:
                 self._settle_now(process)
         work: list[Work] = []
         for pid, (seen, *_) in self._looks.items():
-            chosen = [one for one in seen if one.apart] if pid in self._copied else seen
+            chosen = [one for one in seen if one.apart] if pid in copied else seen
             work += _work(pid, pid, self._runs(pid, pid, chosen))
             # A copy has neither what is apart nor all of what is shared; guard pages go with their areas.
-            lacking = [one for one in seen if pid not in self._copied or one.record.shared or one.apart]
+            lacking = [one for one in seen if pid not in copied or one.record.shared or one.apart]
             self._guards[pid] = capture.guards(pid, lacking)
-            if pid in self._copied:
+            if pid in copied:
                 self._comm[pid] = frozen.processes[pid].comm
         self._take(self._unknown(work)[0])
 

@@ -7,16 +7,22 @@ import os
 from torpor.linux import proc
 
 
-def test_until_it_has_ended() -> None:
+def child() -> tuple[int, int]:
+    """The pid of a child, and a descriptor: it ends once that is closed."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(writing)
         os.read(reading, 1)
         os._exit(0)
-    assert proc.alive(pid)
-    os.close(writing)
     os.close(reading)
+    return pid, writing
+
+
+def test_until_it_has_ended() -> None:
+    pid, end = child()
+    assert proc.alive(pid)
+    os.close(end)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     assert not proc.alive(pid)
     os.waitpid(pid, 0)
@@ -26,14 +32,8 @@ def test_until_it_has_ended() -> None:
 def test_who_is_below_whom() -> None:
     us, parent = os.getpid(), os.getppid()
     assert proc.is_below(us, us) and proc.is_below(us, parent) and not proc.is_below(parent, us)
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(writing)
-        os.read(reading, 1)
-        os._exit(0)
+    pid, end = child()
     assert proc.is_below(pid, us) and proc.is_below(pid, parent) and not proc.is_below(us, pid)
-    os.close(writing)
-    os.close(reading)
+    os.close(end)
     os.waitpid(pid, 0)
     assert not proc.is_below(pid, us) and not proc.is_below(1, 1)

@@ -128,6 +128,13 @@ def orphans(child: Child) -> list[int]:
     ]
 
 
+def await_end(pid: int, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while proc.alive(pid):
+        assert time.monotonic() < deadline, "it is still there"
+        time.sleep(0.01)
+
+
 def test_a_copy_that_nobody_adopts_ends(child: Child, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torpor.linux.arch.x86_64_code.PATIENCE", 1)
     before = proc.children(child.pid)
@@ -136,10 +143,7 @@ def test_a_copy_that_nobody_adopts_ends(child: Child, snapshot: Snapshot, monkey
         assert snapshot.finish() == {}
     (copy,) = orphans(child)
     assert is_copy(COMM, "S", lambda: proc.descriptors(copy)) and proc.children(child.pid) == before
-    deadline = time.monotonic() + 20
-    while proc.alive(copy):
-        assert time.monotonic() < deadline, "it is still there"
-        time.sleep(0.01)
+    await_end(copy, 20)
     assert snapshot.adopt() == [child.pid]
     assert snapshot.copies == {}
 
@@ -150,10 +154,7 @@ def test_a_copy_that_is_not_adopted_is_ended(child: Child) -> None:
             snapshot.begin(frozen.processes[child.pid])
             snapshot.finish()
         (copy,) = orphans(child)
-    deadline = time.monotonic() + 5  # less than what it would wait for
-    while proc.alive(copy):
-        assert time.monotonic() < deadline, "it is still there"
-        time.sleep(0.01)
+    await_end(copy, 5)  # less than what it would wait for
 
 
 def test_what_a_copy_is_to_be_without(child: Child, snapshot: Snapshot) -> None:
